@@ -147,7 +147,7 @@ def test_flash_attention_is_not_used_in_32_bits_or_with_a_soft_prompt(installed:
     paths._use_flash_attention(model, [])
     assert model.config._attn_implementation == "sdpa"
     model = tiny_model("llama").bfloat16()
-    METHODS["prompt-tuning"].prepare(model, METHODS["prompt-tuning"].config(num_virtual_tokens=4), False)
+    METHODS["prompt-tuning"].prepare(model, METHODS["prompt-tuning"].config(num_virtual_tokens=4), base_dropout=False)
     paths._use_flash_attention(model, [])
     assert model.config._attn_implementation == "sdpa"
     assert not calls

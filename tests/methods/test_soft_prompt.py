@@ -417,7 +417,8 @@ def test_document_masking_is_detected_with_the_prompt(kind: str, bare: str, tmp_
     config = settings(tmp_path, "prompt-tuning", {"num_virtual_tokens": 5})
     model = tiny_model(kind, vocab_size=257)
     assert detect_document_masking(model) == bare
-    data = pack_data(config, read_data(config, byte_tokenizer(), ProgressDisplay()), model, byte_tokenizer())
+    split = read_data(config, byte_tokenizer(), ProgressDisplay())
+    data = pack_data(split, model, byte_tokenizer(), config.block_size, config.virtual_tokens)
     assert data.document_masking == ("position_ids" if kind == "opt" else "separate_rows")
     assert not is_grafted(model)
 
@@ -553,10 +554,9 @@ def test_a_resumed_run_gives_the_same_bytes(tmp_path: Path):
 def test_an_untrained_prompt_on_a_bfloat16_base_keeps_the_fast_paths(tmp_path: Path):
     config = settings(tmp_path, "prefix-tuning", {}, model="embedded", base_dtype="bf16")
     model, tokenizer = load_model(config.model, load_dtype(config)), load_tokenizer(config.model)
-    assert (
-        pack_data(config, read_data(config, tokenizer, ProgressDisplay()), model, tokenizer).document_masking
-        == "position_ids"
-    )
+    split = read_data(config, tokenizer, ProgressDisplay())
+    data = pack_data(split, model, tokenizer, config.block_size, config.virtual_tokens)
+    assert data.document_masking == "position_ids"
     torch.manual_seed(42)
     make_trainable(model, config)
     assert model.config._attn_implementation == "tsugiki"

@@ -64,7 +64,7 @@ def test_prepare_makes_trainable_what_the_method_trains(name: str):
     model = tiny_model("gpt2")
     total = sum(p.numel() for p in model.parameters())
     method = METHODS[name]
-    method.prepare(model, method.configure(NEEDED.get(name, {})), False)
+    method.prepare(model, method.configure(NEEDED.get(name, {})), base_dropout=False)
     trained = sum(p.numel() for p in trainable_parameters(model).values())
     assert trained == total if name == "full" else 0 < trained < total
 
@@ -74,7 +74,7 @@ def test_prepare_makes_trainable_what_the_method_trains(name: str):
 def test_prepare_turns_dropout_off_unless_told_otherwise(name: str, base_dropout: bool):
     model = tiny_model("gpt2")
     before = [m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)]
-    METHODS[name].prepare(model, METHODS[name].configure({}), base_dropout)
+    METHODS[name].prepare(model, METHODS[name].configure({}), base_dropout=base_dropout)
     after = [m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)]
     assert any(before)
     assert after == (before if base_dropout else [0] * len(before))

@@ -45,6 +45,7 @@ from tsugiki.lora.hold import (
     is_merged,
 )
 from tsugiki.lora.targets import find_target_parameters, find_targets
+from tsugiki.methods.method import AdapterFormat
 from tsugiki.methods.old_names import with_current_names
 from tsugiki.methods.peft_keys import parameter_keys
 from tsugiki.methods.table import format_of
@@ -95,7 +96,7 @@ def write_adapter(model: nn.Module, adapter: Any, folder: Path) -> None:
     trained = (module for module in model.modules() if any(p.requires_grad for p in module.parameters(recurse=False)))
     with in_memory([*getattr(adapter, "pairs", {}).values(), *trained]):
         tensors = adapter_format.tensors(model, adapter) | _resized_vocabulary(model, adapter)
-    fields = _config_fields(model, adapter)
+    fields = _config_fields(adapter_format, model, adapter)
     _warn_of_names(model, adapter)
     broken = not_finite(tensors)
     if broken:
@@ -124,14 +125,13 @@ def check_can_save(model: nn.Module) -> None:
     A run calls it before its first step, so that nothing is lost after the last one.
     """
     adapter = active_adapter(model)
-    fields = _config_fields(model, adapter)
+    adapter_format = format_of(adapter.config)
+    fields = _config_fields(adapter_format, model, adapter)
     _resized_vocabulary(model, adapter)
     if not isinstance(adapter.config, LoraConfig):
         return
     _warn_of_names(model, adapter)
-    written = format_of(adapter.config).from_json(
-        {name: value for name, value in fields.items() if name not in COMMON_FIELDS}
-    )
+    written = adapter_format.from_json({name: value for name, value in fields.items() if name not in COMMON_FIELDS})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # ranks that are too high were warned of when the layers were grafted
         selected = {*find_targets(model, written), *find_target_parameters(model, written)}
@@ -201,9 +201,8 @@ def _warn_of_names(model: nn.Module, adapter: Any) -> None:
         warn_caller(message.format(example=renamed[0], count=len(renamed)))
 
 
-def _config_fields(model: nn.Module, adapter: Any) -> dict[str, Any]:
+def _config_fields(adapter_format: AdapterFormat[Any, Any], model: nn.Module, adapter: Any) -> dict[str, Any]:
     """Return the fields of adapter_config.json except the base's name."""
-    adapter_format = format_of(adapter.config)
     fields = adapter_format.to_json(model, adapter)
     return {"peft_type": adapter_format.peft_type, "task_type": task_type_of(model, adapter), **fields}
 

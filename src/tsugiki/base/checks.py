@@ -20,7 +20,7 @@ from tsugiki.io.file_names import (
     OTHER_MODEL_FILES,
     TOKENIZER_CONFIG_FILE,
 )
-from tsugiki.io.json import read_json
+from tsugiki.io.json import flat, read_json
 from tsugiki.io.shards import Entry
 from tsugiki.language import _
 from tsugiki.model.meta import meta_model
@@ -61,7 +61,12 @@ def check_folder(name: str, folder: Path, *, trust_remote_code: bool = False) ->
     if "/" in str(config.get("attn_implementation") or config.get("_attn_implementation") or ""):
         message = _("{name} asks for attention code from the hub, which Tsugiki never runs; use another model")
         raise TsugikiError(message.format(name=name))
-    _check_counts(config, folder / MODEL_CONFIG_FILE)
+    for key, value in flat(config).items():
+        is_count = _COUNT.search(key.rpartition(".")[2]) and isinstance(value, int | float)
+        if is_count and not 0 <= value <= _MOST_LAYERS:  # lists of this length would fill the memory
+            message = _("{path}: {key} is {value}; it must be from 0 to {most:,}")
+            shown = {"key": error_text(key), "value": error_text(value, 50), "most": _MOST_LAYERS}
+            raise TsugikiError(message.format(path=folder / MODEL_CONFIG_FILE, **shown))
     classes = _own_classes(folder)
     if classes and not trust_remote_code:
         message = _(
@@ -184,18 +189,6 @@ def _check_file(path: Path, folder: Path) -> None:
         raise TsugikiError(message.format(path=path, target=target))
     if not target.is_file() and not target.is_dir():
         raise TsugikiError(_("{path} is not a regular file").format(path=path))
-
-
-def _check_counts(config: Mapping[str, Any], path: Path) -> None:
-    """Raise a TsugikiError if a number of layers or labels is so large that lists of it would fill the memory."""
-    for key, value in config.items():
-        if isinstance(value, dict):
-            _check_counts(value, path)
-        elif _COUNT.search(key) and isinstance(value, int | float) and not 0 <= value <= _MOST_LAYERS:
-            message = _("{path}: {key} is {value}; it must be from 0 to {most:,}")
-            raise TsugikiError(
-                message.format(path=path, key=error_text(key), value=error_text(value, 50), most=_MOST_LAYERS)
-            )
 
 
 def _tensors_without_key(model: PreTrainedModel, key_of: Mapping[str, str]) -> list["torch.Tensor"]:

@@ -32,6 +32,7 @@ from tsugiki.base.resolve import gguf_path, load_config, local_folder
 from tsugiki.errors import TsugikiError, error_text, warn_caller
 from tsugiki.io.cache import kept
 from tsugiki.io.digests import FileState, combined_digest, file_state, sha256, tensor_digest
+from tsugiki.io.json import flat
 from tsugiki.io.shards import Shard, dtype_name, read_shard
 from tsugiki.language import _
 from tsugiki.model.context import text_config
@@ -145,15 +146,7 @@ def _settings(config: PretrainedConfig) -> dict[str, Any]:
     }
     text = json.dumps({"model_type": config.model_type, **computed}, default=str)
     plain: dict[str, Any] = json.loads(text, parse_constant=lambda _: None)  # JSON has no infinity and no NaN
-    return _flat(plain)
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested settings under names with dots, such as rope_parameters.rope_theta."""
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
+    return flat(plain)
 
 
 @functools.lru_cache(maxsize=8)

@@ -51,6 +51,14 @@ def parse_json(text: str) -> Any:
     return value
 
 
+def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the values in nested mappings under names with dots, such as lora.r; an empty mapping has none."""
+    found: dict[str, Any] = {}
+    for name, value in nested.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return found
+
+
 _PROBLEMS = (
     marked("Expecting value"),
     marked("Expecting ',' delimiter"),

@@ -110,6 +110,7 @@ class LoraAdapter:
 def new_lora_adapter(model: nn.Module, config: LoraConfig) -> LoraAdapter:
     """Return a new, untrained LoRA adapter for `model`, which is not changed."""
     targets = find_targets(model, config)
+    target_parameters = find_target_parameters(model, config)
     for path, layer in targets.items():
         _check_fit(path, layer, config)
     _warn_of_ranks_too_high(targets, config)
@@ -117,7 +118,6 @@ def new_lora_adapter(model: nn.Module, config: LoraConfig) -> LoraAdapter:
         _check_names(model, targets, config)
     modules = copies_to_save(model, config.modules_to_save)
     pairs = {path: _pair(path, layer, config) for path, layer in targets.items()}
-    target_parameters = find_target_parameters(model, config)
     if target_parameters:
         _check_parameter_settings(next(iter(target_parameters)), config)
     parameter_pairs = {

@@ -34,7 +34,7 @@ class FullConfig:
     """Full fine-tuning has no settings of its own."""
 
 
-def prepare_full(model: nn.Module, config: FullConfig, base_dropout: bool) -> None:
+def prepare_full(model: nn.Module, config: FullConfig, *, base_dropout: bool) -> None:
     """Make every parameter of `model` trainable, and turn its dropout off unless `base_dropout` is set."""
     model.requires_grad_(True)
     if not base_dropout:

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 
 from tsugiki.errors import TsugikiError, error_text, summarise_list
-from tsugiki.fast.layers import use_fast_products
 from tsugiki.language import _, marked
 from tsugiki.lora.graft import graft, new_adapter
 from tsugiki.methods.peft_keys import PREFIX
@@ -75,11 +74,6 @@ class AdapterFormat(Generic[ConfigT, AdapterT]):
     (`check_shapes`) before memory is allocated for them."""
 
 
-def _graft(model: nn.Module, config: Any, base_dropout: bool) -> None:
-    graft(model, config, base_dropout=base_dropout)
-    use_fast_products(model)
-
-
 @dataclass(frozen=True)
 class Method:
     """A fine-tuning method."""
@@ -106,8 +100,8 @@ class Method:
     """Whether the adapter can be merged into the weights of the base."""
     not_accelerated: str = ""
     """The fast paths that this method cannot use; empty: it can use all of them."""
-    prepare: Callable[[nn.Module, Any, bool], None] = _graft
-    """(model, config, base_dropout) -> None: makes the method's parameters trainable and freezes all others. Unless
+    prepare: Callable[..., object] = graft
+    """(model, config, base_dropout=…): makes the method's parameters trainable and freezes all others. Unless
     `base_dropout` is set, it turns the dropout of the base off."""
 
     @property
@@ -136,8 +130,8 @@ class Method:
 
     def configure(self, settings: Mapping[str, Any]) -> Any:
         """Build the config from the user's settings and the fixed ones."""
-        refuse_unknown_settings(settings, [setting.name for setting in dataclasses.fields(self.config)])
         self.check_fixed_settings(settings)
+        refuse_unknown_settings(settings, [setting.name for setting in dataclasses.fields(self.config)])
         return self.config(**{**settings, **self.fixed_settings})
 
 

@@ -97,7 +97,7 @@ def _trainable(method: Method, config: Any, model: PreTrainedModel) -> str:
     """Return how many parameters of `model` the method trains with this config, and their share. Changes `model`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        method.prepare(model, config, False)
+        method.prepare(model, config, base_dropout=False)
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     trained = sum(size for size, trains in sizes if trains)
     return f"{trained:,} ({trained / sum(size for size, _ in sizes):.2%})"

@@ -33,7 +33,9 @@ def prepare(data: str, kind: str = "gpt2", template: str | None = None, **change
     tokenizer.chat_template = template
     config = RunConfig.model_validate({"model": "m", "data": data, "out": "o", "block_size": 64, **changes})
     prepared = read_data(config, tokenizer, ProgressDisplay())
-    return pack_data(config, prepared, tiny_model(kind, vocab_size=257), tokenizer)
+    model = tiny_model(kind, vocab_size=257)
+    model.name_or_path = "m"
+    return pack_data(prepared, model, tokenizer, config.block_size, config.virtual_tokens)
 
 
 def learned_sources(prepared: PackedDataset) -> set[str]:
@@ -47,7 +49,7 @@ def test_a_model_that_attends_to_later_tokens_is_an_error_that_names_the_setting
     config = RunConfig.model_validate({"model": "m", "data": data, "out": "o", "block_size": 64})
     model = tiny_of("bert", vocab_size=257, is_decoder=False)
     with pytest.raises(TsugikiError, match=r"BertLMHeadModel attends to later tokens.*is_decoder"):
-        pack_data(config, read_data(config, tokenizer, ProgressDisplay()), model, tokenizer)
+        pack_data(read_data(config, tokenizer, ProgressDisplay()), model, tokenizer, config.block_size)
 
 
 def test_a_share_is_held_out_and_everything_counted():

@@ -104,7 +104,7 @@ def prepared(case: Case) -> Any:
     elif case.compute_dtype is None:
         model.to(getattr(torch, case.dtype))
     torch.manual_seed(0)
-    METHODS[case.method].prepare(model, METHODS[case.method].configure(case.options), False)
+    METHODS[case.method].prepare(model, METHODS[case.method].configure(case.options), base_dropout=False)
     if is_grafted(model):
         shake(model)
     if case.fast:

@@ -24,7 +24,6 @@ from tsugiki.training.data.split import DatasetSplit, SplitAnswers
 from tsugiki.training.data.windows import Window
 from tsugiki.training.model.rows import ROW_TOKENS, tokens_of_row
 from tsugiki.training.record.run_record import DataSummary
-from tsugiki.training.settings.config import RunConfig
 
 _SHARE_OF_PAIRS, _BLOCK_STEP = 0.99, 64  # rows are longer, in steps of so many tokens, if fewer pairs fit into one
 
@@ -69,11 +68,15 @@ class PackedDataset:
 
 
 def pack_data(
-    config: RunConfig, split: DatasetSplit, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    split: DatasetSplit,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    block_size: int | None,
+    virtual_tokens: int = 0,
 ) -> PackedDataset:
-    """Pack the training records into rows for this model."""
-    size = tokens_of_row(model, config.block_size or _row_of_answers(split, model), config.virtual_tokens)
-    masking = _document_masking(model, size, config.virtual_tokens)
+    """Pack the training records into rows for this model, of `block_size` tokens with a prompt of `virtual_tokens`."""
+    size = tokens_of_row(model, block_size or _row_of_answers(split, model), virtual_tokens)
+    masking = _document_masking(model, size, virtual_tokens)
     end, more, answers = document_end(tokenizer), list[str](), None
     if split.answers is None:
         share_rows, begin = masking != "separate_rows", begin_token(tokenizer)
@@ -87,7 +90,7 @@ def pack_data(
             "{model} cannot mask documents in the same row from each other: each document has separate rows, which "
             "are padded"
         )
-        notes.append(message.format(model=config.model))
+        notes.append(message.format(model=model.name_or_path))
     if blocks.cut_records:
         notes.append(
             _("longer than a row of {size} tokens: {examples}; {tokens} at their ends are cut off").format(
@@ -160,10 +163,14 @@ def _pack_answers(
 
 
 def count_rows(
-    config: RunConfig, split: DatasetSplit, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    split: DatasetSplit,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    block_size: int | None,
+    virtual_tokens: int,
 ) -> int:
     """Return the number of rows of a run, for a model that may be without weights."""
-    size = tokens_of_row(model, config.block_size or _row_of_answers(split, model), config.virtual_tokens)
+    size = tokens_of_row(model, block_size or _row_of_answers(split, model), virtual_tokens)
     if split.answers is not None:
         return len(pack_preferences(*split.answers.training, size, document_end(tokenizer))[0])
     return len(pack(split.store, split.train, size, document_end(tokenizer), share_rows=True))

@@ -307,7 +307,7 @@ def _process(device: torch.device) -> int:
 
 def _trainable(config: RunConfig, model: PreTrainedModel) -> int:
     """Return how many parameters train. This grafts `model`, which must not be used afterwards."""
-    METHODS[config.method].prepare(model, config.adapter_config, config.base_dropout)
+    METHODS[config.method].prepare(model, config.adapter_config, base_dropout=config.base_dropout)
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 

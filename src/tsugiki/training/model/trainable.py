@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from tsugiki.adapters.format import check_can_save, load_adapter_weights, save_adapter
 from tsugiki.adapters.pretrained import replace_saving
 from tsugiki.annotations import PreTrainedModel, PreTrainedTokenizerBase
-from tsugiki.base.loading import load_tokenizer
-from tsugiki.data.chat import read_template, use_template
+from tsugiki.data.chat import read_template
 from tsugiki.dtypes import ComputeDtype, SaveDtype, preferred_compute_dtype
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.paths import use_fast_paths
@@ -40,13 +39,6 @@ that it can begin again with a lower rate. Of a wider model the copy would take 
 
 # They are in the record of a run, so they stay in English there.
 _OFF_ADAPTER, _OFF_MODEL = marked("off while the adapter trains"), marked("off while the model trains")
-
-
-def load_run_tokenizer(config: RunConfig) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of the run's base model, with the chat template of its settings."""
-    tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
-    use_template(tokenizer, config.chat_template)
-    return tokenizer
 
 
 def trained_tokens(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -79,7 +71,7 @@ def make_trainable(
     if tokens:
         by_layer = dict.fromkeys(vocabulary_layers(model), tokens)  # an untied output head must predict them, too
         adapter_config = dataclasses.replace(adapter_config, trainable_token_indices=by_layer)
-    METHODS[config.method].prepare(model, adapter_config, config.base_dropout)
+    METHODS[config.method].prepare(model, adapter_config, base_dropout=config.base_dropout)
     resolved["base_dropout"] = "on" if config.base_dropout else _OFF_ADAPTER if is_grafted(model) else _OFF_MODEL
     if not is_grafted(model):
         resolved["compute_dtype"] = full_compute_dtype(config, device)

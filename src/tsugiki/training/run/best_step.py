@@ -21,7 +21,6 @@ from tsugiki.training.choose.decisions import (
 )
 from tsugiki.training.model.trainable import restore_values, trained_values
 from tsugiki.training.run.scores import RunScores
-from tsugiki.training.settings.config import RunConfig
 from tsugiki.training.step.loop import TrainingLoop
 
 
@@ -35,20 +34,22 @@ class BestStep:
 
     def __init__(
         self,
-        config: RunConfig,
         keep: str,
+        patience: int,
+        continues: bool,
         scores: RunScores,
         has_strength: bool,
         restore: Callable[[int], bool],
         initial: dict[str, Tensor],
     ) -> None:
-        """Create it; `keep` is best or last.
+        """Create it; `keep` is best or last, and the run ends after `patience` looks that are worse (0: never).
 
+        `continues` says that the run began with the weights of an adapter.
         `restore` restores the trained weights of a step, and returns whether its checkpoint was intact. `initial` has
         the trained values before the first step; empty: they are never restored.
         """
-        self.config, self.keep, self.scores, self.has_strength = config, keep, scores, has_strength
-        self.restore, self.initial = restore, initial
+        self.keep, self.patience, self.continues = keep, patience, continues
+        self.scores, self.has_strength, self.restore, self.initial = scores, has_strength, restore, initial
         self.model, self.record, self.display = scores.base.model, scores.record, scores.display
         self.keeps_by_pairs = "validation" in scores.parts_of_pairs
 
@@ -74,7 +75,7 @@ class BestStep:
         progress.best_step = best.step or None
         kept = {look.step for look in done if not is_certainly_lower(best, look)}
         since = [one.step for one in self.record.validations if one.step > max(kept)]
-        if self.config.patience and len(since) >= self.config.patience and progress.step < loop.steps:
+        if self.patience and len(since) >= self.patience and progress.step < loop.steps:
             message = _(
                 "step {step}: the loss on the validation text has risen since step {best_step}, so the run ends here"
             )
@@ -96,14 +97,14 @@ class BestStep:
 
         Most new adapters do not change the base when they start. Others are evaluated here, only if it may matter.
         """
-        continues, best_step = self.config.start_from is not None, loop.progress.best_step
+        best_step = loop.progress.best_step
         if self.has_strength:
             return False
         if self.keeps_by_pairs and self.keep == "best" and self.record.validations and self.initial:
             if best_step is None:
                 restore_values(self.model, self.initial)
             return best_step is None
-        if best_step is None or not self.initial or (self.record.any_step_is_better() and not continues):
+        if best_step is None or not self.initial or (self.record.any_step_is_better() and not self.continues):
             return False
         trained = trained_values(self.model)
         restore_values(self.model, self.initial)

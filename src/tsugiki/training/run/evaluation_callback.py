@@ -52,7 +52,8 @@ class EvaluationCallback(Callback):
         self.plan = plan_evaluations(ready.choices, base.data, steps, characters, scores=2 if strength else 1)
         self.file = RecordFile(self.record, start.out, start.accelerator.is_main_process)
         self.scores = RunScores(start, base, ready, self.plan, self.file)
-        self.best_step = BestStep(self.config, keep, self.scores, strength, restore, initial)
+        patience, continues = self.config.patience, self.config.start_from is not None
+        self.best_step = BestStep(keep, patience, continues, self.scores, strength, restore, initial)
 
     def on_train_begin(self, loop: TrainingLoop) -> None:
         """Evaluate the base model. Most new adapters do not change it, but an untrained soft prompt does."""

@@ -4,7 +4,8 @@ from functools import partial
 from pathlib import Path
 
 from tsugiki.annotations import PreTrainedModel, PreTrainedTokenizerBase
-from tsugiki.base.loading import load_meta_model, load_model
+from tsugiki.base.loading import load_meta_model, load_model, load_tokenizer
+from tsugiki.data.chat import use_template
 from tsugiki.fast.recomputation import recompute_blocks
 from tsugiki.io.progress import ProgressDisplay
 from tsugiki.language import _
@@ -12,7 +13,6 @@ from tsugiki.training.data.packing import count_rows, pack_data
 from tsugiki.training.data.preferences import read_preferences
 from tsugiki.training.data.split import DatasetSplit, split_texts
 from tsugiki.training.measure.facts import Facts, fact_notes, given_facts, measured_facts
-from tsugiki.training.model.trainable import load_run_tokenizer
 from tsugiki.training.run.stage_results import Base, Texts
 from tsugiki.training.run.start import Start
 from tsugiki.training.settings.config import AUTO, RunConfig
@@ -55,6 +55,13 @@ def read_texts(start: Start) -> Texts:
     return main_first(start.accelerator, read)
 
 
+def load_run_tokenizer(config: RunConfig) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of the run's base model, with the chat template of its settings."""
+    tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
+    use_template(tokenizer, config.chat_template)
+    return tokenizer
+
+
 def read_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase, progress: ProgressDisplay) -> DatasetSplit:
     """Read, tokenise and split the data of a run: texts, with other text mixed into them, or answers."""
     read = split_texts if config.preference is None else read_preferences
@@ -64,13 +71,14 @@ def read_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase, progress: P
 def rows_of_data(config: RunConfig, progress: ProgressDisplay) -> int:
     """Return the number of rows of a run before its model is loaded. The tokens stay in the cache for the run."""
     model, tokenizer = load_meta_model(config.model), load_run_tokenizer(config)
-    return count_rows(config, read_data(config, tokenizer, progress), model, tokenizer)
+    split = read_data(config, tokenizer, progress)
+    return count_rows(split, model, tokenizer, config.block_size, config.virtual_tokens)
 
 
 def load_base(start: Start, facts: Facts, texts: Texts) -> Base:
     """Load the base model, and pack the data into rows for it. New words are added to its vocabulary."""
     model = _load_model(start, facts, texts)
-    data = pack_data(start.config, texts.split, model, texts.tokenizer)
+    data = pack_data(texts.split, model, texts.tokenizer, start.config.block_size, start.config.virtual_tokens)
     return Base(model, texts.tokenizer, data, facts.dtype)
 
 

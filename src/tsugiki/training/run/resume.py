@@ -1,46 +1,24 @@
-"""Start a run in a folder, or continue the one that it holds: with the same settings, base and data as before."""
+"""Continue the run that a folder holds: with the same settings, base and data as before."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
-
 from tsugiki.errors import TsugikiError, warn_caller
 from tsugiki.io.file_names import MANIFEST_FILE, RECORD_FILE
-from tsugiki.io.run_folder import CHECKPOINTS, refuse_earlier_run
+from tsugiki.io.json import flat
+from tsugiki.io.run_folder import CHECKPOINTS
 from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
-from tsugiki.training.record.run_record import (
-    RecordedConfig,
-    RunRecord,
-    new_record,
-    parse_record,
-    read_record,
-)
+from tsugiki.training.record.run_record import RecordedConfig, RunRecord, parse_record, read_record
 from tsugiki.training.settings.config import RunConfig
 from tsugiki.training.step.checkpoint import Checkpoint, load_training_state, newest_checkpoint
-from tsugiki.training.tools.processes import on_main
 
 LENGTH = ("epochs", "max_steps", "minutes")
 """The settings that give the length of a run."""
 _MAY_CHANGE = frozenset({*LENGTH, "patience", "prompts", "report_to", "sample_steps", "sample_tokens", "save_steps"})
 """The settings whose values may change when a run is continued."""
-
-
-def start_or_resume(
-    accelerator: Accelerator, settings: dict[str, Any], out: Path, resume: bool, overwrite: bool = False
-) -> tuple[RunRecord, Path | None]:
-    """Return the record of the run in `out`, and the checkpoint to continue from (None: start at step 0).
-
-    `settings` are from `to_record`. With `resume`, the folder must hold a run; without `resume` or `overwrite`, none.
-    """
-    if resume:
-        return on_main(accelerator, lambda: _resume(settings, out))
-    if not overwrite:
-        on_main(accelerator, lambda: refuse_earlier_run(out))
-    return on_main(accelerator, lambda: new_record(settings)), None
 
 
 def recorded_settings(out: Path, defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,9 +59,10 @@ def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any], may_chan
 
     `may_change` has the full names of settings that are not compared.
     """
-    old, new = flat_settings(before), flat_settings(now)
+    old, new = flat(before), flat(now)
     if "lora.r" in old:  # settings of LoRA that are newer than the run have their defaults
-        old = {**{f"lora.{field.name}": field.default for field in fields(LoraConfig)}, **old}
+        defaults = {f"lora.{field.name}": field.default for field in fields(LoraConfig)}
+        old = {name: value for name, value in defaults.items() if value is not MISSING} | old
     compared = (name for name in {**new, **old} if name != "out" and name not in may_change)
     changed = [name for name in compared if new.get(name) != old.get(name)]
     return ", ".join(
@@ -92,7 +71,7 @@ def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any], may_chan
     )
 
 
-def _resume(settings: dict[str, Any], out: Path) -> tuple[RunRecord, Path | None]:
+def resumed(settings: dict[str, Any], out: Path) -> tuple[RunRecord, Path | None]:
     """Return the record of an interrupted run, and its newest intact checkpoint (None: it has not written any).
 
     The record is read from the checkpoint, so it contains no results of later steps.
@@ -148,12 +127,3 @@ def _record_of(checkpoint: Checkpoint | None) -> RunRecord | None:
     if checkpoint is None:
         return None
     return parse_record(checkpoint.record, checkpoint.folder / MANIFEST_FILE)
-
-
-def flat_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings by their full names, such as lora.r."""
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        inner = flat_settings(value) if isinstance(value, Mapping) else {}
-        flat |= {f"{name}.{key}": entry for key, entry in inner.items()} or {name: value}
-    return flat

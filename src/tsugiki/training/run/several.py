@@ -21,10 +21,9 @@ from tsugiki.lora.hold import is_grafted
 from tsugiki.training.data.packing import pack_data
 from tsugiki.training.data.split import data_digest
 from tsugiki.training.measure.facts import given_facts
-from tsugiki.training.model.trainable import load_run_tokenizer
 from tsugiki.training.record.result import change_of_loss
 from tsugiki.training.record.run_record import RunRecord
-from tsugiki.training.run.load import load_base, read_texts
+from tsugiki.training.run.load import load_base, load_run_tokenizer, read_texts
 from tsugiki.training.run.resume import earlier_run
 from tsugiki.training.run.stage_results import Base, Texts
 from tsugiki.training.run.stages import train_on
@@ -80,7 +79,8 @@ def _train_with(bases: dict[int, Base], start: Start, texts: Texts) -> None:
     if loaded is None:
         bases[prompt] = load_base(start, facts, texts)
     elif prompt not in bases:
-        bases[prompt] = replace(loaded, data=pack_data(config, texts.split, loaded.model, texts.tokenizer))
+        data = pack_data(texts.split, loaded.model, texts.tokenizer, config.block_size, prompt)
+        bases[prompt] = replace(loaded, data=data)
     base = bases[prompt]
     reset_process_peak()
     train_on(start, facts, base)

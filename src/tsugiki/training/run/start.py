@@ -11,10 +11,10 @@ from accelerate import Accelerator
 
 from tsugiki.io.atomic import check_writable, remove_leftovers
 from tsugiki.io.locks import OWNER_FILE, sole_use
-from tsugiki.io.run_folder import CHECKPOINTS, checkpoint_step
+from tsugiki.io.run_folder import CHECKPOINTS, checkpoint_step, refuse_earlier_run
 from tsugiki.training.record.progress import RunProgress
 from tsugiki.training.record.run_record import RunRecord, new_record
-from tsugiki.training.run.resume import start_or_resume
+from tsugiki.training.run.resume import resumed
 from tsugiki.training.settings.config import RunConfig
 from tsugiki.training.tools.processes import check_shared, errors_of_others, on_main, start_accelerator
 
@@ -81,6 +81,20 @@ def started(
         check_shared(accelerator, out / OWNER_FILE)
         record, checkpoint = start_or_resume(accelerator, config.to_record(), out, resume, overwrite)
         yield Start(config, accelerator, display, record, record.resolved_settings, checkpoint, overwrite)
+
+
+def start_or_resume(
+    accelerator: Accelerator, settings: dict[str, Any], out: Path, resume: bool, overwrite: bool = False
+) -> tuple[RunRecord, Path | None]:
+    """Return the record of the run in `out`, and the checkpoint to continue from (None: start at step 0).
+
+    `settings` are from `to_record`. With `resume`, the folder must hold a run; without `resume` or `overwrite`, none.
+    """
+    if resume:
+        return on_main(accelerator, lambda: resumed(settings, out))
+    if not overwrite:
+        on_main(accelerator, lambda: refuse_earlier_run(out))
+    return on_main(accelerator, lambda: new_record(settings)), None
 
 
 def unwritten(config: RunConfig) -> Start:

@@ -19,6 +19,7 @@ from tsugiki.fast.recomputation import recomputed_blocks
 from tsugiki.io.atomic import WriteError, new_folder
 from tsugiki.io.digests import read_manifest
 from tsugiki.io.file_names import MANIFEST_FILE
+from tsugiki.io.json import flat
 from tsugiki.io.run_folder import CHECKPOINTS, checkpoint_step, checkpoints, remove_run
 from tsugiki.language import _, counts
 from tsugiki.lora.hold import is_grafted
@@ -36,7 +37,6 @@ from tsugiki.training.model.trainable import (
 )
 from tsugiki.training.record.run_record import LossPoint, PreferencePoint, Restart, RunRecord
 from tsugiki.training.run.evaluation_callback import EvaluationCallback
-from tsugiki.training.run.resume import flat_settings
 from tsugiki.training.run.stage_results import Base, Ready, loop_of
 from tsugiki.training.run.start import Start
 from tsugiki.training.settings.config import AUTO
@@ -60,7 +60,8 @@ def train_steps(start: Start, base: Base, ready: Ready) -> None:
         start.display.print(line)
     if start.overwrite:
         on_main(start.accelerator, lambda: remove_run(start.out))
-    start.accelerator.init_trackers("tsugiki", config=flat_settings(record.config.to_dict()))
+    if start.config.report_to:
+        start.accelerator.init_trackers("tsugiki", config=flat(record.config.to_dict()))
     with advice_to_resume(start.out):
         while True:
             loop = _loop_with_callbacks(start, base, replace(ready, choices=choices), initial)

@@ -385,12 +385,6 @@ class RunConfig(
             raise ValueError(str(error)) from error
 
     @model_validator(mode="after")
-    def _check_schedule(self) -> Self:
-        if (self.decay_ratio is not None) != (self.lr_scheduler_type == "warmup_stable_decay"):
-            raise ValueError(_("lr_scheduler_type warmup_stable_decay requires decay_ratio; other schedules have none"))
-        return self
-
-    @model_validator(mode="after")
     def _check_preference(self) -> Self:
         if self.preference is None:
             if self.preference_settings:
