@@ -33,7 +33,6 @@ from tsugiki.adapters import (
     read_adapter_files,
     read_library,
     read_lora_weights,
-    scaled,
     truncated,
     write_lora_weights,
 )
@@ -239,9 +238,8 @@ def read_adapters(folder: Path) -> None:
         inspect_adapter(read_library(Path(library))[0].folder)
         lora = read_lora_weights(folder)
         combine(load_weighted_adapters([folder, folder], [1.0, 0.5]), Combination("svd"))
-        for number, result in enumerate((scaled(lora, -0.5), truncated(lora, 1)[0])):
-            write_lora_weights(result, Path(library) / str(number), None)
-            read_lora_weights(Path(library) / str(number))
+        write_lora_weights(truncated(lora, 1)[0], Path(library) / "b", None)
+        read_lora_weights(Path(library) / "b")
 
 
 RECORD = json_bytes(record(config={"out": "run"}).to_json())

@@ -337,33 +337,6 @@ def combine_command(
     print_written(target)
 
 
-def scale_command(
-    adapter: str,
-    *,
-    by: float,
-    out: NewAdapter,
-    library: Library = None,
-) -> None:
-    """Multiply an adapter's update by a number, to make its effect stronger, weaker, or the opposite.
-
-    Args:
-        adapter: An adapter: a name in the library, or a folder.
-        by: The factor on the update; with -1 the result subtracts the adapter.
-
-    Examples:
-        tsugiki adapters scale ichiyo --by 0.5 --out half
-    """
-    from tsugiki.adapters.algebra.combine import scaled
-    from tsugiki.adapters.library import adapter_folder, new_adapter_folder
-    from tsugiki.adapters.lora_weights import read_lora_weights, write_lora_weights
-    from tsugiki.adapters.metadata import Provenance, source_adapter
-
-    folder, target = adapter_folder(adapter, library), new_adapter_folder(out, library)
-    provenance = Provenance(operation="scale", sources=(source_adapter(folder),), settings={"by": by})
-    write_lora_weights(scaled(read_lora_weights(folder), by), target, provenance)
-    print_written(target)
-
-
 def truncate_command(
     adapter: str,
     *,
@@ -473,7 +446,6 @@ ADAPTERS: "Commands" = {
     "diff": (CHECK, diff_command),
     "verify": (CHECK, verify_command),
     "combine": (MAKE, combine_command),
-    "scale": (MAKE, scale_command),
     "truncate": (MAKE, truncate_command),
     "import": (MAKE, import_command),
 }

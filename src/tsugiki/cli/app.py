@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from tsugiki.cli import adapters, cache
+from tsugiki.cli import adapters
 from tsugiki.cli.before_a_run import aozora_command, new_command, plan_command, preview_command
 from tsugiki.cli.help import Commands, Group, new_group
 from tsugiki.cli.look import evaluate_command, methods_command, report_command
@@ -85,7 +85,6 @@ def root_command() -> Group:
     """Return the command `tsugiki` with all others below it, their help in the user's language."""
     root = Group.of(_app, _COMMANDS)
     root.add_command(new_group("adapters", adapters.__doc__ or "", KEEP, adapters.ADAPTERS))
-    root.add_command(new_group("cache", cache.__doc__ or "", KEEP, cache.CACHE))
     return root
 
 

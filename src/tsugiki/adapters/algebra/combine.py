@@ -146,22 +146,6 @@ def distance(one: LoraWeights, two: LoraWeights) -> float:
     return norm(combine(difference, Combination("cat"), allow_base_mismatch=True))
 
 
-def scaled(lora: LoraWeights, factor: float) -> LoraWeights:
-    """Multiply the update of every layer by a factor; -1 gives an adapter that subtracts the update.
-
-    The dtypes of A and B stay the same.
-    """
-    if not math.isfinite(factor) or factor == 0:
-        message = _("an adapter cannot be scaled by {factor}; pass a finite number other than 0")
-        raise TsugikiError(message.format(factor=factor))
-    refuse_more_than_updates(lora, _("the adapter"))
-    layers = {
-        path: dataclasses.replace(layer, B=layer.B if factor > 0 else -layer.B, scaling=layer.scaling * abs(factor))
-        for path, layer in lora.layers.items()
-    }
-    return dataclasses.replace(lora, layers=layers)
-
-
 def refuse_more_than_updates(lora: LoraWeights, name: str) -> None:
     """Raise a TsugikiError unless an adapter has only low-rank updates of layers, which can be added and scaled."""
     if lora.config.use_dora:
