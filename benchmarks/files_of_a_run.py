@@ -23,7 +23,7 @@ import tsugiki
 _ROOT = f"{Path(tsugiki.__file__).parent}/"
 _LOOP = "TrainingLoop.run"
 _NAMES = {"config", "settings", "shapes", "run", "start"}
-"""Names of parameters that are counted, whatever their types."""
+"""Names of parameters that are counted, unless they hold a number, such as the first byte of a tensor."""
 
 
 class Walk:
@@ -52,8 +52,10 @@ class Walk:
 
 def _takes_settings(frame: FrameType) -> bool:
     names = frame.f_code.co_varnames[: frame.f_code.co_argcount + frame.f_code.co_kwonlyargcount]
-    kinds: list[type[Any]] = [type(frame.f_locals.get(name)) for name in names if name != "self"]
-    return bool(_NAMES & set(names)) or any(base.__name__ == "RunConfig" for kind in kinds for base in kind.__mro__)
+    kinds = {name: type(frame.f_locals.get(name)) for name in names if name != "self"}
+    if any(name in _NAMES and kind is not int for name, kind in kinds.items()):
+        return True
+    return any(base.__name__ == "RunConfig" for kind in kinds.values() for base in kind.__mro__)
 
 
 @contextmanager

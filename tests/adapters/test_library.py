@@ -10,8 +10,11 @@ from tests.tiny import byte_tokenizer, save_grafted, shake, tiny_model
 from tests.tiny_types import tiny_of
 from tsugiki import LoraConfig, TsugikiError, graft, save_adapter, trainable_parameters
 from tsugiki.adapters import (
+    Combination,
+    WeightedAdapter,
     adapter_folder,
     check_name,
+    combine,
     copy_into_library,
     library_folder,
     member,
@@ -19,7 +22,6 @@ from tsugiki.adapters import (
     read_library,
     read_lora_weights,
     rename_adapter,
-    scaled,
 )
 from tsugiki.io import remove_folder
 from tsugiki.methods import METHODS
@@ -166,7 +168,7 @@ def test_experts_are_targets_and_only_merging_takes_them(tmp_path: Path):
     lora = read_lora_weights(tmp_path)
     assert len(lora.layers) == 4  # a router has one matrix
     with pytest.raises(TsugikiError, match="experts.*experts.lora_A"):
-        scaled(lora, 2.0)
+        combine([WeightedAdapter("a", lora, 2.0)], Combination())
 
 
 @pytest.mark.parametrize("method", ["ia3", "prompt-tuning", "bitfit"])

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from tsugiki.adapters import (
     LoraWeights,
     Provenance,
     read_lora_weights,
-    scaled,
     truncated,
     write_lora_weights,
 )
@@ -77,7 +77,8 @@ def test_the_settings_of_a_layer_are_not_those_of_a_layer_whose_name_ends_alike(
     }
     config = LoraConfig(r=2, lora_alpha=1, target_modules=["h.0", "enc.h.0"])
     lora = LoraWeights(config, layers, {}, BaseReference(), None)
-    updates = scaled(truncated(lora, 2)[0], 2.0), lora
+    doubled = {path: replace(layer, scaling=2 * layer.scaling) for path, layer in layers.items()}
+    updates = truncated(replace(lora, layers=doubled), 2)[0], lora
     for number, (written, factor) in enumerate(zip(updates, (2.0, 1.0), strict=True)):
         folder = tmp_path / str(number)
         write_lora_weights(written, folder, None)

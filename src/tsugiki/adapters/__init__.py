@@ -6,8 +6,7 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "algebra.combine": (
-            "Combination WeightedAdapter combine distance load_weighted_adapters norm scaled "
-            "weights_or_ones write_combined"
+            "Combination WeightedAdapter combine distance load_weighted_adapters norm weights_or_ones write_combined"
         ),
         "algebra.difference": "compare_layers compare_tensors overall",
         "algebra.matrices": (

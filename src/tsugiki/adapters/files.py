@@ -26,13 +26,13 @@ from tsugiki.methods.table import format_of, formats
 _PART = re.compile(r"adapter_model-(\d{5})-of-(\d{5})\.safetensors")
 _WRITERS = frozenset({"peft_version", "transformers_version", "unsloth_version"})
 """Fields that name the programs that wrote a file."""
-COMMON_FIELDS = _WRITERS | {
+_COMMON_FIELDS = _WRITERS | {
     *("peft_type", "task_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode")
 }
 """Fields of adapter_config.json that are the same for all methods."""
 FOREIGN_FILES = ("adapters.safetensors", "adapter_model.bin")
 """Files with which mlx-lm and older releases of PEFT store adapters (see `adapters.foreign`)."""
-_NAMES = COMMON_FIELDS - {"peft_type"}
+_NAMES = _COMMON_FIELDS - {"peft_type"}
 """The common fields on which the result of an adapter does not depend."""
 _OTHER_FORMATS = {
     b"version https://git-lfs": marked("it is a pointer of Git LFS; fetch the file itself (git lfs pull)"),
@@ -89,7 +89,7 @@ def config_in(fields: Mapping[str, Any], path: Path) -> Any:
         kind, known = error_text(repr(fields.get("peft_type")), 40), ", ".join(formats())
         raise TsugikiError(message.format(path=path, kind=kind, known=known, hint=_(MERGE_WITH_PEFT)))
     try:
-        return adapter_format.from_json({key: value for key, value in fields.items() if key not in COMMON_FIELDS})
+        return adapter_format.from_json({key: value for key, value in fields.items() if key not in _COMMON_FIELDS})
     except (TsugikiError, RecursionError) as error:
         raise TsugikiError(f"{path}: {error_text(error)}") from error
 

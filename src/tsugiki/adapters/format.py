@@ -10,7 +10,6 @@ written. Both give the same logits. It is an error if the config has a field tha
 supported, or if a file is not the one that was saved with `tsugiki.json`, because it is damaged or was replaced.
 """
 
-import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
 from inspect import signature
@@ -21,7 +20,6 @@ import torch
 from torch import Tensor, nn
 
 from tsugiki.adapters.files import (
-    COMMON_FIELDS,
     not_finite,
     read_base,
     read_weights,
@@ -44,7 +42,6 @@ from tsugiki.lora.hold import (
     find_adapter,
     is_merged,
 )
-from tsugiki.lora.targets import find_target_parameters, find_targets
 from tsugiki.methods.method import AdapterFormat
 from tsugiki.methods.old_names import with_current_names
 from tsugiki.methods.peft_keys import parameter_keys
@@ -120,28 +117,14 @@ def write_adapter(model: nn.Module, adapter: Any, folder: Path) -> None:
 
 
 def check_can_save(model: nn.Module) -> None:
-    """Raise a TsugikiError if the active adapter could not be written, or its config would select other layers.
+    """Raise a TsugikiError if the active adapter could not be written.
 
     A run calls it before its first step, so that nothing is lost after the last one.
     """
     adapter = active_adapter(model)
-    adapter_format = format_of(adapter.config)
-    fields = _config_fields(adapter_format, model, adapter)
+    _config_fields(format_of(adapter.config), model, adapter)
     _resized_vocabulary(model, adapter)
-    if not isinstance(adapter.config, LoraConfig):
-        return
     _warn_of_names(model, adapter)
-    written = adapter_format.from_json({name: value for name, value in fields.items() if name not in COMMON_FIELDS})
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # ranks that are too high were warned of when the layers were grafted
-        selected = {*find_targets(model, written), *find_target_parameters(model, written)}
-        layers = {*adapter.pairs, *adapter.parameter_pairs}
-    if selected != layers:
-        message = _(
-            "this adapter cannot be saved: target_modules={target_modules} would select other layers than "
-            "those that were grafted, such as {selected}; choose other target_modules"
-        )
-        raise TsugikiError(message.format(target_modules=written.target_modules, selected=min(selected ^ layers)))
 
 
 def _resized_vocabulary(model: nn.Module, adapter: Any) -> dict[str, Tensor]:

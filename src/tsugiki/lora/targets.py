@@ -95,8 +95,15 @@ def shortest_target_modules(model: nn.Module, config: LoraConfig, targets: Colle
     layers = dict(base_modules(model))
     own = {id(layers[name]) for name in targets}
     saved = saved_endings(model, config.modules_to_save)
-    others = (name for name, layer in layers.items() if id(layer) not in own and _is_admitted(name, config, saved))
-    return shortest_endings(targets, others)
+    others = [name for name, layer in layers.items() if id(layer) not in own and _is_admitted(name, config, saved)]
+    endings = shortest_endings(targets, others)
+    if wrong := [name for name in others if matches(name, endings)]:
+        message = _(
+            "this adapter cannot be saved: target_modules={target_modules} would select other layers than "
+            "those that were grafted, such as {selected}; choose other target_modules"
+        )
+        raise TsugikiError(message.format(target_modules=endings, selected=wrong[0]))
+    return endings
 
 
 def _select(model: nn.Module, layers: Mapping[str, nn.Module], targets: Names | None) -> list[str]:

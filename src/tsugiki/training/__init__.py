@@ -20,7 +20,7 @@ __getattr__, __dir__ = lazy_names(
         "record.progress": "RunProgress TimeLeft",
         "record.result": "Answers change_of_share",
         "record.run_record": (
-            "DataSummary finished FORMAT LossPoint new_record Parameters read_record RecordedBase RecordedConfig "
+            "DataSummary finished FORMAT LossPoint Parameters read_record RecordedBase RecordedConfig "
             "RunRecord Sample TrainingFigures"
         ),
         "model.sharding": "check_optimizer is_sharded shard split_optimizer_state whole_optimizer_state whole_state",
@@ -56,5 +56,6 @@ __getattr__, __dir__ = lazy_names(
         "run.scores": "RunScores",
         "run.several": "check_same_inputs run_all",
         "run.stages": "train",
+        "run.start": "new_record",
     },
 )

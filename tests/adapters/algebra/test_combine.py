@@ -25,8 +25,6 @@ from tsugiki.adapters import (
     distance,
     load_weighted_adapters,
     norm,
-    read_lora_weights,
-    scaled,
     weights_or_ones,
     write_lora_weights,
 )
@@ -183,7 +181,7 @@ def test_distances():
 @pytest.mark.parametrize("factor", [-1, 0.25, -3])
 def test_scaled_logits_are_pefts_with_a_scaling(factor: float, tmp_path: Path):
     theirs, folders = two_of_pefts(tiny_model(), tmp_path, *[{"r": 4, "target_modules": ["c_attn", "wte"]}] * 2)
-    write_lora_weights(scaled(read_lora_weights(folders[0]), factor), tmp_path / "c", None)
+    write_lora_weights(combine(load_weighted_adapters(folders[:1], [factor]), Combination()), tmp_path / "c", None)
     for module in theirs.modules():
         if hasattr(module, "set_scale"):
             module.set_scale("a", factor)

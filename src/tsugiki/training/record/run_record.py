@@ -411,11 +411,6 @@ class RunRecord(BaseModel):
         self.strength = 1.0
 
 
-def new_record(settings: dict[str, Any]) -> RunRecord:
-    """Return the record of a run with these settings (from `to_record`) that has not started."""
-    return RunRecord(config=RecordedConfig.model_validate(settings), working_directory=os.getcwd())
-
-
 def finished(record: RunRecord) -> tuple[TrainingFigures, Parameters]:
     """Return the results of a run, which must have finished."""
     if record.status != "finished" or record.training is None or record.parameters is None:

@@ -1,5 +1,6 @@
 """Where a run begins: the processes that share it, its folder and its record so far."""
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from tsugiki.io.atomic import check_writable, remove_leftovers
 from tsugiki.io.locks import OWNER_FILE, sole_use
 from tsugiki.io.run_folder import CHECKPOINTS, checkpoint_step, refuse_earlier_run
 from tsugiki.training.record.progress import RunProgress
-from tsugiki.training.record.run_record import RunRecord, new_record
+from tsugiki.training.record.run_record import RecordedConfig, RunRecord
 from tsugiki.training.run.resume import resumed
 from tsugiki.training.settings.config import RunConfig
 from tsugiki.training.tools.processes import check_shared, errors_of_others, on_main, start_accelerator
@@ -95,6 +96,11 @@ def start_or_resume(
     if not overwrite:
         on_main(accelerator, lambda: refuse_earlier_run(out))
     return on_main(accelerator, lambda: new_record(settings)), None
+
+
+def new_record(settings: dict[str, Any]) -> RunRecord:
+    """Return the record of a run with these settings (from `to_record`) that has not started."""
+    return RunRecord(config=RecordedConfig.model_validate(settings), working_directory=os.getcwd())
 
 
 def unwritten(config: RunConfig) -> Start:
