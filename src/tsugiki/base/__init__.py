@@ -5,7 +5,6 @@ from tsugiki.lazy import lazy_names
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "card": "CardFacts read_card",
         "checks": "code_digest",
         "gguf.conversion": "VERIFIED read_model_header",
         "gguf.conversion_cache": "converted_folder gguf_fingerprint",

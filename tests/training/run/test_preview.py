@@ -9,7 +9,6 @@ import pytest
 
 from tests.runs import one_thread, run_config
 from tests.tiny import TEXT, byte_tokenizer, save_tiny
-from tsugiki.base import CardFacts, read_card
 from tsugiki.data import StepBatches
 from tsugiki.report import count_lines, to_html, to_terminal
 from tsugiki.training import RunConfig, preview, train
@@ -146,30 +145,6 @@ def notes(folder: Path, data: str | None = None, template: str | None = None, **
         path.write_text(data)
         settings["data"] = str(path)
     return " ".join(preview(run_config(folder, model=str(base), block_size=64, **settings), 1).notes)
-
-
-@pytest.mark.parametrize(
-    ("card", "facts"),
-    [
-        ("---\nlicense: apache-2.0\n---\n# A\n", CardFacts("apache-2.0")),
-        ("---\nlicense: other\nlicense_name: gemma\nextra_gated_prompt: accept\n---\n", CardFacts("gemma", gated=True)),
-        ("no metadata", CardFacts()),
-        ("---\nlicense: [\n---\n", CardFacts()),
-    ],
-)
-def test_a_card_in_the_folder_is_read(card: str, facts: CardFacts, tmp_path: Path):
-    (tmp_path / "README.md").write_text(card)
-    assert read_card(str(tmp_path)) == facts
-
-
-def test_the_licence_and_the_gate_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "README.md").write_text("---\nlicense: llama3.2\nextra_gated_prompt: accept\n---\n")
-    said = notes(tmp_path)
-    assert "is llama3.2" in said
-    assert "is gated" in said
-    train(run_config(tmp_path, model=str(tmp_path / "model"), block_size=64, max_steps=1))
-    assert "is llama3.2" in capsys.readouterr().err
 
 
 def test_a_chat_model_on_other_data_is_reported(tmp_path: Path):

@@ -18,7 +18,7 @@ from tsugiki.training.choose.choices import Choices, choices_for, rows_in_time, 
 from tsugiki.training.choose.output_head import head_factor, head_notes, leaves_layers_open, with_output_head
 from tsugiki.training.choose.softmax import SAMPLED, sampled_tokens, samples_vocabulary
 from tsugiki.training.measure.facts import Facts
-from tsugiki.training.model.notes import model_notes
+from tsugiki.training.model.notes import reach_notes
 from tsugiki.training.model.trainable import make_trainable, trained_tokens
 from tsugiki.training.run.preference import answer_loss, preference_notes
 from tsugiki.training.run.stage_results import Base, Layers, Ready, loop_of
@@ -80,7 +80,7 @@ def make_model_trainable(start: Start, base: Base, layers: Layers) -> tuple[dict
         decide(model.dtype, before["product_dtype"] == "int8")
     tokens = trained_tokens(config, base.tokenizer)
     resolved = make_trainable(model, config, start.device, tokens, layers.adapter_config)
-    notes = model_notes(config.model, model) if start.accelerator.is_main_process else []
+    notes = reach_notes(model)
     if is_grafted(model):
         resolved["base_dtype"] = base.dtype
     if config.start_from is not None:
