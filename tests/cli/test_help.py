@@ -73,7 +73,7 @@ def test_brackets_in_help_texts_are_in_pairs(run):
 
 
 def test_every_command_has_examples_of_existing_commands_and_flags():
-    for name in ("adapters", "cache", *flags()):
+    for name in ("adapters", *flags()):
         assert examples(name), name
         for line in examples(name):
             words = shlex.split(line)
