@@ -30,7 +30,7 @@ _NAMES = """
     references beta likelihood llguidance
 accelerate
 bitsandbytes chmod git glibc lfs mmproj pip pull pyarrow pickle safetensors small split state dict tensorboard
-torch torchrun transformers wandb zip auth login echo install launch tsugiki sqrt graft ungraft unmerge bias alpha
+torch torchrun transformers wandb zip auth login echo install launch tsugiki sqrt graft ungraft unmerge bias alpha scale
 all assistant author auto best blocks cat choice choices content cosine cpu dare default density editor energy expected
 false fingerprints fsdp full gguf history last linear llama magnitude messages mlp mode none null probe
 prompt quantized reviser role stored svd text ties tokens tools translator true user weight adapter folder config name
