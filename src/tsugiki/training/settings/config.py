@@ -445,6 +445,8 @@ class RunConfig(
     def adapter_config(self) -> Any:
         """The config of the adapter that the method trains, such as a `LoraConfig`; a ValueError if it is invalid."""
         method = self._method()
+        if method.config is LoraConfig and not method.fixed_settings:
+            return self.lora  # it was checked when it was built
         try:
             return method.configure(_non_defaults(self.lora) if method.config is LoraConfig else self.method_config)
         except TsugikiError as error:
