@@ -4,7 +4,6 @@ Logits are those of the output layer, which some models scale (Cohere, Granite) 
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +50,10 @@ def find_head(model: PreTrainedModel) -> Head | None:
         or getattr(config, "output_router_logits", False)
     ):
         return None
+    softcap = getattr(config, "final_logit_softcapping", None)
+    factor, divisor = getattr(config, "logit_scale", None), getattr(config, "logits_scaling", None)
+    scales = [*([float(factor)] if factor else []), *([1 / float(divisor)] if divisor else []), 1.0]
+    caps = [float(softcap), None] if softcap else [None]
     ids = probe_ids(model)
     with evaluating(model):
         hidden = getattr(model.base_model(input_ids=ids, use_cache=False), "last_hidden_state", None)
@@ -59,7 +62,8 @@ def find_head(model: PreTrainedModel) -> Head | None:
         amplify = layer.register_forward_pre_hook(lambda module, given: (given[0] * _PROBE_GAIN,))
         try:
             logits = model(input_ids=ids, use_cache=False).logits
-            return next((head for head in _possible_heads(layer, config) if _gives(head, hidden, logits)), None)
+            heads = [Head(layer, scale, cap) for scale in scales for cap in caps]  # those with most settings first
+            return next((head for head in heads if _gives(head, hidden, logits)), None)
         finally:
             amplify.remove()
 
@@ -70,14 +74,6 @@ def _gives(head: Head, hidden: Tensor, logits: Tensor) -> bool:
         return same_to_rounding(head.logits(hidden), logits)
     except RuntimeError:  # the model projects the hidden states to another width before the head
         return False
-
-
-def _possible_heads(layer: nn.Module, config: Any) -> list[Head]:
-    """Return the heads that the config may mean; those that use most of its settings come first."""
-    softcap = getattr(config, "final_logit_softcapping", None)
-    factor, divisor = getattr(config, "logit_scale", None), getattr(config, "logits_scaling", None)
-    scales = [*([float(factor)] if factor else []), *([1 / float(divisor)] if divisor else []), 1.0]
-    return [Head(layer, scale, cap) for scale in scales for cap in ([float(softcap), None] if softcap else [None])]
 
 
 def has_chunks(layer: nn.Module) -> bool:
