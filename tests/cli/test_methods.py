@@ -74,12 +74,12 @@ def test_methods_initialised_from_weights_are_counted_only_on_the_embedded_base(
 
 
 @pytest.mark.parametrize("name", list(METHODS))
-def test_each_method_has_docstring_paper_and_settings(name: str, base: str, run):
+def test_each_method_has_formula_paper_and_settings(name: str, base: str, run):
     status, out, _ = run("methods", name, "--model", base)
     assert status == 0
     fact = " ".join(out.split())
     assert fact.startswith(f"{name} · ")
-    assert "trade-off" in fact or "cost" in fact
+    assert METHODS[name].formula.split()[0] in fact
     if name != "full":
         assert "arXiv:" in fact
         for one in dataclasses.fields(METHODS[name].config):

@@ -50,8 +50,6 @@ def test_a_row_is_complete(name: str):
     config = method.configure(NEEDED.get(name, {}))
     assert type(config) is method.config
     assert all(getattr(config, setting) == value for setting, value in method.fixed_settings.items())
-    assert "trade-off" in method.description or "cost" in method.description
-    assert 2 <= method.description.count(". ") <= 5
     if method.trains_adapter:
         assert formats()[format_of(config).peft_type].config is method.config
     assert method.trains_adapter == (name != "full")

@@ -83,8 +83,8 @@ class Method:
     """A short description of the parameters that the method trains."""
     formula: str
     """What the method computes, in one line."""
-    description: str
-    """What trains, how it begins, what it costs, and the paper, in two to five sentences."""
+    paper: str
+    """Its authors, year and number on arXiv; empty for full fine-tuning."""
     config_name: str
     """The module and the name of the config class, which is imported when the method is used."""
     fixed_settings: Mapping[str, Any] = field(default_factory=dict)

@@ -21,12 +21,7 @@ METHODS: Mapping[str, Method] = {
         "additive",
         marked("embeddings of virtual tokens before the text"),
         "y = f([P; E(x)])        P [n, d]",
-        marked(
-            "n trained vectors P stand before the embedded text E(x), as if they were n more tokens; the model f "
-            "is frozen. Only n times the width d parameters train, the fewest of all methods. The trade-off: the "
-            "prompt takes up context, and with small models the method achieves little. P needs a higher learning "
-            "rate than weights do. Lester et al. 2021, arXiv:2104.08691."
-        ),
+        "Lester et al. 2021, arXiv:2104.08691",
         "tsugiki.methods.prompt_tuning.PromptTuningConfig",
         learning_rate=3e-2,
         mergeable=False,
@@ -35,12 +30,7 @@ METHODS: Mapping[str, Method] = {
         "additive",
         marked("keys and values before those of the text, in every layer"),
         "K = [P_K; K(x)],  V = [P_V; V(x)]        P_K, P_V [n, d]",
-        marked(
-            "Every attention layer sees n trained keys P_K and values P_V before those of the text; all weights "
-            "are frozen. It acts on every layer directly, so it works with smaller models than prompt tuning, and "
-            "has more parameters. The trade-off: the prefix takes up context, and every token's attention to it "
-            "costs time. Li and Liang 2021, arXiv:2101.00190."
-        ),
+        "Li and Liang 2021, arXiv:2101.00190",
         "tsugiki.methods.prefix_tuning.PrefixTuningConfig",
         learning_rate=1e-2,
         mergeable=False,
@@ -49,12 +39,7 @@ METHODS: Mapping[str, Method] = {
         "additive",
         marked("a prompt computed by a small network"),
         "y = f([g(E_P); E(x)])        E_P [n, d]",
-        marked(
-            "As in prompt tuning, n vectors stand before the text, but a small network g computes them from "
-            "trained vectors E_P. All of them share the network and so learn together, which is more stable. "
-            "Afterwards only the result g(E_P) is stored. The trade-off: beside the context that the prompt takes "
-            "up, some millions of parameters train. Liu et al. 2021, arXiv:2103.10385."
-        ),
+        "Liu et al. 2021, arXiv:2103.10385",
         "tsugiki.methods.p_tuning.PromptEncoderConfig",
         learning_rate=1e-3,
         mergeable=False,
@@ -63,12 +48,7 @@ METHODS: Mapping[str, Method] = {
         "additive",
         marked("a bottleneck after each attention and each feed-forward network"),
         "h + U σ(D h)        D [d / 16, d],  U [d, d / 16]",
-        marked(
-            "After each attention and each feed-forward network, a small network of two layers changes the output "
-            "h: D makes it narrow, σ is an activation, and U makes it wide again. U begins with zeros, so nothing "
-            "changes before training. The trade-off: the layers compute one after the other and cannot be merged, "
-            "so the model stays a little slower. Houlsby et al. 2019, arXiv:1902.00751."
-        ),
+        "Houlsby et al. 2019, arXiv:1902.00751",
         "tsugiki.methods.bottleneck.BottleneckConfig",
         {"mh_adapter": True, "output_adapter": True, "original_ln_before": False},
         learning_rate=1e-3,
@@ -79,13 +59,7 @@ METHODS: Mapping[str, Method] = {
         "additive",
         marked("a bottleneck after each block's feed-forward network"),
         "y + U σ(D y)        D [d / 16, d],  U [d, d / 16]",
-        marked(
-            "After each block, a small network of two layers changes the block's output y: D makes it narrow, σ "
-            "is an activation, and U makes it wide again. It is the method of Houlsby with one network per block "
-            "instead of two, which is enough in most cases. U begins with zeros, so nothing changes before "
-            "training. The trade-off: it cannot be merged, so the model stays a little slower. Pfeiffer et al. "
-            "2020, arXiv:2005.00247."
-        ),
+        "Pfeiffer et al. 2020, arXiv:2005.00247",
         "tsugiki.methods.bottleneck.BottleneckConfig",
         {"mh_adapter": False, "output_adapter": True, "original_ln_before": True},
         learning_rate=1e-3,
@@ -96,13 +70,7 @@ METHODS: Mapping[str, Method] = {
         "additive",
         marked("a factor for each key, value and inner feature"),
         "y = l ∘ (W x + b)        l [out]",
-        marked(
-            "Every feature of the keys, the values and the inner activations of the feed-forward network is "
-            "multiplied by a trained factor l; W and b are frozen. All factors begin with 1, so nothing changes "
-            "before training, and merged into the weights they cost nothing. It has one parameter for each "
-            "feature. The trade-off: it can only strengthen or weaken what the model computes already, and it "
-            "needs a high learning rate. Liu et al. 2022, arXiv:2205.05638."
-        ),
+        "Liu et al. 2022, arXiv:2205.05638",
         "tsugiki.methods.ia3.IA3Config",
         learning_rate=3e-3,
     ),
@@ -110,24 +78,14 @@ METHODS: Mapping[str, Method] = {
         "reparametrised",
         marked("two low-rank factors for each target layer"),
         "y = W x + b + (alpha / r) B A x        A [r, in],  B [out, r]",
-        marked(
-            "The weight W of each target layer is frozen, and two small matrices A and B beside it train: r (in + "
-            "out) parameters instead of in · out. B begins with zeros, so nothing changes before training. Merged "
-            "into the weight, W + (alpha / r) B A, the adapter costs nothing. The trade-off: the update of a "
-            "layer has at most rank r. Hu et al. 2021, arXiv:2106.09685."
-        ),
+        "Hu et al. 2021, arXiv:2106.09685",
         _LORA,
     ),
     "rslora": Method(
         "reparametrised",
         marked("LoRA scaled by alpha / sqrt(r)"),
         "y = W x + b + (alpha / √r) B A x        A [r, in],  B [out, r]",
-        marked(
-            "LoRA with another scale: alpha / √r instead of alpha / r. With alpha / r the update of a high rank "
-            "becomes small, and it learns slowly; here high ranks learn as fast as low ones. The trade-off: at "
-            "the same alpha the update is √r times as large as LoRA's, so the learning rate may have to be lower. "
-            "Kalajdzievski 2023, arXiv:2312.03732."
-        ),
+        "Kalajdzievski 2023, arXiv:2312.03732",
         _LORA,
         {"use_rslora": True},
     ),
@@ -135,13 +93,7 @@ METHODS: Mapping[str, Method] = {
         "reparametrised",
         marked("LoRA for the direction of each weight row, and a trained length"),
         "y = m ∘ (W x + s B A x) / ‖W + s B A‖ + b        s = alpha / r,  m [out]",
-        marked(
-            "LoRA changes the direction of each row of the weight W, and a trained number m is the row's length; "
-            "‖…‖ is the length of each row. m begins with ‖W‖ and B with zeros, so nothing changes before "
-            "training. Full fine-tuning mostly changes directions and hardly lengths, and DoRA can do the same; "
-            "it helps most at small ranks. The trade-off: the lengths are computed at every step, which costs "
-            "time and memory. Liu et al. 2024, arXiv:2402.09353."
-        ),
+        "Liu et al. 2024, arXiv:2402.09353",
         _LORA,
         {"use_dora": True},
         not_accelerated=marked(
@@ -153,12 +105,7 @@ METHODS: Mapping[str, Method] = {
         "reparametrised",
         marked("LoRA with a higher learning rate for B than for A, by the factor loraplus_lr_ratio"),
         "y = W x + b + (alpha / r) B A x        η_B = 16 η_A",
-        marked(
-            "LoRA whose B has a higher learning rate η than its A. A begins with random values and B with zeros, "
-            "and the steps that they need depend on the width of the layer in different ways; with one rate for "
-            "both, wide layers learn too slowly. The trade-off: there is one more setting, loraplus_lr_ratio, and "
-            "the rate of B is soon too high. Hayou et al. 2024, arXiv:2402.12354."
-        ),
+        "Hayou et al. 2024, arXiv:2402.12354",
         _LORA,
         learning_rate_factor=1 / 4,  # of A; that of B is 16 times as high
     ),
@@ -166,13 +113,7 @@ METHODS: Mapping[str, Method] = {
         "reparametrised",
         marked("LoRA initialised with the principal components of each weight"),
         "y = W x + b + s (B A - B₀ A₀) x        s B₀ A₀ ≈ W,  s = alpha / r",
-        marked(
-            "LoRA that begins with the most important part of each weight instead of noise: B₀ A₀ is the best "
-            "approximation of W of rank r, from its singular value decomposition. W stays as it is and B₀ A₀ is "
-            "subtracted, so nothing changes before training. It learns faster than LoRA from the first step. The "
-            "trade-off: each weight is decomposed before training, and the matrices are twice as wide to compute. "
-            "Meng et al. 2024, arXiv:2404.02948."
-        ),
+        "Meng et al. 2024, arXiv:2404.02948",
         _LORA,
         {"init_lora_weights": "pissa"},
         learning_rate_factor=1 / 3,
@@ -181,12 +122,7 @@ METHODS: Mapping[str, Method] = {
         "reparametrised",
         marked("LoRA initialised with orthogonal factors"),
         "y = W x + b + (alpha / r) B A x        B₀ A₀ = 0,  B₀ ≠ 0",
-        marked(
-            "LoRA whose A and B begin with orthogonal factors: neither is zero, but their product is, up to "
-            "rounding. So almost nothing changes before training, and both factors have a gradient from the first "
-            "step, whereas A of ordinary LoRA has none in the first. It costs no more than LoRA; the rank must be "
-            "even. This initialisation comes from PEFT, and the file is that of LoRA (arXiv:2106.09685)."
-        ),
+        "Hu et al. 2021, arXiv:2106.09685",
         _LORA,
         {"init_lora_weights": "orthogonal"},
     ),
@@ -194,12 +130,7 @@ METHODS: Mapping[str, Method] = {
         "reparametrised",
         marked("LoRA with A frozen, so that no layer keeps its input"),
         "y = W x + b + (alpha / r) B A x        B [out, r]",
-        marked(
-            "LoRA whose A stays as it was drawn at random, so only B trains. The gradient of B needs A x alone, "
-            "with r numbers for each token, so no layer has to keep its whole input, which saves memory. The "
-            "trade-off: the update is limited to the r directions of the input that A happens to see. Zhang et "
-            "al. 2023, arXiv:2308.03303."
-        ),
+        "Zhang et al. 2023, arXiv:2308.03303",
         _LORA,
         {"freeze_A": True},
     ),
@@ -207,12 +138,7 @@ METHODS: Mapping[str, Method] = {
         "selective",
         marked("the biases"),
         "y = W x + (b + Δ)        Δ [out]",
-        marked(
-            "Only the biases b of the layers train; all weights W are frozen. It adds nothing to the model, so it "
-            "costs no time, and about a thousandth of the parameters train. The trade-off: what biases can "
-            "express is limited, and many models, such as Llama, have none. Ben Zaken et al. 2021, "
-            "arXiv:2106.10199."
-        ),
+        "Ben Zaken et al. 2021, arXiv:2106.10199",
         "tsugiki.methods.selective.SelectiveConfig",
         {"target_parameters": ["bias"]},
         learning_rate=1e-3,
@@ -223,12 +149,7 @@ METHODS: Mapping[str, Method] = {
         "selective",
         marked("the normalisation layers"),
         "y = (g + Δ) ∘ norm(x)        Δ [d]",
-        marked(
-            "Only the normalisation layers train: the factor g of each feature, and the bias if there is one. It "
-            "adds nothing to the model, so it costs no time, and about a thousandth of the parameters train. The "
-            "trade-off: it can only strengthen or weaken features between the layers. Zhao et al. 2023, "
-            "arXiv:2312.11420."
-        ),
+        "Zhao et al. 2023, arXiv:2312.11420",
         "tsugiki.methods.selective.LNTuningConfig",
         learning_rate=1e-3,
         not_accelerated=marked("a base in bf16 or int8; fused RMSNorm"),
@@ -237,13 +158,7 @@ METHODS: Mapping[str, Method] = {
         "selective",
         marked("the output head"),
         "logits = (W + Δ) h        Δ [V, d]",
-        marked(
-            "Only the output head trains, the matrix that gives each token its score from the last hidden state "
-            "h; V is the size of the vocabulary. It is simple, and needs no backward pass through the layers "
-            "below. The trade-off: it is one large matrix, and it can only separate tokens by features that the "
-            "layers below compute already. Compare bitfit (arXiv:2106.10199), which trains other parameters in "
-            "the same way."
-        ),
+        "Ben Zaken et al. 2021, arXiv:2106.10199",
         "tsugiki.methods.selective.SelectiveConfig",
         {"target_parameters": "head"},
         learning_rate=1e-4,
@@ -254,12 +169,7 @@ METHODS: Mapping[str, Method] = {
         "selective",
         marked("the parameters that a pattern selects"),
         "y = f(x; θ_S + Δ, θ_rest)",
-        marked(
-            "The parameters S whose names match a pattern train, such as all those of the last block; all others "
-            "are frozen. While the adapter is attached, copies replace these parameters, whose own values do not "
-            "change. The trade-off: the file is as large as what is selected, and each of these parameters trains "
-            "in full. bitfit, norms and head are special cases (arXiv:2106.10199)."
-        ),
+        "Ben Zaken et al. 2021, arXiv:2106.10199",
         "tsugiki.methods.selective.SelectiveConfig",
         learning_rate=1e-4,
         readable_by_peft=False,
@@ -269,12 +179,7 @@ METHODS: Mapping[str, Method] = {
         "full fine-tuning",
         marked("every weight"),
         "y = f(x; θ + Δ)",
-        marked(
-            "Every weight θ of the model trains, and the result is a whole model, not an adapter. Nothing limits "
-            "what the model can learn. The trade-off: weights, gradients and the two moments of the optimiser "
-            "take 16 bytes for each parameter, every task needs a whole model, and the learning rate must be "
-            "lower than an adapter's."
-        ),
+        "",
         "tsugiki.methods.full.FullConfig",
         learning_rate_factor=1 / 10,
         readable_by_peft=False,

@@ -25,10 +25,9 @@ from tsugiki.methods.table import METHODS
 from tsugiki.model.linear import features, is_linear
 from tsugiki.model.targets_by_rule import reasons_against
 from tsugiki.model.ungrafted import base_modules, find_stacks
-from tsugiki.report.table import Table, wrap
+from tsugiki.report.table import Table
 from tsugiki.training.settings.config import RunConfig, validate_method
 
-_WIDTH = 100  # columns of a description
 _REASON_LENGTH = 60  # characters of a reason in a cell
 
 _FAMILIES = (marked("additive"), marked("reparametrised"), marked("selective"), marked("full fine-tuning"))
@@ -56,15 +55,15 @@ def methods_table(model: str) -> Table:
 
 
 def describe_method(name: str, model: str) -> tuple[str, Table, list[str]]:
-    """Return a method's formula and description, a table of its settings with their defaults, and further facts."""
+    """Return a method's formula and paper, a table of its settings with their defaults, and further facts."""
     try:
         validate_method(name)
     except ValueError as error:
         raise TsugikiError(f"{name}: {error}") from error
     method = METHODS[name]
     title = f"{name} · {_(method.family)} · {_(method.summary)}"
-    description = "\n".join(wrap(_(method.description), _WIDTH))
-    text = f"{title}\n\n    {method.formula}\n\n{description}\n"
+    guide = _("what it costs and when to use it: docs/methods.md")
+    text = "\n\n".join(filter(None, (title, f"    {method.formula}", method.paper, guide))) + "\n"
     notes = [
         _("{setting} is {value!r} in this method").format(setting=setting, value=value)
         for setting, value in method.fixed_settings.items()
