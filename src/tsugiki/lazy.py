@@ -1,25 +1,43 @@
-"""Public names of a package whose modules are imported only when a name is used."""
+"""The public names of the modules of a package, which are imported only when a name is used."""
 
+import re
+import sys
+from collections import defaultdict
 from collections.abc import Callable, Mapping
+from functools import cache
 from importlib import import_module
+from pathlib import Path
 from typing import Any, TypeAlias
 
 Face: TypeAlias = tuple[Callable[[str], Any], Callable[[], list[str]]]
 """`__getattr__` and `__dir__` of a package."""
 
+_DEFINED = re.compile(r"^(?:def|class) (\w+)|^([A-Za-z]\w*(?:, \w+)*)(?:: [^=\n]+)? = ", re.MULTILINE)
+"""The beginning of a definition in a module: a function, a class, or names that get a value."""
 
-def lazy_names(package: str, names: Mapping[str, str]) -> Face:
-    """Return `__getattr__` and `__dir__` of a package, so that importing one of its modules imports no others.
 
-    Args:
-        package: the name of the package, its `__name__`.
-        names: public names, separated by spaces, by the module that defines them, relative to the package.
+def lazy_names(package: str) -> Face:
+    """Return `__getattr__` and `__dir__` of the package with this name: it has every public name of its modules.
+
+    They are found in the sources, so that importing one module imports no others. A name that two modules define, or
+    that is the name of a module, must be imported from where it is defined.
     """
-    module_of = {name: f"{package}.{module}" for module, public in names.items() for name in public.split()}
+
+    @cache
+    def modules_of() -> Mapping[str, set[str]]:
+        folder, found = Path(sys.modules[package].__path__[0]), defaultdict[str, set[str]](set)
+        for path in folder.rglob("*.py"):
+            module = ".".join((package, *path.relative_to(folder).with_suffix("").parts))
+            for function, values in _DEFINED.findall(path.read_text(encoding="utf-8")):
+                for name in (function or values).split(", "):
+                    found[name].add(module)
+        hidden = {path.stem for path in folder.iterdir()}
+        return {name: modules for name, modules in found.items() if name[0] != "_" and name not in hidden}
 
     def get(name: str) -> Any:
-        if name not in module_of:
-            raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(import_module(module_of[name]), name)
+        modules = () if name.startswith("_") else modules_of().get(name, ())
+        if len(modules) != 1:
+            raise AttributeError(f"module {package!r} has {len(modules) or 'no'} attributes called {name!r}")
+        return getattr(import_module(*modules), name)
 
-    return get, lambda: sorted(module_of)
+    return get, lambda: sorted(modules_of())

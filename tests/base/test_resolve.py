@@ -17,11 +17,10 @@ from tsugiki.base import (
     load_tokenizer,
     local_folder,
     placeholder_model,
-    settings_folder,
     split_revision,
     weight_entries,
 )
-from tsugiki.base.resolve import model_folder
+from tsugiki.base.resolve import model_folder, settings_folder
 
 
 @pytest.fixture

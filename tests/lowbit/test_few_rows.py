@@ -16,9 +16,9 @@ from tsugiki.lowbit import (
     few_integer_rows,
     few_rows,
     few_rows_product,
-    plain_levels,
     plain_scaled,
 )
+from tsugiki.lowbit.integer_passes import plain_levels
 from tsugiki.native import native, native_for
 
 SHAPES = [(1, 1), (130, 257), (5, 33), (64, 96), (3, 100), (7, 31), (9, 577)]

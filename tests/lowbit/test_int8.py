@@ -17,9 +17,9 @@ from tsugiki.lowbit import (
     integer_products,
     plain_dithered,
     plain_input_gradient,
-    plain_product,
     plain_rotated,
 )
+from tsugiki.lowbit.int8 import plain_product
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 needs_exact_integers = pytest.mark.skipif(not exact_integers(), reason="the plain twin is all that runs here")

@@ -15,8 +15,8 @@ from tsugiki.lowbit import (
     integer_products,
     nf4,
     plain_input_gradient,
-    plain_product,
 )
+from tsugiki.lowbit.int8 import plain_product
 from tsugiki.lowbit.nf4 import plain_levels
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

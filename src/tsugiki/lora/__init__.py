@@ -6,18 +6,4 @@ Read `layer.py` first: it holds the whole method. `pair`, `init` and `variants` 
 
 from tsugiki.lazy import lazy_names
 
-__getattr__, __dir__ = lazy_names(
-    __name__,
-    {
-        "adapter": "LoraAdapter",
-        "config": "LoraConfig",
-        "experts": "LoraParameters ParameterPair",
-        "graft": "add_adapter remove_adapter trainable_parameters",
-        "hold": "active_adapter active_names base_alone is_grafted is_merged",
-        "init": "init_orthogonal_ init_pissa_",
-        "layer": "LoraEmbedding LoraLinear grafted_layers new_pair updated_weight wrap",
-        "pair": "LowRank",
-        "targets": "find_targets",
-        "variants": "LoraConv2d add_magnitude dora dora_factor plain_factor",
-    },
-)
+__getattr__, __dir__ = lazy_names(__name__)

@@ -6,12 +6,4 @@ losses       a loss is a function of the log-probabilities of whole answers (`fa
 
 from tsugiki.lazy import lazy_names
 
-__getattr__, __dir__ = lazy_names(
-    __name__,
-    {
-        "losses": (
-            "LOSSES Answers PreferenceLoss apo_zero dpo dpo_norm ipo kto kto_baseline likelihood_loss orpo simpo"
-        ),
-        "pairs": "AnswerRows Preferences open_preferences pack_preferences",
-    },
-)
+__getattr__, __dir__ = lazy_names(__name__)

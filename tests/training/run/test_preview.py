@@ -10,7 +10,8 @@ import pytest
 from tests.runs import one_thread, run_config
 from tests.tiny import TEXT, byte_tokenizer, save_tiny
 from tsugiki.data import StepBatches
-from tsugiki.report import count_lines, to_html, to_terminal
+from tsugiki.report import count_lines, to_terminal
+from tsugiki.report.preview import to_html
 from tsugiki.training import RunConfig, preview, train
 
 pytestmark = pytest.mark.filterwarnings("ignore")
