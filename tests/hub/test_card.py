@@ -1,5 +1,6 @@
 """The card of an adapter: its metadata read back by huggingface_hub, its page by a Markdown parser."""
 
+import math
 import re
 from typing import Any
 
@@ -96,6 +97,9 @@ def test_the_metadata_are_read_back():
     assert (data.base_model, data.base_model_relation, data.license) == ("them/base-7b", "adapter", "apache-2.0")
     assert (data.library_name, data.pipeline_tag, data.language) == ("peft", "text-generation", ["ja"])
     assert data.tags == ["lora", "tsugiki"]
+    assert data.model_name == "soseki"
+    figures = {result.metric_type: result.metric_value for result in data.eval_results}
+    assert figures == {"loss": 3.0, "bits_per_char": 1.5, "perplexity": pytest.approx(math.exp(3), rel=1e-5)}
 
 
 def test_the_page_tells_the_run():

@@ -4,13 +4,14 @@ The page has the sections of the run's report that others need, and how to use t
 with a digest of all other text. A card whose digest does not match was edited by hand.
 """
 
+import math
 import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from tsugiki.adapters.metadata import BaseReference, Provenance
 from tsugiki.base.resolve import EMBEDDED
@@ -102,6 +103,7 @@ def _digest(text: str) -> str:
 
 def _metadata(adapter: CardData) -> ModelCardData:
     base = None if adapter.base.name == EMBEDDED else adapter.base.name
+    results = _results(adapter.record)
     return ModelCardData(
         base_model=base,
         base_model_relation="adapter" if base else None,
@@ -110,6 +112,8 @@ def _metadata(adapter: CardData) -> ModelCardData:
         library_name="peft" if method_of(adapter.config).readable_by_peft else "tsugiki",
         pipeline_tag="text-generation" if adapter.fields.get("task_type") == "CAUSAL_LM" else None,
         tags=[*(["lora"] if isinstance(adapter.config, LoraConfig) else []), "tsugiki"],
+        model_name=adapter.name if results else None,
+        eval_results=results or None,
     )
 
 
@@ -117,6 +121,30 @@ def _language_of(adapter: CardData) -> list[str] | None:
     """Return Japanese, if the samples have kana; otherwise the language is not known."""
     samples = adapter.record.samples if adapter.record is not None else []
     return ["ja"] if any(re.search("[ぁ-ん]", sample.text) for sample in samples) else None
+
+
+def _results(record: RunRecord | None) -> list[EvalResult]:
+    """Return the results after training, on the held-out text of the run, for the card's metadata."""
+    if record is None or not record.evaluations:
+        return []
+    after = record.evaluations[-1]
+    figures = [
+        ("perplexity", "perplexity", after.perplexity),
+        ("bits_per_char", "bits per character", after.bits_per_char),
+        ("loss", "loss (nats per token)", after.loss),
+    ]
+    return [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type="held-out",
+            dataset_name="held-out text of the run",
+            metric_type=name,
+            metric_name=label,
+            metric_value=float(f"{value:.6g}"),
+        )
+        for name, label, value in figures
+        if math.isfinite(value)
+    ]
 
 
 def _adapter_lines(adapter: CardData) -> list[Row]:
