@@ -91,8 +91,8 @@ def _pairs_sentence(record: RunRecord) -> str:
     before, after = record.pair_evaluations[0], record.pair_evaluations[-1]
     share, low, high, start = (100 * one for one in (after.accuracy, *after.accuracy_interval, before.accuracy))
     message = _(
-        "On {pairs} that it has not seen, {what} is right about {share:.1f} % (95 % interval {low:.1f} to "
-        "{high:.1f} %), at the start about {start:.1f} %."
+        "Of {pairs} that it has not seen, {what} gets {share:.1f} % right (95 % interval {low:.1f} to {high:.1f} %), "
+        "against {start:.1f} % at the start."
     )
     pairs = (counts.examples if after.likelier is None else counts.pairs)(after.pairs)
     return message.format(pairs=pairs, what=_what(record), share=share, low=low, high=high, start=start)
