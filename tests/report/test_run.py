@@ -244,7 +244,7 @@ def test_the_command_prints_the_path_of_the_page(tmp_path: Path):
     record(status="running").write(tmp_path)
     result = CliRunner().invoke(app, [str(tmp_path)])
     assert result.exit_code == 0, result.exception
-    assert result.output.strip() == str(tmp_path / "report.html")
+    assert result.output.splitlines() == [str(tmp_path / "report.html"), f"next: tsugiki train --resume {tmp_path}"]
     assert (tmp_path / "report.html").is_file()
     nothing = CliRunner().invoke(app, [str(tmp_path / "nothing")])
     assert isinstance(nothing.exception, TsugikiError)
