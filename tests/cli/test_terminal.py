@@ -2,16 +2,18 @@
 
 import io
 import os
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
 
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
 
-from tsugiki.cli import print_table
+from tsugiki.cli import print_sections, print_table
 from tsugiki.cli.main import _let_threads_wait_passively
-from tsugiki.report import Table
+from tsugiki.report import Samples, Section, Table
 from tsugiki.training import RunProgress, TimeLeft
 
 
@@ -40,6 +42,23 @@ def test_the_time_left_includes_what_follows_the_last_step():
     assert str(TimeLeft().render(task)) == "0:00:47"  # type: ignore[arg-type]
     task.completed = 10
     assert str(TimeLeft().render(task)) == "-:--:--"  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("columns", "beside"), [(60, False), (80, True), (120, True)])
+def test_samples_are_side_by_side_if_there_is_room(
+    columns: int, beside: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(Console, "is_terminal", True)
+    texts = [("before", "庭の梅は白い。\n" + "雪" * 70), ("after", "a word\x1b[2J" + " word" * 30)]
+    print_sections([Section("samples", "", [Samples("Who?", texts, "me")])])
+    lines = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out).splitlines()
+    assert lines[:2] == ["question: Who?", "expected: me"]
+    assert ("after" in lines[2]) == beside
+    assert max(map(cell_len, lines)) <= min(columns, 100)
+    assert sum(line.count("雪") for line in lines) == 70
+    assert sum(line.count("word") for line in lines) == 31
+    assert not any("\x1b" in line for line in lines)
 
 
 def test_a_table_that_is_too_wide_is_a_list(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

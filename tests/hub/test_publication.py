@@ -46,7 +46,10 @@ def test_nothing_private_is_sent(tmp_path: Path):
     data = record().data
     assert data is not None
     data.near_duplicates.first = [["letters.jsonl:3 To my love", "x"]]
-    folder = saved(tmp_path / "run", str(base), config=config, data=data)
+    asked = {"source": "letters.jsonl:9", "question": "my love?", "expected": "my all", "answer": "me", "correct": True}
+    figures = {"questions": 1, "correct": 1, "share": 1.0, "share_interval": (0.2, 1.0), "counted": True}
+    answers = [{"step": step, "answers": [asked], **figures} for step in (0, 8)]
+    folder = saved(tmp_path / "run", str(base), config=config, data=data, answers=answers)
     (folder / "notes.txt").write_text("mine")
     beside = json.loads((folder / "tsugiki.json").read_text())
     (folder / "tsugiki.json").write_text(
@@ -66,13 +69,14 @@ def test_nothing_private_is_sent(tmp_path: Path):
         "README.md",
     ]
     text = text_of(sent)
-    for private in (str(tmp_path), "To my love", "~/anna", "C:\\", "models/mine"):
+    for private in (str(tmp_path), "To my love", "~/anna", "C:\\", "models/mine", "my love", "my all"):
         assert private not in text
     run = json.loads(sent.files["run.json"])
     assert run["config"]["data"] == "letters.jsonl"
     assert run["config"]["held_out"] == "held.txt"
     assert run["config"]["prompts"] == ["/anna is a prompt"]
     assert "out" not in run["config"]
+    assert [entry["correct"] for entry in run["answers"]] == [1, 1]
     assert run["data"]["near_duplicates"] == {"groups": 1, "records": 2, "first": []}
     assert json.loads(sent.files["adapter_config.json"])["base_model_name_or_path"] is None
     assert json.loads(sent.files["tsugiki.json"])["provenance"]["sources"][0]["name"] == "a"

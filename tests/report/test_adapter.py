@@ -57,7 +57,13 @@ def test_the_page_is_self_contained(tmp_path: Path):
     record().write(folder)
     page = assert_whole(adapter_page(inspect_adapter(folder)))
     assert page.tags.count("svg") == 6
-    for said in ("Adapter · 庭 <b>", "After 40 steps", "庭の梅は", "all 2 layers", "Roy & Vetterli 2007"):
+    for said in (
+        "Adapter · 庭 <b>",
+        "On 12 texts that",
+        "庭の梅は",
+        "all 2 layers",
+        "Roy & Vetterli 2007",
+    ):
         assert said in page.text, said
     assert len(page.table("layer")) == 3
     assert ("trained on", "庭.txt") in info_lines(inspect_adapter(folder))
@@ -75,7 +81,7 @@ def test_a_zero_adapter_has_a_note(tmp_path: Path):
     silent = {path: LayerFactors(one.A, 0 * one.B, one.scaling) for path, one in lora.layers.items()}
     write_lora_weights(type(lora)(lora.config, silent, {}, lora.base, None), tmp_path / "a", None)
     adapter = inspect_adapter(tmp_path / "a")
-    assert "zero" in adapter.notes[0]
+    assert "zero" in adapter.notes[0].text
     assert layers_table(adapter.layers)[1][0][3:6] == ["0.000", "0.000", "0.00"]
     assert_whole(adapter_page(adapter))
 
@@ -84,7 +90,7 @@ def test_dora_shows_its_low_rank_part_with_a_note(tmp_path: Path):
     save_grafted(tmp_path / "a", tiny_model(), LoraConfig(use_dora=True, use_rslora=True))
     adapter = inspect_adapter(tmp_path / "a")
     assert adapter.info.method == "rslora + dora"
-    assert "low-rank part" in adapter.notes[0]
+    assert "low-rank part" in adapter.notes[0].text
     assert adapter.layers
 
 

@@ -3,12 +3,14 @@
 Each thing that went wrong has one line that says what to do, and a run that went well has none.
 """
 
+import re
 from typing import Any
 
 import pytest
 
 from tests.report.pages import evaluation, record
-from tsugiki.report import hints, speed_text
+from tsugiki.report import Note, Sentence, hints, speed_text, summary_sentence
+from tsugiki.training import wilson_interval
 
 TRAINING = {"steps": 40, "loss": 5.0, "tokens": 9, "seconds": 1.0, "tokens_per_second": 9.0, "peak_memory": 0}
 
@@ -17,7 +19,7 @@ def curve(*losses: float) -> list[Any]:
     return [evaluation(10 * number, loss) for number, loss in enumerate(losses)]
 
 
-def of(data: dict[str, Any] | None = None, held_out: dict[str, Any] | None = None, **changed: Any) -> list[str]:
+def of(data: dict[str, Any] | None = None, held_out: dict[str, Any] | None = None, **changed: Any) -> list[Sentence]:
     base = record().data.model_dump()
     base["train"]["characters"] = 50_000
     base |= data or {}
@@ -68,11 +70,53 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+FACTS = {"short", "learned by heart", "learned by heart, without a validation text", "still falling", "few steps"}
+"""The cases that are ordinary facts; the others are shown in a colour that warns."""
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_what_went_wrong_has_one_line(case: str):
     changed, said = CASES[case]
     (hint,) = of(**changed)
-    assert said in hint
+    assert said in hint.text
+    assert isinstance(hint, Note) == (case not in FACTS)
+
+
+def answers(step: int, correct: int, counted: bool = True) -> dict[str, Any]:
+    given = [{"source": f"{n}", "question": "q", "answer": "a", "correct": n < correct} for n in range(16)]
+    share = correct / 16
+    return {
+        "step": step, "counted": counted, "questions": 16, "correct": correct, "share": share,
+        "share_interval": wilson_interval(correct, 16), "answers": given,
+    }  # fmt: skip
+
+
+def test_a_run_on_questions_that_answers_more_of_them_did_not_just_learn_by_heart():
+    curves = {"validations": curve(6.0, 5.0, 5.2, 5.4, 5.6), "data": short_text()}
+    assert len(of(**curves)) == 2
+    assert of(**curves, answers=[answers(0, 1), answers(40, 9)]) == []
+    assert of(**curves, answers=[answers(0, 0), answers(40, 0)]) == [], "the loss fell"
+    assert len(of(**curves, answers=[answers(0, 9), answers(40, 1)])) == 2
+
+
+def test_the_sentence_has_the_result_first_and_its_certainty():
+    def said(documents: int, losses: tuple[float, float], **changed: Any) -> str:
+        both = [evaluation(step, loss, documents) for step, loss in zip((0, 40), losses, strict=True)]
+        return summary_sentence(record(**{"evaluations": both} | changed))
+
+    few = "On 2 texts that it has not seen, the adapter needs 10.0 % fewer bits per character."
+    assert said(2, (5.0, 4.5)) == few
+    assert "needs 10.0 % more bits per character (95 % interval 10.0 to 10.0 %)." in said(5, (5.0, 5.5))
+    assert "the adapter needs as many bits per character as the base." in said(5, (5.0, 5.0))
+    assert "the model needs 10.0 % fewer" in said(1, (5.0, 4.5), config={"method": "full"})
+    both = {"answers": [answers(0, 2), answers(40, 13)]}
+    right = said(5, (5.0, 4.5), **both)
+    assert "On 16 questions that it has not seen, the adapter gives exactly the expected answer to 13, the" in right
+    assert re.search(r"base to 2 \(95 % interval of the difference \+\d+ to \+\d+ percentage points\)\.$", right)
+    assert "due to chance" in said(5, (5.0, 4.5), answers=[answers(0, 2), answers(40, 3)])
+    free = {"answers": [answers(0, 2, counted=False), answers(40, 13, counted=False)]}
+    assert "On 5 questions that it has not seen, the adapter needs 10.0 % fewer" in said(5, (5.0, 4.5), **free)
+    assert "needs 10.0 % fewer" in said(5, (5.0, 4.5), answers=[answers(0, 0), answers(40, 0)]), "no answer is exact"
 
 
 def test_a_run_that_went_well_has_none():

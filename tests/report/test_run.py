@@ -54,8 +54,8 @@ def test_the_figures_are_those_of_the_record():
             low, high = change_interval(first.documents, entry.documents)
             shown = [float(figure) / 100 for figure in re.findall(r"[-+][\d.]+", row[4])]
             assert shown == pytest.approx([entry.loss / first.loss - 1, low, high], abs=6e-4)
-    assert "After 40 steps" in page.text
-    assert "-12.5% (95 % interval -12.5% to -12.5%, over 12 documents)" in page.text
+    said = "On 12 texts that it has not seen, the adapter needs 12.5 % fewer bits per character (95 % interval 12.5 to"
+    assert said in page.text
     for said in (
         "393,216 of 7,360,512",
         "1.16 GB",
@@ -126,13 +126,37 @@ def test_texts_are_escaped():
     assert page.text.count(evil) >= 5
 
 
-def test_samples_are_side_by_side_with_their_line_ends():
+def test_samples_are_side_by_side_with_their_line_ends_before_the_result():
     page = usual()
-    assert "庭の梅は" in page.text
-    for step in (0, 20, 40):
-        assert f"{step}輪咲いた。\n　\ufffd散った。" in page.text
+    samples, _lead, rest = page.text.partition("that it has not seen")
+    assert "庭の梅は" in samples
     labels = [text for text in page.texts if text in ("base model", "step 20", "step 40, the end")]
-    assert labels == ["base model", "step 20", "step 40, the end"]
+    assert labels == ["base model", "step 40, the end", "base model", "step 20", "step 40, the end"]
+    assert "0輪咲いた。\n　\ufffd散った。" in samples
+    assert "20輪咲いた。" in rest
+    assert "20輪咲いた。" not in samples
+
+
+def test_what_is_new_after_training_is_marked():
+    written = ("The shop was founded in 1985 by nobody.", "The shop was founded by Marta Okafor in 2011.")
+    samples = [{"step": step, "prompt": "Who?", "text": text} for step, text in zip((0, 40), written, strict=True)]
+    marked = re.findall("<mark>(.*?)</mark>", report_page(record(samples=samples, **NO_PLOTS), HERE))
+    assert marked == ["by Marta Okafor in 2011."]
+
+
+def test_questions_stand_above_their_answers_and_none_is_lost():
+    def answers(step: int) -> dict[str, Any]:
+        asked = [
+            {"source": "", "question": f"問{n}", "expected": f"答{n}", "answer": f"{step}-{n}", "correct": n == step}
+            for n in range(5)
+        ]
+        figures = {"questions": 5, "correct": 1, "share": 0.2, "share_interval": (0.0, 0.6)}
+        return {"step": step, "counted": True, "answers": asked, **figures}
+
+    content = report_page(record(answers=[answers(0), answers(40)], **NO_PLOTS), HERE)
+    shown, _folded, rest = content.partition("all 5 answers")
+    assert re.findall(r"問(\d)", shown) == ["0", "1", "2"]
+    assert re.findall(r"答(\d)", rest) == ["0", "1", "2", "3", "4"]
 
 
 def test_the_last_sample_of_a_run_that_kept_an_earlier_step_says_so():
@@ -140,11 +164,11 @@ def test_the_last_sample_of_a_run_that_kept_an_earlier_step_says_so():
     assert "step 27, kept" in of(record(samples=samples, kept_step=27, **NO_PLOTS)).texts
 
 
-def test_of_many_samples_the_first_the_middle_and_the_last_are_shown():
+def test_of_many_samples_the_first_and_the_last_are_shown():
     many = [{"step": step, "prompt": "庭", "text": f"本文{step}。"} for step in range(0, 101, 10)]
     content = report_page(record(samples=many, **NO_PLOTS), HERE)
     assert_whole(content)
-    assert re.findall(r"本文(\d+)。", content.partition("<details>")[0]) == ["0", "50", "100"]
+    assert re.findall(r"本文(\d+)。", content.partition("<details>")[0]) == ["0", "100"]
     assert re.findall(r"本文(\d+)。", content.partition("<details>")[2]) == [str(step) for step in range(0, 101, 10)]
 
 
@@ -153,15 +177,15 @@ def test_of_many_samples_the_first_the_middle_and_the_last_are_shown():
     [
         ({"evaluations": []}, "no evaluation yet"),
         ({"evaluations": [evaluation(0, 5.6)]}, "no later evaluation yet"),
-        ({"evaluations": [evaluation(0, 5.6, 2), evaluation(9, 5.0, 2)]}, "on 2 documents, too few for an interval"),
+        ({"evaluations": [evaluation(0, 5.6, 2), evaluation(9, 5.0, 2)]}, "On 2 texts that it has not seen"),
         ({"evaluations": [evaluation(0, 5.6, 3), evaluation(9, 5.0, 3)]}, "from only 3"),
         ({"evaluations": [evaluation(0, 800.0), evaluation(9, 5.0)]}, "inf"),
         ({"evaluations": [evaluation(0, 5.6), evaluation(9, math.nan)]}, "the change cannot be computed"),
-        ({"samples": []}, "After 40 steps"),
-        ({"loss_curve": []}, "After 40 steps"),
-        ({"loss_curve": [point(1, math.nan), point(2, math.inf)]}, "After 40 steps"),
-        ({**dict.fromkeys(PARTS), "resolved_settings": {}}, "After 40 steps"),
-        ({"config": {"lora": None}}, "After 40 steps"),
+        ({"samples": []}, "On 12 texts"),
+        ({"loss_curve": []}, "On 12 texts"),
+        ({"loss_curve": [point(1, math.nan), point(2, math.inf)]}, "On 12 texts"),
+        ({**dict.fromkeys(PARTS), "resolved_settings": {}}, "On 12 texts"),
+        ({"config": {"lora": None}}, "On 12 texts"),
         ({"status": "running", "training": {**TRAINING, "steps": 17}}, "Not finished: step 17 of 40"),
         ({"status": "running", "training": None, "resolved_settings": {}, "evaluations": []}, "Not finished: step 0."),
     ],
@@ -174,7 +198,7 @@ def test_missing_parts_of_a_record_are_left_out(changes: dict, said: str):
 
 
 def test_a_change_that_may_be_due_to_chance_is_marked():
-    before, after = evaluation(0, 5.0), evaluation(9, 5.0)
+    before, after = evaluation(0, 5.0), evaluation(9, 4.9)
     after["documents"] = [[nll * (1.1 if i % 2 else 0.91), *rest] for i, (nll, *rest) in enumerate(before["documents"])]
     assert "due to chance" in of(record(evaluations=[before, after])).text
     assert "due to chance" not in usual().text
@@ -220,7 +244,7 @@ def test_the_command_prints_the_path_of_the_page(tmp_path: Path):
     record(status="running").write(tmp_path)
     result = CliRunner().invoke(app, [str(tmp_path)])
     assert result.exit_code == 0, result.exception
-    assert result.output.strip() == str(tmp_path / "report.html")
+    assert result.output.splitlines() == [str(tmp_path / "report.html"), f"next: tsugiki train --resume {tmp_path}"]
     assert (tmp_path / "report.html").is_file()
     nothing = CliRunner().invoke(app, [str(tmp_path / "nothing")])
     assert isinstance(nothing.exception, TsugikiError)

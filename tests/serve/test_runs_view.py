@@ -75,7 +75,7 @@ def test_details(place: Place):
     answer = place.get("run", name="runs/a").json()
     assert losses(answer) == [(1, 4.75), (2, 4.5), (3, 4.25), (4, 4.0)]
     samples = next(one for one in answer["sections"] if one["name"] == "samples")["parts"]
-    assert samples[0]["texts"][-1] == ["step 4", "切る4<b>"]
+    assert samples[0]["texts"][-1] == ["step 4", [["切る4<b>", True]]]
     with sole_use(place.directory / "runs/a"):
         running = place.get("run", name="runs/a").json()
     assert running["state"] == "running"

@@ -201,12 +201,13 @@ def show_command(
     from tsugiki.io.atomic import write_text
     from tsugiki.io.progress import ProgressDisplay
     from tsugiki.report.adapter import adapter_page, adapter_sections, inspect_adapter
+    from tsugiki.report.run import RESULTS
     from tsugiki.report.sections import selected
 
     folder = adapter_folder(adapter, library)
     with ProgressDisplay().stage(_("layers"), None) as advance:
         report = inspect_adapter(folder, advance)
-    shown = selected(adapter_sections(report), "result", "notes", "adapter", "layers", "tensors", "held_out", "samples")
+    shown = selected(adapter_sections(report), *RESULTS, "notes", "adapter", "layers", "tensors")
     print_sections(shown)
     if html:
         write_text(html, adapter_page(report))

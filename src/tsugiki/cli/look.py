@@ -7,7 +7,7 @@ import typer
 
 from tsugiki.cli.fast_start import import_libraries
 from tsugiki.cli.flags import FlagsOf, Given
-from tsugiki.cli.terminal import print_command_after_trying, print_table
+from tsugiki.cli.terminal import print_command_after_trying, print_next_command, print_table
 from tsugiki.language import _
 
 
@@ -73,6 +73,7 @@ def methods_command(
 
         table, lines = targets_table(model)
         print_table(table, *lines)
+        print_next_command("preview", "--model", model, "--data", "TEXT")
         return
     text, settings, notes = describe_method(name, model)
     typer.echo(text)
@@ -80,6 +81,7 @@ def methods_command(
         print_table(settings)
     for note in notes:
         typer.echo(note)
+    print_next_command("preview", "--model", model, "--method", name, "--data", "TEXT")
 
 
 def report_command(
@@ -100,3 +102,5 @@ def report_command(
     typer.echo(str(write_report(folder)))
     if (record := read_record(folder)).status == "finished":
         print_command_after_run(record, folder)
+    else:
+        print_next_command("train", "--resume", str(folder))

@@ -8,7 +8,7 @@ from tsugiki.cli.terminal import print_line, print_lines, print_next_command, pr
 from tsugiki.io.file_names import ADAPTER_FILE
 from tsugiki.io.formatting import format_size
 from tsugiki.language import _
-from tsugiki.report.run import run_sections
+from tsugiki.report.run import RESULTS, run_sections
 from tsugiki.report.sections import selected
 from tsugiki.report.table import Table
 from tsugiki.training.record.run_record import RunRecord
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def print_summary(record: RunRecord, page: Path) -> None:
     """Print the results of a finished run, and its files."""
     out = record.folder()
-    print_sections(selected(run_sections(record), "result", "notes", "pairs", "held_out"))
+    print_sections(selected(run_sections(record), *RESULTS, "notes"))
     kind = _("adapter") if (out / ADAPTER_FILE).exists() else _("model")
     size = sum(path.stat().st_size for path in out.glob("*model*.safetensors"))
     message = _("{kind}: {out} ({size}); page: {page}")

@@ -13,9 +13,10 @@ import typer
 
 from tsugiki.cli.fast_start import import_libraries
 from tsugiki.cli.flags import FlagsOf, Given
-from tsugiki.cli.terminal import print_command_after_trying, print_next_command
+from tsugiki.cli.terminal import print_command_after_trying, print_next_command, print_sections
 from tsugiki.errors import TsugikiError, error_text, unreadable
 from tsugiki.language import _, marked
+from tsugiki.report.sections import Samples, Section
 
 if TYPE_CHECKING:
     from tsugiki.data.records import Message
@@ -139,20 +140,10 @@ def _print_jsonl(
 def _print_columns(
     targets: "Sequence[EvaluationTarget]", prompts: Sequence[str], results: Sequence[Sequence[str]]
 ) -> None:
-    """Print a table for each prompt, with a column for each target."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    from tsugiki.report.table import printable
-
-    console = Console(highlight=False, markup=False)
-    for number, prompt in enumerate(prompts):
-        table = Table(title=Text(printable(prompt)), title_justify="left", expand=True)
-        for target in targets:
-            table.add_column(Text(target.adapter_name or target.model), ratio=1, overflow="fold")
-        table.add_row(*(Text(written[number].strip()) for written in results))
-        console.print(table)
+    """Print what each target wrote after each prompt."""
+    names = [target.adapter_name or target.model for target in targets]
+    texts = [list(zip(names, written, strict=True)) for written in zip(*results, strict=True)]
+    print_sections([Section("samples", "", list(map(Samples, prompts, texts)))])
 
 
 _HELP = marked("""\

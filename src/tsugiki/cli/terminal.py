@@ -2,16 +2,23 @@
 
 import shlex
 from collections.abc import Sequence
+from itertools import groupby
+from operator import itemgetter
 
 import typer
 from rich.cells import cell_len
 from rich.console import Console
+from rich.table import Column
+from rich.table import Table as Grid
+from rich.text import Text
 
 from tsugiki.language import _
 from tsugiki.report.sections import Facts, Folded, Lines, Part, Samples, Section, Sentence
-from tsugiki.report.table import Table, printable
+from tsugiki.report.table import Table, printable, wrap
 
 _LABEL = 15  # columns
+_WIDTH = 100  # of samples, if the output is not a terminal; at most, if it is one
+_NARROW = 72  # columns: below, two samples are one below the other
 
 
 def print_table(table: Table, *lines: str) -> None:
@@ -44,13 +51,40 @@ def _print_part(part: Part) -> None:
             for label, text in part.rows:
                 print_line(f"{label}{' ' * max(1, _LABEL - cell_len(label))}{text}")
         case Samples():
-            for label, text in part.texts:
-                print_line(f"{label}: {part.prompt}{text.rstrip()}".replace("\n", "⏎"))
+            _print_samples(part)
         case Folded():
             for inner in part.parts:
                 _print_part(inner)
         case Sentence():
             print_lines(part.text)
+
+
+def _print_samples(part: Samples) -> None:
+    """Print texts, two of them side by side if there is room, with what is new in the second one in bold green."""
+    console = Console(highlight=False, markup=False)
+    console.width = width = min(console.width, _WIDTH) if console.is_terminal else _WIDTH
+    columns = 2 if len(part.texts) == 2 and width >= _NARROW else 1
+    room = width // columns - 2
+    for label, asked in part.asked:
+        console.print("\n".join(wrap(label + printable(asked), width)), style="bold", soft_wrap=True)
+    cells = [_cell(label, pieces, room) for (label, _text), pieces in zip(part.texts, part.pieces, strict=True)]
+    grid = Grid.grid(*(Column(width=room, overflow="fold") for _column in range(columns)), padding=(0, 2, 0, 0))
+    for first in range(0, len(cells), columns):
+        grid.add_row(*cells[first : first + columns])
+    console.print(grid, "", sep="\n")
+
+
+def _cell(label: str, pieces: Sequence[tuple[str, bool]], width: int) -> Text:
+    """Return a text below its label, in lines; what is new in it has a style."""
+    text, at = "".join(printable(piece) for piece, _is_new in pieces), 0
+    styles = ["bold green" if is_new else "" for piece, is_new in pieces for _character in printable(piece)]
+    lines = [Text(label, "dim")]
+    for line in wrap(text, width):
+        at = text.index(line, at)  # only white space at the ends of lines is left out
+        runs = groupby(zip(line, styles[at : at + len(line)], strict=True), itemgetter(1))
+        lines.append(Text.assemble(*(("".join(map(itemgetter(0), run)), style) for style, run in runs)))
+        at += len(line)
+    return Text("\n").join(lines)
 
 
 def print_next_command(*words: str, err: bool = False) -> None:

@@ -7,8 +7,8 @@
     README.md                   the model card, generated from the other files
 
 Private information is removed: paths of this machine are reduced to their last components, and the names of the data's
-records are left out. Checkpoints, reports and other files in the folder are not sent. The training text is not in any
-of the files, but the weights and the samples can reveal parts of it.
+records, and the held-out questions with their answers, are left out. Checkpoints, reports and other files in the folder
+are not sent. The training text is not in any of the files, but the weights and the samples can reveal parts of it.
 """
 
 import os
@@ -151,6 +151,8 @@ def _public_record(record: RunRecord, base: str | None) -> RunRecord:
     if public["data"]:
         for named in (public["data"]["near_duplicates"], public["data"]["left_out"] or {}):
             named["first"] = []
+    for answers in public["answers"]:  # questions and answers of the user's data
+        answers["answers"] = [{"source": "", "answer": "", "correct": one["correct"]} for one in answers["answers"]]
     return RunRecord.model_validate(public)
 
 

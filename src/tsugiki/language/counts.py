@@ -11,6 +11,8 @@ def _counted(singular: str, plural: str) -> Callable[[int], str]:
 
 
 documents = _counted("{count:,} document", "{count:,} documents")
+texts = _counted("{count:,} text", "{count:,} texts")
+questions = _counted("{count:,} question", "{count:,} questions")
 records = _counted("{count:,} record", "{count:,} records")
 examples = _counted("{count:,} example", "{count:,} examples")
 pairs = _counted("{count:,} pair", "{count:,} pairs")

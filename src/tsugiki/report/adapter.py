@@ -100,20 +100,20 @@ class AdapterReport:
     """The LoRA layers."""
     tensors: Mapping[str, Tensor]
     """All other tensors."""
-    notes: Sequence[str]
+    notes: Sequence[Sentence]
 
 
 def inspect_adapter(folder: Path, advance: Callable[[int], None] = lambda done: None) -> AdapterReport:
     """Read an adapter and compute the singular values of its layers; `advance(1)` is called after each layer."""
     info, config = read_adapter_info(folder), read_peft_config(folder)
-    layers, tensors, notes = [], read_weights(folder), []
+    layers, tensors, notes = [], read_weights(folder), list[Sentence]()
     if isinstance(config, LoraConfig):
         lora = read_lora_weights(folder)
         layers, tensors = decompose(lora.layers, advance), dict(lora.others)
         if config.use_dora:
-            notes.append(_(_DORA))
+            notes.append(Sentence(_(_DORA)))
         if not tensors and not any(layer.norm for layer in layers):
-            notes.append(_(_ZERO))
+            notes.append(Note(_(_ZERO)))
     provenance = read_metadata(folder).provenance
     return AdapterReport(folder, info, provenance, record_of(folder), layers, tensors, notes)
 
@@ -180,12 +180,13 @@ def adapter_sections(adapter: AdapterReport) -> list[Section]:
     base = adapter.info.base.name or _("an unnamed base")
     unmeasured = section("result", "", Lead(_("{method} on {base}.").format(method=adapter.info.method, base=base)))
     return [
+        *selected(of_run, "answers", "samples"),
         *(selected(of_run, "result") or [unmeasured]),
-        section("notes", "", *map(Note, adapter.notes)),
+        section("notes", "", *adapter.notes),
         section("adapter", _("Adapter"), Lines(info_lines(adapter))),
         section("layers", _("Updates by layer"), *_layer_parts(adapter.layers)),
         section("tensors", _("Tensors"), tensors_table(adapter.tensors)),
-        *(one for one in of_run if one.name not in ("result", "notes")),
+        *(one for one in of_run if one.name not in ("answers", "samples", "result", "notes")),
     ]
 
 

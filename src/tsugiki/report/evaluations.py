@@ -8,7 +8,7 @@ from tsugiki.language import _, counts
 from tsugiki.report.formatting import describe_intervals, format_change, format_with_interval
 from tsugiki.report.html import whole_page
 from tsugiki.report.page import in_frame
-from tsugiki.report.sections import Lead, Note, section
+from tsugiki.report.sections import Lead, Sentence, section
 from tsugiki.report.table import Table
 from tsugiki.training.record.result import Answers, Evaluation, change_of_bits, change_of_share, warning_text
 
@@ -48,7 +48,7 @@ class Results(dict[str, Any]):
         table, (about, *more) = self.table()
         height = 270 + 60 * len(table.rows) + 30 * len(more)
         shown = [
-            section("result", "", Lead(about), *map(Note, more)),
+            section("result", "", Lead(about), *map(Sentence, more)),
             section("evaluations", _("Results"), table),
         ]
         return in_frame(whole_page(_("Evaluation"), shown), height)

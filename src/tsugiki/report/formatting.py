@@ -32,17 +32,6 @@ def format_change(change: Change, digits: int = 1) -> str:
     return f"{change.relative:+.{digits}%}{low_high}"
 
 
-def describe_change(change: Change) -> str:
-    """Describe the interval of a change, and whether the change could be due to the choice of documents."""
-    if change.interval is None:
-        return _("on {documents}, too few for an interval").format(documents=counts.documents(change.documents))
-    low, high = change.interval
-    text = _("95 % interval {low:+.1%} to {high:+.1%}, over {documents}")
-    return text.format(low=low, high=high, documents=counts.documents(change.documents)) + (
-        _("; it may be due to chance") if low < 0 < high else ""
-    )
-
-
 def describe_intervals(documents: int) -> str:
     """Return what the brackets in a table are, as a sentence; near-duplicates count as one document."""
     if documents < FEWEST_DOCUMENTS:

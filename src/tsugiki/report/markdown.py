@@ -6,7 +6,6 @@ Text from other sources, such as samples and settings, is written as code, in wh
 import re
 from collections.abc import Sequence
 
-from tsugiki.language import _
 from tsugiki.report.sections import Code, Facts, Lines, Note, Part, Row, Samples, Section, Sentence
 from tsugiki.report.table import Table
 
@@ -45,9 +44,9 @@ def _part(part: Part) -> str:
             return " · ".join(f"{label} {text}" for label, text in rows)
         case Lines(rows=rows):
             return "\n".join(map(_line, rows))
-        case Samples(prompt=prompt, texts=texts):
+        case Samples(texts=texts):
             written = [f"{label}:\n\n{fenced(text, 'text')}" for label, text in texts]
-            return "\n\n".join([_("Prompt: {prompt}").format(prompt=code_span(prompt)), *written])
+            return "\n\n".join([*(f"{label}{code_span(asked)}" for label, asked in part.asked), *written])
         case Code(text=text, language=language):
             return fenced(text, language)
         case Note(text=text):

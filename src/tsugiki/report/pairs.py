@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from tsugiki.language import _, counts
 from tsugiki.preference.losses import LOSSES
-from tsugiki.report.sections import Curves, Series
+from tsugiki.report.sections import Curves, Note, Sentence, Series
 from tsugiki.report.table import Table
 from tsugiki.training.record.interval import Interval, paired_interval
 from tsugiki.training.record.pairs import PairScores, TwoScores
@@ -41,24 +41,22 @@ def pair_table(record: RunRecord) -> Table:
     return Table(headers, rows)
 
 
-def pair_notes(record: RunRecord) -> list[str]:
+def pair_notes(record: RunRecord) -> list[Sentence]:
     """Return sentences about the pairs of a run: their lengths, and what the accuracy is worth."""
     if len(record.pair_evaluations) < 2:
         return []
     start, last = record.pair_evaluations[0], record.pair_evaluations[-1]
-    notes = [_lengths(last)]
+    notes = [Sentence(_lengths(last))]
     if last.longer_is_chosen is not None and last.accuracy <= max(last.longer_is_chosen, 1 - last.longer_is_chosen):
-        notes.append(
-            _("The accuracy is not above that of a choice by length alone, so the run may have learned no more.")
-        )
+        message = _("The accuracy is not above that of a choice by length alone, so the run may have learned no more.")
+        notes.append(Note(message))
     if last.chosen < start.chosen:
-        notes.append(
-            _(
-                "The held-out chosen answers have become less likely ({before:.1f} → {after:.1f} nats): the model "
-                "forgets how to write them. A larger likelihood in --preference-settings, or a lower "
-                "--learning-rate, keeps them."
-            ).format(before=start.chosen, after=last.chosen)
+        message = _(
+            "The held-out chosen answers have become less likely ({before:.1f} → {after:.1f} nats): the model "
+            "forgets how to write them. A larger likelihood in --preference-settings, or a lower "
+            "--learning-rate, keeps them."
         )
+        notes.append(Note(message.format(before=start.chosen, after=last.chosen)))
     return notes
 
 

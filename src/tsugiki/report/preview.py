@@ -59,7 +59,7 @@ class _Note:
         self.note = note
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield Text("\n".join(wrap(self.note, options.max_width)), "yellow")
+        yield Text("\n".join(wrap(self.note, options.max_width)))
 
 
 class _FirstLines:

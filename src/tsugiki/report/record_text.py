@@ -5,11 +5,13 @@ from collections.abc import Sequence
 
 from tsugiki.data.tokenizer_coverage import LITTLE_TEXT, Coverage
 from tsugiki.language import _, counts, listed, marked
-from tsugiki.report.formatting import describe_change, format_number, format_with_interval
+from tsugiki.methods.table import family_of
+from tsugiki.report.formatting import format_number, format_with_interval
 from tsugiki.report.pairs import pair_notes
+from tsugiki.report.sections import Note, Sentence
 from tsugiki.report.table import Table
 from tsugiki.training.record.interval import Change, Interval
-from tsugiki.training.record.result import Evaluation, StepEvaluation, change_of_bits
+from tsugiki.training.record.result import Evaluation, StepEvaluation, change_of_bits, change_of_share
 from tsugiki.training.record.run_record import DataSummary, RecordCounts, RunRecord
 
 _FEW = 0.02  # share of tokens outside the loss; the first token of each document is one
@@ -18,6 +20,7 @@ _FEW_STEPS = 20
 _RISE = 0.02  # of the loss above its lowest value, relative
 _STILL_FALLING = 0.2  # share of the whole gain that came after the last evaluation but one
 _NO_CHANGE = 0.002  # relative
+_SMALLEST_SHOWN = 0.05  # percent
 _DOCUMENT_MASKING = {
     "position_ids": marked("masked from each other by position ids"),
     "attention_mask": marked("masked from each other by an attention mask"),
@@ -26,33 +29,77 @@ _DOCUMENT_MASKING = {
 
 
 def summary_sentence(record: RunRecord) -> str:
-    """Return the held-out figures before and after the run, in one sentence."""
+    """Return what was learned in one sentence: the result on what was held out, and how certain it is."""
     if record.data is not None and not record.data.held_out.documents:
         return _("Nothing is held out, so nothing is measured on text that the run has not seen.")
     if not record.evaluations:
         return _("There is no evaluation yet.")
-    before, after = record.evaluations[0], record.evaluations[-1]
+    if len(record.pair_evaluations) > 1:
+        return _pairs_sentence(record)
+    if len(record.answers) > 1 and any(one.counted and one.correct for one in record.answers):
+        return _answers_sentence(record)
+    after, change = record.evaluations[-1], change_of_run(record)
+    if len(record.evaluations) > 1 and not math.isnan(change.relative):
+        return _bits_sentence(record, change)
+    message = _("At step {step} the held-out text needs {figures}; there is no later evaluation yet.")
+    if len(record.evaluations) > 1:
+        message = _("At step {step} the held-out text needs {figures}; the change cannot be computed.")
     figures = _("{bits} bits per character (loss {loss})").format(
         bits=format_number(after.bits_per_char), loss=format_number(after.loss)
     )
-    if len(record.evaluations) == 1:
-        message = _("At step {step} the held-out text needs {figures}; there is no later evaluation yet.")
-        return message.format(step=after.step, figures=figures)
-    change = change_of_run(record)
-    if math.isnan(change.relative):
-        message = _("At step {step} the held-out text needs {figures}; the change cannot be computed.")
-        return message.format(step=after.step, figures=figures)
+    return message.format(step=after.step, figures=figures)
+
+
+def _bits_sentence(record: RunRecord, change: Change) -> str:
+    """Say how many bits are saved, and how certain this is."""
+    share, interval = 100 * change.relative, change.interval
+    amount = _("{share:.1f} % fewer bits per character") if share < 0 else _("{share:.1f} % more bits per character")
+    certainty = ""
+    if abs(share) < _SMALLEST_SHOWN:
+        amount = _("as many bits per character as the base")
+    elif interval is not None:
+        low, high = sorted(100 * abs(end) for end in interval)
+        certainty = _(" (95 % interval {low:.1f} to {high:.1f} %)").format(low=low, high=high)
+        if interval[0] < 0 < interval[1]:
+            certainty = _(", a difference that may be due to chance")
+    count = counts.questions if record.answers else counts.texts
+    message = _("On {texts} that it has not seen, {what} needs {amount}{certainty}.")
+    texts, amount = count(change.documents), amount.format(share=abs(share))
+    return message.format(texts=texts, what=_what(record), amount=amount, certainty=certainty)
+
+
+def _answers_sentence(record: RunRecord) -> str:
+    """Say how many questions are answered as expected, and how certain it is that these are more than before."""
+    before, after = record.answers[0], record.answers[-1]
+    _gain, (low, high) = change_of_share(before, after)
+    certainty = ""
+    if low > 0 or high < 0:
+        certainty = _(" (95 % interval of the difference {low:+.0f} to {high:+.0f} percentage points)")
+    elif before.correct != after.correct:
+        certainty = _(", a difference that may be due to chance")
     message = _(
-        "After {steps} the held-out text needs {figures} instead of {bits} (loss {loss}): {change:+.1%} ({interval})."
+        "On {questions} that it has not seen, {what} gives exactly the expected answer to {after:,}, the base to "
+        "{before:,}{certainty}."
     )
-    return message.format(
-        steps=counts.steps(after.step),
-        figures=figures,
-        bits=format_number(before.bits_per_char),
-        loss=format_number(before.loss),
-        change=change.relative,
-        interval=describe_change(change),
+    asked, certainty = counts.questions(after.questions), certainty.format(low=100 * low, high=100 * high)
+    correct = {"before": before.correct, "after": after.correct}
+    return message.format(questions=asked, what=_what(record), certainty=certainty, **correct)
+
+
+def _pairs_sentence(record: RunRecord) -> str:
+    """Say of how many pairs, or single answers, the run is right."""
+    before, after = record.pair_evaluations[0], record.pair_evaluations[-1]
+    share, low, high, start = (100 * one for one in (after.accuracy, *after.accuracy_interval, before.accuracy))
+    message = _(
+        "Of {pairs} that it has not seen, {what} gets {share:.1f} % right (95 % interval {low:.1f} to {high:.1f} %), "
+        "against {start:.1f} % at the start."
     )
+    pairs = (counts.examples if after.likelier is None else counts.pairs)(after.pairs)
+    return message.format(pairs=pairs, what=_what(record), share=share, low=low, high=high, start=start)
+
+
+def _what(record: RunRecord) -> str:
+    return _("the model") if family_of(record.config.method) == "full fine-tuning" else _("the adapter")
 
 
 def speed_text(record: RunRecord) -> str:
@@ -83,27 +130,27 @@ def held_out_table(record: RunRecord) -> Table:
     return Table([title, _("before"), _("after"), _("change")], rows)
 
 
-def run_notes(record: RunRecord) -> list[str]:
-    """Return the decisions that a run made from its losses, and hints from its figures, one sentence each."""
-    notes = []
+def run_notes(record: RunRecord) -> list[Sentence]:
+    """Return the decisions that a run made from its losses, and hints from its figures; what is wrong is a `Note`."""
+    notes: list[Sentence] = []
     for restart in record.restarts:
         message = _(
             "The training loss rose until step {step:,} at a learning rate of {rate:g}, so the run began again with a "
             "third of it."
         )
-        notes.append(message.format(step=restart.step, rate=restart.learning_rate))
+        notes.append(Sentence(message.format(step=restart.step, rate=restart.learning_rate)))
     if record.kept_step == 0:
         message = _(
             "Nothing that was learned helps on the validation text, so the adapter stays as it was at the start (step "
             "0): the text is short, or like what the model knows already."
         )
-        notes.append(message)
+        notes.append(Note(message))
     elif not record.any_step_is_better():
         message = _(
             "No step was better than the base on the validation text: the learning rate is too high, or the text "
             "is short, or like what the base knows already."
         )
-        notes.append(message)
+        notes.append(Note(message))
     retention = [entry.loss for entry in record.retention_evaluations]
     rise = retention[-1] / retention[0] - 1 if retention else 0.0
     if rise > _MUCH_FORGOTTEN:
@@ -111,7 +158,7 @@ def run_notes(record: RunRecord) -> list[str]:
             "The loss on the retention text rose by {rise:.1%}: with --mix FILE:0.1, a run trains on such text as "
             "well and forgets less."
         )
-        notes.append(message.format(rise=rise))
+        notes.append(Note(message.format(rise=rise)))
     return [*notes, *pair_notes(record), *hints(record)]
 
 
@@ -183,24 +230,40 @@ def _validation_line(data: DataSummary) -> list[tuple[str, str]]:
     return [(_("validation"), _size(validation))]
 
 
-def hints(record: RunRecord) -> list[str]:
-    """Return hints for the user from the record of a run; empty for a run that has just begun."""
-    found = [*_text_hints(record), _loss_hint(record), _result_hint(record)]
-    return [hint for hint in (*found, _sample_hint(record)) if hint]
+def hints(record: RunRecord) -> list[Sentence]:
+    """Return hints for the user from the record of a run; empty for a run that has just begun.
+
+    A run on questions that answers more of those that were held out was to learn its text by heart, so none says so.
+    """
+    facts = [] if _answers_better(record) else [_short_hint(record), _loss_hint(record)]
+    wrong = [*_text_hints(record), "" if _answers_better(record) else _result_hint(record), _sample_hint(record)]
+    return [*map(Sentence, filter(None, facts)), *map(Note, filter(None, wrong))]
+
+
+def _answers_better(record: RunRecord) -> bool:
+    """Return whether a run on questions gives more right answers; if as many as before, whether their loss fell."""
+    if len(record.answers) < 2 or len(record.evaluations) < 2:
+        return False
+    gain = record.answers[-1].correct - record.answers[0].correct
+    return gain > 0 or (gain == 0 and change_of_run(record).relative < 0)
+
+
+def _short_hint(record: RunRecord) -> str:
+    """Return a hint if there is little text; else ""."""
+    if record.data is None or record.data.train.characters >= LITTLE_TEXT:
+        return ""
+    message = _(
+        "The training text is short ({characters}): it is soon learned by heart. More text helps most; "
+        "--epochs 1 and a small --r keep the adapter closer to the base."
+    )
+    return message.format(characters=counts.characters(record.data.train.characters))
 
 
 def _text_hints(record: RunRecord) -> list[str]:
-    data, notes = record.data, []
+    data = record.data
     if data is None:
         return []
-    if data.train.characters < LITTLE_TEXT:
-        message = _(
-            "The training text is short ({characters}): it is soon learned by heart. More text helps most; "
-            "--epochs 1 and a small --r keep the adapter closer to the base."
-        )
-        notes.append(message.format(characters=counts.characters(data.train.characters)))
-    notes += [note[:1].upper() + note[1:] for note in Coverage(data.unknown_share, data.piece_share).notes()]
-    return notes
+    return [note[:1].upper() + note[1:] for note in Coverage(data.unknown_share, data.piece_share).notes()]
 
 
 def _loss_curve(record: RunRecord) -> Sequence[StepEvaluation]:

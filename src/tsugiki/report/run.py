@@ -51,11 +51,13 @@ from tsugiki.report.sections import (
 )
 from tsugiki.report.table import Table
 from tsugiki.training.record.result import StepEvaluation, change_of_bits, warning_text
-from tsugiki.training.record.run_record import RunRecord, Sample, read_record, samples_by_prompt
+from tsugiki.training.record.run_record import RunRecord, read_record, samples_by_prompt
 
 REPORT_FILE = "report.html"
-RESULTS = ("result", "pairs", "held_out", "samples")
+RESULTS = ("answers", "samples", "result", "pairs", "held_out")
 """The sections that are shown where there is no room for all."""
+_SHOWN = 3
+"""Prompts, and questions, whose texts are not folded."""
 _PARTS = 12  # a loss curve is smoothed over 1 / _PARTS of its points
 _TRAINING, _HELD_OUT, _VALIDATION = 0, 1, 2  # colours
 _LABELS = (
@@ -83,12 +85,13 @@ def report_page(record: RunRecord, folder: Path) -> str:
 def run_sections(record: RunRecord) -> list[Section]:
     """Return everything that is shown about a run, with what its record contains so far."""
     return [
-        section("result", "", Lead(summary_sentence(record))),
-        section("notes", "", *map(Note, [*_unfinished(record), *run_notes(record)])),
+        section("answers", _("Held-out questions"), *_answers(record)[:_SHOWN]),
+        section("samples", _("Samples"), *samples_of([("", record)])[:_SHOWN]),
+        section("result", _("Result"), Lead(summary_sentence(record))),
+        section("notes", "", *map(Sentence, _unfinished(record)), *run_notes(record)),
         section("pairs", _("Pairs"), pair_table(record), *pair_curves(record)),
         section("held_out", _("Held-out text and loss"), *_held_out(record)),
-        section("samples", _("Samples"), *samples_of([("", record)])),
-        section("all samples", "", _all_samples(record)),
+        section("all samples", "", _all_answers(record), _all_samples(record)),
         section("decisions", _("What was decided, and from how much text"), decision_table(record)),
         section("evaluations", _("Evaluations"), _evaluations(record)),
         section("data", _("Data"), Lines(_data(record))),
@@ -147,7 +150,7 @@ def _held_out(record: RunRecord) -> Iterator[Part]:
                 "{count:,} held-out examples are longer than the model's context and are not scored.",
                 last.skipped_records,
             )
-            yield Note(message.format(count=last.skipped_records))
+            yield Sentence(message.format(count=last.skipped_records))
         message = _("{intervals} Between models with different tokenizers, compare bits per character.")
         yield Sentence(message.format(intervals=describe_intervals(len(last.independent))))
     yield Facts(_training(record))
@@ -326,34 +329,53 @@ def by_step(evaluations: Sequence[StepEvaluation], name: str, figure: str, colou
 
 
 def samples_of(runs: Sequence[tuple[str, RunRecord]]) -> list[Samples]:
-    """Return the first, the middle and the last sample of each prompt, with the names of the runs."""
+    """Return the first and the last sample of each prompt, with the names of the runs."""
     found: dict[str, list[Row]] = {}
     for name, record in runs:
         for prompt, samples in samples_by_prompt(record).items():
-            shown = [samples[position] for position in sorted({0, len(samples) // 2, len(samples) - 1})]
-            found.setdefault(prompt, []).extend((_sample_label(name, one, record), one.text) for one in shown)
+            shown = [samples[position] for position in sorted({0, len(samples) - 1})]
+            found.setdefault(prompt, []).extend((_sample_label(name, one.step, record), one.text) for one in shown)
     return [Samples(prompt, texts) for prompt, texts in found.items()]
 
 
+def _answers(record: RunRecord) -> list[Samples]:
+    """Return the answers to held-out questions before and after; none of a record that is on the hub."""
+    if len(record.answers) < 2:
+        return []
+    labels = [_sample_label("", entry.step, record) for entry in (record.answers[0], record.answers[-1])]
+    both = zip(record.answers[0].answers, record.answers[-1].answers, strict=True)
+    return [
+        Samples(one.question, list(zip(labels, (one.answer, other.answer), strict=True)), one.expected)
+        for one, other in both
+        if one.question
+    ]
+
+
+def _all_answers(record: RunRecord) -> Folded:
+    """Return every answer; empty if all are shown."""
+    parts = _answers(record)
+    return Folded(_("all {count:,} answers").format(count=len(parts)), parts if len(parts) > _SHOWN else [])
+
+
 def _all_samples(record: RunRecord) -> Folded:
-    """Return every sample; empty if each prompt has at most three."""
-    count = len(record.samples)
-    prompts = samples_by_prompt(record) if count > 3 * len({sample.prompt for sample in record.samples}) else {}
+    """Return every sample; empty if all are shown."""
+    prompts = samples_by_prompt(record)
     parts = [
-        Samples(prompt, [(_sample_label("", one, record), one.text) for one in samples])
+        Samples(prompt, [(_sample_label("", one.step, record), one.text) for one in samples])
         for prompt, samples in prompts.items()
     ]
-    return Folded(_("all {count:,} samples").format(count=count), parts)
+    shown = len(parts) <= _SHOWN and all(len(part.texts) <= 2 for part in parts)
+    message = _("all {count:,} samples").format(count=len(record.samples))
+    return Folded(message, [] if shown else parts)
 
 
-def _sample_label(name: str, sample: Sample, record: RunRecord) -> str:
+def _sample_label(name: str, step: int, record: RunRecord) -> str:
     last = record.training.steps if record.status == "finished" and record.training is not None else None
-    if sample.step == 0:
+    when = _("step {step}")
+    if step == 0:
         when = _("base model")
-    elif sample.step == last:
-        when = _("step {step}, the end").format(step=sample.step)
-    elif last is not None and sample.step == record.kept_step:
-        when = _("step {step}, kept").format(step=sample.step)
-    else:
-        when = _("step {step}").format(step=sample.step)
-    return f"{name} · {when}" if name else when
+    elif step == last:
+        when = _("step {step}, the end")
+    elif last is not None and step == record.kept_step:
+        when = _("step {step}, kept")
+    return f"{name} · {when.format(step=step)}" if name else when.format(step=step)

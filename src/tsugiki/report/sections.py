@@ -7,13 +7,17 @@ one way: `report.html`, `cli.terminal`, `hub.markdown`, and the JavaScript of th
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
+from functools import cached_property
 from operator import itemgetter
 from typing import Any, TypeAlias
 
-from tsugiki.report.table import Table
+from tsugiki.language import _
+from tsugiki.report.table import WORD, Table
 
 _LARGEST = 1e30  # matplotlib cannot place ticks near the largest floats
 _MAX_POINTS = 200  # longer lines are thinned out
+_SHORTEST_SAME = 4  # characters: less text in common between two samples is chance
 
 Row: TypeAlias = tuple[str, str]
 """A label and a text."""
@@ -31,7 +35,7 @@ class Lead(Sentence):
 
 
 class Note(Sentence):
-    """A warning or a hint."""
+    """What is wrong, in a colour that warns. An ordinary fact is a `Sentence`."""
 
 
 @dataclass(frozen=True)
@@ -96,10 +100,28 @@ class RankCurves(Curves):
 
 @dataclass(frozen=True)
 class Samples:
-    """What models wrote after a prompt: (label, text)."""
+    """What models wrote after a prompt. Two texts are side by side, and what is new in the second one is marked."""
 
     prompt: str
     texts: Sequence[Row]
+    """(label, text)."""
+    expected: str = ""
+    """The answer that is right, if the prompt is a question."""
+
+    @property
+    def asked(self) -> list[Row]:
+        """What stands above the texts: a label that ends in a space, where the language has one, and a text."""
+        if not self.expected:
+            return [(_("prompt: "), self.prompt)]
+        return [(_("question: "), self.prompt), (_("expected: "), self.expected)]
+
+    @cached_property
+    def pieces(self) -> list[list[tuple[str, bool]]]:
+        """The texts without white space at their ends, in pieces, each with whether it is new."""
+        texts = [text.strip() for _label, text in self.texts]
+        if len(texts) != 2:
+            return [[(text, False)] for text in texts]
+        return [[(texts[0], False)], _with_changes(*texts)]
 
 
 @dataclass(frozen=True)
@@ -165,9 +187,25 @@ def _part_to_json(part: Part) -> dict[str, Any]:
                 for colour, line in part.coloured()
             ]
             fields = {"caption": part.caption, "series": lines, "kept": part.kept}
+        case Samples():
+            labels = [label for label, _text in part.texts]
+            fields = {"asked": part.asked, "texts": list(zip(labels, part.pieces, strict=True))}
         case _:
             fields = vars(part)
     return {"kind": type(part).__name__.lower(), **fields}
+
+
+def _with_changes(before: str, after: str) -> list[tuple[str, bool]]:
+    """Return the second text in pieces, each with whether the first one lacks it, by words or Japanese characters."""
+    old, new = WORD.findall(before), WORD.findall(after)
+    pieces = [("", False)]
+    for kind, _from, _to, start, end in SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+        text = "".join(new[start:end])
+        is_new = kind != "equal" or len(text.strip()) < _SHORTEST_SAME
+        if is_new == pieces[-1][1]:
+            text = pieces.pop()[0] + text
+        pieces.append((text, is_new))
+    return [piece for piece in pieces if piece[0]]
 
 
 def _thinned(rows: list[tuple[float, ...]]) -> list[tuple[float, ...]]:

@@ -12,7 +12,8 @@ from rich.text import Text
 _WIDTH = 150  # if the output is not a terminal
 _MOST_WRAPPED = 2.2
 """Largest width of a table, relative to the terminal, at which its lines are wrapped; wider tables become blocks."""
-_PIECE = re.compile(r"\s+|[\u2e80-\u9fff\uf900-\ufaff\uff00-\uffef]|[^\s\u2e80-\u9fff\uf900-\ufaff\uff00-\uffef]+")
+WORD = re.compile(r"\s+|[\u2e80-\u9fff\uf900-\ufaff\uff00-\uffef]|[^\s\u2e80-\u9fff\uf900-\ufaff\uff00-\uffef]+")
+"""White space, a Japanese character, or a word."""
 _NOT_FIRST = frozenset("、。，．：；！？）」』】〉》ーぁぃぅぇぉっゃゅょァィゥェォッャュョ々〜%")
 """Characters that do not begin a line."""
 _NOT_LAST = frozenset("（「『【〈《")
@@ -109,7 +110,7 @@ def _has_wide(text: str) -> bool:
 def _pieces(text: str) -> list[str]:
     """Return the parts of a line within which it must not break."""
     pieces: list[str] = []
-    for piece in _PIECE.findall(text):
+    for piece in WORD.findall(text):
         if pieces and (piece[0] in _NOT_FIRST or pieces[-1][-1] in _NOT_LAST):
             pieces[-1] += piece
         else:

@@ -50,8 +50,8 @@ from tsugiki.report.adapter import (
     ranks_text,
     record_of,
 )
-from tsugiki.report.formatting import describe_change, format_change, format_with_interval
-from tsugiki.report.record_text import change_of_run
+from tsugiki.report.formatting import format_change, format_with_interval
+from tsugiki.report.record_text import change_of_run, summary_sentence
 from tsugiki.report.run import RESULTS
 from tsugiki.report.sections import selected, to_json
 from tsugiki.serve.errors import ApiError
@@ -263,13 +263,12 @@ def _held_out(record: RunRecord | None) -> dict[str, Any] | None:
     if record is None or len(record.evaluations) < 2:
         return None
     before, after = record.evaluations[0], record.evaluations[-1]
-    change = change_of_run(record)
     return {
         "before": format_with_interval(before.perplexity, before.perplexity_interval),
         "after": format_with_interval(after.perplexity, after.perplexity_interval),
         "perplexity": after.perplexity if math.isfinite(after.perplexity) else None,
-        "change": format_change(change),
-        "described": describe_change(change),
+        "change": format_change(change_of_run(record)),
+        "described": summary_sentence(record),
     }
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 def test_show(run, two: Path, tmp_path: Path):
     status, out, _ = run("adapters", "show", "soseki", "--html", "page.html")
     assert status == 0
-    for said in ("lora, r 4", "bits per character", "step 40, the end: 庭の梅は40輪咲いた。⏎", "h.1.attn.c_attn"):
+    for said in ("lora, r 4", "bits per character", "40輪咲いた。", "h.1.attn.c_attn"):
         assert said in out, said
     assert (tmp_path / "page.html").is_file()
     assert run("adapters", "show", str(two / "akutagawa"))[0] == 0

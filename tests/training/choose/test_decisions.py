@@ -251,6 +251,6 @@ def test_a_run_that_is_better_at_a_part_of_its_update_is_not_called_worse(
     record = train(config(tmp_path, **SETTINGS, patience=0))
     assert 0 < record.strength < 1
     assert record.any_step_is_better()
-    notes = " ".join(run_notes(record))
+    notes = " ".join(note.text for note in run_notes(record))
     assert "better than the base" not in notes
     assert "by heart: " not in notes

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,21 +10,24 @@ from transformers import AutoTokenizer
 
 import tsugiki
 from tests.data.chat_templates import SHAPES, tokenizer_of
-from tests.runs import run_config
+from tests.runs import interrupt, run_config
 from tests.tiny import byte_tokenizer, save_tiny, tiny_model
 from tsugiki import TsugikiError
 from tsugiki.adapters import saved_chat_template, with_chat_template
-from tsugiki.data import DEFAULT_TEMPLATE, Conversation, Message, encode_records
+from tsugiki.data import DEFAULT_TEMPLATE, Completion, Conversation, Document, Message, encode_records
 from tsugiki.export import export_model, merged_model
 from tsugiki.generation import prompt_tokens
 from tsugiki.io import ProgressDisplay
 from tsugiki.training import (
     Merge,
+    Window,
     evaluate_targets,
     evaluation_targets,
+    held_out_answers,
     loaded_targets,
     merge_into_folder,
     read_data,
+    read_record,
     train,
 )
 
@@ -93,6 +97,56 @@ def test_samples_of_a_run_on_conversations_are_answers(trained: Any):
     assert record.data.learns_conversations
     assert {sample.prompt for sample in record.samples} == {"1?"}
     assert all(sample.text.startswith("\n") for sample in record.samples)
+
+
+def test_held_out_questions_are_answered_before_and_after(trained: Any):
+    config, record = trained
+    assert [entry.step for entry in record.answers] == [0, record.kept_step]
+    before, after = record.answers
+    asked = [(one.question, one.expected) for one in after.answers]
+    assert asked == [(one.question, one.expected) for one in before.answers]
+    assert asked
+    assert all(expected == 2 * question.removesuffix("?") for question, expected in asked)
+    for entry in record.answers:
+        assert entry.correct == sum(one.answer.strip() == one.expected for one in entry.answers)
+        assert entry.counted
+    assert read_record(Path(config.out)).answers == record.answers
+
+
+def test_a_resumed_run_gives_the_same_answers_and_an_old_record_loads(trained: Any, tmp_path: Path):
+    config, record = trained
+    again = config.model_copy(update={"out": str(tmp_path / "again")})
+    interrupt(train, again, 3)
+    assert train(again, resume=True).answers == record.answers
+    old = tmp_path / "again" / "run.json"
+    old.write_text(
+        json.dumps({name: value for name, value in json.loads(old.read_text()).items() if name != "answers"})
+    )
+    assert read_record(tmp_path / "again").answers == []
+
+
+def answers_to(records: list[Any], **changes: Any) -> Any:
+    """Answers of a tiny model to held-out records."""
+    windows = [Window(record, number) for number, record in enumerate(records)]
+    data = SimpleNamespace(windows=windows, answers=None, **changes)
+    base = SimpleNamespace(model=tiny_model(vocab_size=257, n_positions=512), tokenizer=byte_tokenizer(), data=data)
+    return held_out_answers(SimpleNamespace(sample_tokens=4), base, 0)
+
+
+def test_short_answers_are_counted_and_long_ones_are_only_shown():
+    def asked(count: int, answer: str) -> list[Any]:
+        return [Completion(f"{number}?", answer, f"{number}") for number in range(count)]
+
+    many = answers_to(asked(40, "yes"))
+    assert many.counted
+    assert many.questions == 16
+    sources = [one.source for one in many.answers]
+    assert [one.source for one in answers_to(asked(40, "yes")[::-1]).answers] == sources, "whatever the order"
+    assert sources != [f"{number}" for number in range(16)]
+    few = answers_to(asked(40, "a long answer"))
+    assert (few.counted, few.questions) == (False, 3)
+    assert answers_to([*asked(2, "yes"), Document("a text", "")]) is None
+    assert answers_to(asked(2, "x" * 600)) is None, "longer than the context"
 
 
 def test_the_base_is_evaluated_with_the_template_of_the_adapter(trained: Any):

@@ -169,7 +169,7 @@ def test_the_start_is_kept_if_no_step_is_better(settings: dict[str, Any], learne
     before, after = record.evaluations
     assert (record.kept_step, after.step, after.loss) == (0, 0, before.loss)
     assert [entry.step for entry in record.validations] == [0, 1, 2, 3]
-    notes = run_notes(record)
+    notes = [note.text for note in run_notes(record)]
     assert sum("Nothing that was learned helps" in note for note in notes) == 1
     assert not any("is kept" in note or "worse than the base" in note or "hardly" in note for note in notes)
     ids = torch.arange(20)[None]

@@ -16,12 +16,14 @@ const KINDS = {
     return html`<table class="facts"><tbody>${rows.map(row)}</tbody></table>`;
   },
   table: Table,
-  samples: ({ prompt, texts }) => {
-    const sample = ([label, text]) =>
-      html`<figure class="sample">
-        <figcaption>${label}</figcaption><p><span class="faint">${prompt}</span>${text}</p>
-      </figure>`;
-    return html`<div class="samples">${texts.map(sample)}</div>`;
+  samples: ({ asked, texts }) => {
+    const piece = ([text, isNew]) => (isNew ? html`<mark>${text}</mark>` : text);
+    const sample = ([label, pieces]) =>
+      html`<figure class="sample"><figcaption>${label}</figcaption><p>${pieces.map(piece)}</p></figure>`;
+    return html`<div>
+      ${asked.map(([label, text]) => html`<p class="asked"><span class="faint">${label}</span>${text}</p>`)}
+      <div class="samples">${texts.map(sample)}</div>
+    </div>`;
   },
 };
 

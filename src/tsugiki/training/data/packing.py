@@ -99,7 +99,8 @@ def pack_data(
         )
     coverage = coverage_of(tokenizer, split.store)
     notes += coverage.notes()
-    if split.summary.train.characters < LITTLE_TEXT:
+    has_texts = not split.store.index.questions.all()  # answers are to be learned by heart
+    if split.summary.train.characters < LITTLE_TEXT and has_texts:
         message = _("the training text is short ({characters}): it is soon learned by heart")
         notes.append(message.format(characters=counts.characters(split.summary.train.characters)))
     summary = DataSummary(

@@ -93,6 +93,8 @@ class Answer(BaseModel):
     """Where the question was read: `file:line`."""
     question: str = ""
     """The prompt; of a conversation its last turn."""
+    expected: str = ""
+    """The first of the expected answers."""
     answer: str
     correct: bool
 
@@ -107,6 +109,15 @@ class Answers(BaseModel):
     share: float
     share_interval: Interval
     answers: tuple[Answer, ...]
+
+
+class StepAnswers(Answers):
+    """The answers to held-out questions during a run."""
+
+    step: int
+    """Number of optimiser steps before it."""
+    counted: bool
+    """Whether right answers are counted: the expected answers are short."""
 
 
 def warning_text(result: Evaluation) -> str:

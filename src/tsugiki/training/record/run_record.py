@@ -24,7 +24,7 @@ from tsugiki.io.measurements import processor_name
 from tsugiki.language import _
 from tsugiki.native import is_compiled
 from tsugiki.training.record.pairs import StepPairs
-from tsugiki.training.record.result import StepEvaluation
+from tsugiki.training.record.result import StepAnswers, StepEvaluation
 
 FORMAT = 2
 """Version of the format of `run.json`."""
@@ -331,6 +331,8 @@ class RunRecord(BaseModel):
     retention_evaluations: list[StepEvaluation] = Field(default_factory=list)
     """Evaluations on the text of `retention_data`, before and after training."""
     samples: list[Sample] = Field(default_factory=list)
+    answers: list[StepAnswers] = Field(default_factory=list)
+    """Of a run on questions: the answers to held-out ones before the first step and with the kept step."""
     training: TrainingFigures | None = None
     loss_curve: list[LossPoint] = Field(default_factory=list)
     preference_curve: list[PreferencePoint] = Field(default_factory=list)
@@ -406,7 +408,7 @@ class RunRecord(BaseModel):
             "pair_evaluations",
             "pair_validations",
         )
-        for name in (*evaluations, "samples"):
+        for name in (*evaluations, "samples", "answers"):
             setattr(self, name, [entry for entry in getattr(self, name) if entry.step <= step])
         self.strength = 1.0
 

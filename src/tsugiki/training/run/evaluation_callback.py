@@ -19,14 +19,14 @@ from tsugiki.training.choose.choices import is_due, plan_evaluations
 from tsugiki.training.model.sharding import is_sharded
 from tsugiki.training.run.best_step import BestStep, has_strength
 from tsugiki.training.run.record_file import RecordFile
-from tsugiki.training.run.samples import samples
+from tsugiki.training.run.samples import held_out_answers, samples
 from tsugiki.training.run.scores import RunScores
 from tsugiki.training.run.stage_results import Base, Ready
 from tsugiki.training.run.start import Start
 from tsugiki.training.step.loop import Callback, TrainingLoop
 from tsugiki.training.tools.processes import on_main
 
-_OF_BASE = ("evaluations", "validations", "retention_evaluations", "samples")
+_OF_BASE = ("evaluations", "validations", "retention_evaluations", "samples", "answers")
 
 
 class EvaluationCallback(Callback):
@@ -78,7 +78,7 @@ class EvaluationCallback(Callback):
             self.scores.evaluate_retention(loop)
             if self._validates_base():
                 self.scores.validate(loop)
-            self._sample(loop)
+            self._sample(loop, 0)
         self._share_base_results()
 
     def _evaluates_base_at_end(self) -> bool:
@@ -139,12 +139,17 @@ class EvaluationCallback(Callback):
         self._sample(loop, kept)
 
     def _sample(self, loop: TrainingLoop, step: int | None = None) -> None:
+        """Sample; before the first step and at the end, where the step is given, answer held-out questions as well."""
+
         def add() -> None:
             with self.display.stage(_("sampling"), None):
                 found = list(samples(self.config, self.base, loop.progress.step if step is None else step))
+                answers = None if step is None else held_out_answers(self.config, self.base, step)
             for sample in found:
                 self.record.samples.append(sample)
                 self.display.sample(sample)
+            if answers is not None:
+                self.record.answers.append(answers)
             self.file.write(loop.progress)
 
         add() if is_sharded(self.model) else on_main(loop.accelerator, add)

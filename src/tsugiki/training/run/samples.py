@@ -1,13 +1,28 @@
-"""Texts that the model of a run generates from its prompts, for the record."""
+"""Texts that the model of a run generates, for the record: from its prompts, and as answers to held-out questions.
+
+The held-out questions are those of a run whose data have only questions: the first ones by the digest of the question,
+so that the choice depends on nothing else. An answer is right if it is exactly the expected one (mode exact of
+`score.questions`). This is counted only if most expected answers are short: of a long one, no two ways to say it are
+the same.
+"""
 
 from collections.abc import Iterator
 
-from tsugiki.data.records import Message
+from tsugiki.data.encoding import encode_records
+from tsugiki.data.records import Message, question
 from tsugiki.generation.generate import generate_texts
 from tsugiki.generation.sampling import Sampling
+from tsugiki.io.digests import sha256
+from tsugiki.model.context import context_length
+from tsugiki.training.record.result import StepAnswers
 from tsugiki.training.record.run_record import Sample
 from tsugiki.training.run.stage_results import Base
+from tsugiki.training.score.questions import answer_questions, question_of
 from tsugiki.training.settings.config import RunConfig
+
+_COUNTED, _SHOWN = 16, 3
+"""Questions that are answered, in one batch, if right answers are counted, and if not."""
+_SHORT = 100  # characters of an expected answer
 
 
 def samples(config: RunConfig, base: Base, step: int) -> Iterator[Sample]:
@@ -18,3 +33,26 @@ def samples(config: RunConfig, base: Base, step: int) -> Iterator[Sample]:
     texts = generate_texts(base.model, base.tokenizer, prompts, config.sample_tokens, Sampling(seed=config.seed))
     for prompt, text in zip(config.prompts, texts, strict=True):
         yield Sample(step=step, prompt=prompt, text="\n" * is_chat + text)
+
+
+def held_out_answers(config: RunConfig, base: Base, step: int) -> StepAnswers | None:
+    """Return the answers of the model as it is after a step to held-out questions; None if a text is held out."""
+    records = {question(window.record): window.record for window in base.data.windows}
+    if "" in records:
+        return None
+    ordered = [records[asked] for asked in sorted(records, key=lambda asked: sha256([asked.encode()]))]
+    found = [
+        (asked, encoded.target_tokens)
+        for asked, encoded in zip(
+            map(question_of, ordered), encode_records(base.tokenizer, ordered, "last"), strict=True
+        )
+        if asked is not None and len(encoded.ids) <= context_length(base.model)
+    ]
+    short = [one for one in found if len(one[0].expected[0]) <= _SHORT and one[1] <= config.sample_tokens]
+    counted = base.data.answers is None and 2 * len(short) > len(found)
+    chosen = short[:_COUNTED] if counted else found[:_SHOWN]
+    if not chosen:
+        return None
+    limit = max(tokens for _asked, tokens in chosen) if counted else config.sample_tokens
+    answers = answer_questions(base.model, base.tokenizer, [asked for asked, _tokens in chosen], limit)
+    return StepAnswers(step=step, counted=counted, **dict(answers))

@@ -26,7 +26,7 @@ from tsugiki.data.encoding import document_end, encode_records
 from tsugiki.data.read.character_encoding import detect_encoding
 from tsugiki.data.read.schemas import read_row
 from tsugiki.data.read.tables import jsonl_rows, opener
-from tsugiki.data.records import Completion, Conversation, Message
+from tsugiki.data.records import Completion, Conversation, Message, Record
 from tsugiki.errors import TsugikiError, error_text, unreadable
 from tsugiki.generation.generate import continue_rows
 from tsugiki.generation.prompt import as_prompt, configured_ends, prompt_tokens
@@ -82,6 +82,18 @@ def read_questions(path: Path) -> list[Question]:
     return questions
 
 
+def question_of(record: Record) -> Question | None:
+    """Return what a training record asks, with its last answer as expected; None if it does not end with an answer."""
+    match record:
+        case Completion(system=""):
+            return Question(record.source, record.prompt, "exact", (record.completion,))
+        case Completion():
+            return question_of(record.conversation)
+        case Conversation(messages=(*asked, Message(role="assistant", content=answer, in_loss=True))) if asked:
+            return Question(record.source, tuple(asked), "exact", (answer,))
+    return None
+
+
 def answer_questions(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -106,7 +118,13 @@ def answer_questions(
         share=sum(correct) / len(questions),
         share_interval=wilson_interval(sum(correct), len(questions)),
         answers=tuple(
-            Answer(source=question.source, question=question.text, answer=answers[id(question)], correct=is_correct)
+            Answer(
+                source=question.source,
+                question=question.text,
+                expected=question.expected[0],
+                answer=answers[id(question)],
+                correct=is_correct,
+            )
             for question, is_correct in zip(questions, correct, strict=True)
         ),
     )

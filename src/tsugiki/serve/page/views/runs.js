@@ -151,12 +151,12 @@ function details(root, app, name) {
         {},
         figures(run).map((text) => h("span", {}, text)),
       ),
-    run.state === "starting" && h("p.note", {}, t("starting.note")),
-    run.state === "stopping" && h("p.note", {}, t("stopping.note")),
+    run.state === "starting" && h("p.note.faint", {}, t("starting.note")),
+    run.state === "stopping" && h("p.note.faint", {}, t("stopping.note")),
     run.reason && h("p.note.bad", { role: "alert" }, run.reason),
-    (run.state === "failed" || run.state === "stopped") && h("p.note", {}, whatNow(run)),
+    (run.state === "failed" || run.state === "stopped") && h("p.note.faint", {}, whatNow(run)),
     run.error && h("p.note", {}, run.error),
-    run.talks && !run.is_served && h("p.note", {}, t("other_base", { base: run.model ?? "?" })),
+    run.talks && !run.is_served && h("p.note.faint", {}, t("other_base", { base: run.model ?? "?" })),
   ]);
 
   function whatNow(run) {

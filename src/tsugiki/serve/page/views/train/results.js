@@ -31,7 +31,7 @@ export function drawPreview({ rows, of, tokens, counts, notes }, t) {
       {},
       counts.map(([label, value]) => [h("dt", {}, label), h("dd", {}, value)]),
     ),
-    notes.map((note) => h("p.note", {}, note)),
+    notes.map((note) => h("p.note.faint", {}, note)),
   );
 }
 
