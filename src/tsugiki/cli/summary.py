@@ -41,8 +41,8 @@ def print_asked(asked: "Sequence[Asked]") -> None:
     """Print the first questions of a list with their answers before and after, and how many of all are right."""
     texts = []
     for one in asked[:_SHOWN]:
-        before, after = (" ".join(answer.split()) for answer in one.answers)
-        texts.append(Samples(f"{one.question} → ", [(_("before"), before), (_("after"), after)]))
+        before, after = (f"\n{' '.join(answer.split())}" for answer in one.answers)
+        texts.append(Samples(one.question, [(_("before"), before), (_("after"), after)]))
     right = [sum(marks) for marks in zip(*(one.right for one in asked), strict=True)]
     message = _(
         "{count} questions in phrasings that were not learned: {after} answered right, {before} before. Right is an "
