@@ -90,6 +90,22 @@ def test_the_files_of_a_model_are_downloaded_and_nothing_else(hub: HubServer, tm
     assert local_folder("some/one") == model_folder("some/one") == folder
 
 
+def test_an_interrupted_download_asks_for_no_further_file(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    hub.add("some/one", {path.name: path.read_bytes() for path in Path(save_tiny(tmp_path / "base")).iterdir()})
+    asked = []
+
+    def interrupted(_repo_id: str, file: str, **_revision: object) -> None:
+        asked.append(file)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        settings_folder("some/one")
+    assert len(asked) == 1
+
+
 def test_a_sharded_model_is_downloaded_by_its_index(hub: HubServer, tmp_path: Path):
     save_tiny(tmp_path / "base")
     (tmp_path / "base" / "model.safetensors").unlink()

@@ -171,11 +171,16 @@ def _download(name: str, wanted: Collection[str], revision: str | None = None) -
 
     A `revision` overrides the one in the name.
     """
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import hf_hub_download
 
     repo_id, named = split_revision(name)
+    revision = revision or named
     try:
-        return Path(snapshot_download(repo_id, revision=revision or named, allow_patterns=sorted(wanted)))
+        # One after the other: after Ctrl-C, the threads of snapshot_download go on until their files are complete.
+        for file in sorted(wanted):
+            folder = Path(hf_hub_download(repo_id, file, revision=revision)).parents[file.count("/")]
+            revision = folder.name  # the commit, so that all files are of the same one
+        return folder
     except Exception as error:  # any error of the network, the hub or the disk
         message = _("{name} cannot be downloaded: {error}")
         raise TsugikiError(message.format(name=name, error=error_text(error))) from error

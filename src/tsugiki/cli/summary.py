@@ -1,5 +1,6 @@
 """Print the results of a run and of a merge."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,23 +10,46 @@ from tsugiki.io.file_names import ADAPTER_FILE
 from tsugiki.io.formatting import format_size
 from tsugiki.language import _
 from tsugiki.report.run import RESULTS, run_sections
-from tsugiki.report.sections import selected
+from tsugiki.report.sections import Samples, Sentence, section, selected
 from tsugiki.report.table import Table
 from tsugiki.training.record.run_record import RunRecord
 from tsugiki.training.settings.config import RunConfig
 
 if TYPE_CHECKING:
     from tsugiki.training.run.merge import MergeReport
+    from tsugiki.training.run.quickstart import Asked
+
+_SHOWN = 3
+"""Questions that are printed with their answers."""
 
 
 def print_summary(record: RunRecord, page: Path) -> None:
     """Print the results of a finished run, and its files."""
-    out = record.folder()
     print_sections(selected(run_sections(record), *RESULTS, "notes"))
+    print_adapter(record.folder(), page)
+
+
+def print_adapter(out: Path, page: Path) -> None:
+    """Print the files of a finished run."""
     kind = _("adapter") if (out / ADAPTER_FILE).exists() else _("model")
     size = sum(path.stat().st_size for path in out.glob("*model*.safetensors"))
     message = _("{kind}: {out} ({size}); page: {page}")
     print_lines(message.format(kind=kind, out=out, size=format_size(size), page=page))
+
+
+def print_asked(asked: "Sequence[Asked]") -> None:
+    """Print the first questions of a list with their answers before and after, and how many of all are right."""
+    texts = []
+    for one in asked[:_SHOWN]:
+        before, after = (f"\n{' '.join(answer.split())}" for answer in one.answers)
+        texts.append(Samples(one.question, [(_("before"), before), (_("after"), after)]))
+    right = [sum(marks) for marks in zip(*(one.right for one in asked), strict=True)]
+    message = _(
+        "{count} questions in phrasings that were not learned: {after} answered right, {before} before. Right is an "
+        "answer with all key words of its fact and none of another's."
+    )
+    result = Sentence(message.format(count=len(asked), after=right[1], before=right[0]))
+    print_sections([section("answers", "", *texts, result)])
 
 
 def print_command_after_run(record: RunRecord, out: Path) -> None:

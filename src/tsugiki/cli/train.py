@@ -13,12 +13,12 @@ import typer
 
 from tsugiki.cli.before_a_run import check_new_folder, check_settings
 from tsugiki.cli.fast_start import import_libraries
-from tsugiki.cli.flags import RUN_CONFIG, FlagsOf, Given, settings_text, yaml_value
+from tsugiki.cli.flags import RUN_CONFIG, FlagsOf, Given, settings_text, words_of, yaml_value
 from tsugiki.cli.launcher import is_main_process, several_processes
-from tsugiki.cli.terminal import print_line
+from tsugiki.cli.terminal import print_line, print_next_command
 from tsugiki.errors import Interrupted, TsugikiError
 from tsugiki.io.file_names import RECORD_FILE
-from tsugiki.language import _
+from tsugiki.language import JAPANESE, _, language
 
 if TYPE_CHECKING:
     from tsugiki.training.record.run_record import RunRecord
@@ -222,22 +222,54 @@ def resumed_settings(folder: Path, given: Mapping[str, Any], path: Path | None) 
 
 def quickstart_command(
     *,
+    questions: bool = False,
     out: Path | None = None,
 ) -> None:
     """Train the embedded model to write as in old laws and telegrams, in katakana, offline, in about a minute.
 
+    With --questions, a chat model learns twenty facts of an invented place, in your language, in one to two minutes.
+
     Args:
-        out: Folder for the adapter. Default: tsugiki-quickstart.
+        questions: Learn to answer: about a bakery, with SmolLM2-135M-Instruct; with --lang ja about a library, with the
+            embedded model.
+        out: Folder for the adapter. Default: tsugiki-quickstart, or tsugiki-questions.
 
     Examples:
         tsugiki quickstart
-        tsugiki quickstart --out my-first-adapter
+        tsugiki quickstart --questions
+        tsugiki quickstart --questions --out my-first-adapter
     """
+    if out is not None:
+        check_new_folder(str(out))
+    from tsugiki.base.chat_base import chat_base
 
+    base = "embedded" if not questions or language() == JAPANESE else chat_base()  # an error comes before the imports
     import_libraries("tsugiki.training.run.stages")
-    from tsugiki.training.run.quickstart import quickstart
+    from tsugiki.training.run.quickstart import questions_config, quickstart
 
-    _show(quickstart(out))
+    if questions:
+        _quickstart_of_questions(questions_config(base, out))
+    else:
+        _show(quickstart(out))
+
+
+def _quickstart_of_questions(config: "RunConfig") -> None:
+    """Train as the settings say, and print the command, answers before and after, and how many are right."""
+    from tsugiki.cli.summary import print_adapter, print_asked
+    from tsugiki.report.run import write_report
+    from tsugiki.training.run.quickstart import ask_unseen
+    from tsugiki.training.run.stages import train
+    from tsugiki.training.settings.config import RunConfig
+
+    given = config.model_dump(mode="json", exclude_unset=True)
+    command = shlex.join(["tsugiki", "train", *words_of(RunConfig, given)])
+    print_line(_("the same as: {command}").format(command=command))
+    with continued_by(["train", "--resume", config.out], Path(config.out)):
+        record = train(config)
+    out = record.folder()
+    print_asked(ask_unseen(record))
+    print_adapter(out, write_report(out))
+    print_next_command("chat", str(out), "--temperature", "0", "--repetition-penalty", "1")
 
 
 def compare_command(

@@ -1,0 +1,58 @@
+"""`tsugiki quickstart --questions`: what it prints, in both languages, and that its next command answers."""
+
+import io
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tests.cli.test_next import next_words
+from tests.tiny import save_tiny
+from tsugiki.base import chat_base, resolve
+from tsugiki.training.run import quickstart
+
+SHORT = {"chat_template": "default", "max_steps": 1, "batch_size": 1, "block_size": 512}
+
+
+@pytest.fixture
+def short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A tiny base in place of both, one step, and answers of two tokens."""
+    monkeypatch.setenv("TSUGIKI_LANG", "en")  # --lang sets it
+    base = save_tiny(tmp_path / "base", n_positions=512)
+    monkeypatch.setattr(chat_base, "chat_base", lambda: base)
+    monkeypatch.setattr(resolve, "local_folder", lambda name: Path(base))  # also for the embedded model
+    monkeypatch.setattr(quickstart, "_ANSWER", 2)
+    monkeypatch.setattr(quickstart, "_RECIPES", {"en": SHORT, "ja": SHORT})
+    return base
+
+
+@pytest.mark.parametrize(
+    ("language", "asked", "counted"),
+    [("en", "the Lantern Bakery", "20 questions .* 0 answered right, 0 before"), ("ja", "猫", "20 問.* 0 問")],
+)
+def test_it_trains_and_counts_right_answers_before_and_after(
+    language: str, asked: str, counted: str, short: str, run, tmp_path: Path
+):
+    status, out, err = run("quickstart", "--questions", "--lang", language)
+    assert status == 0, err
+    assert asked in out
+    assert re.search(counted, out.replace("\n", " "))
+    assert (tmp_path / "tsugiki-questions" / "report.html").is_file()
+
+
+def test_the_commands_that_it_prints_work(short: str, run, monkeypatch: pytest.MonkeyPatch):
+    _status, out, _err = run("quickstart", "--questions", "--out", "first")
+    same = next(line for line in out.splitlines() if "tsugiki train" in line)
+    words = shlex.split(same[same.index("tsugiki train") :])[1:]
+    assert run(*words[: words.index("--out") + 1], "second", *words[words.index("--out") + 2 :])[0] == 0
+    monkeypatch.setattr("sys.stdin", io.StringIO("Who is the cat?\n"))
+    assert run(*next_words(out))[0] == 0
+    assert run("quickstart", "--questions", "--out", "first")[0] == 2  # the folder exists
+
+
+@pytest.mark.slow
+def test_the_japanese_recipe_reaches_its_goal(run, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TSUGIKI_LANG", "ja")
+    _status, out, _err = run("quickstart", "--questions")
+    assert int(re.search(r"正答は (\d+) 問、学習前は 0 問", out.replace("\n", ""))[1]) >= 16
