@@ -146,6 +146,25 @@ SHAPES: dict[str, Shape] = {
     ),
 }
 
+TOOLS = Shape(
+    "{% if tools %}<|im_start|>system\n"
+    "{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] }}\n\n{% endif %}<tools>"
+    "{% for tool in tools %}\n{{ tool | tojson }}{% endfor %}\n</tools><|im_end|>\n"
+    "{% elif messages[0]['role'] == 'system' %}<|im_start|>system\n{{ messages[0]['content'] }}<|im_end|>\n{% endif %}"
+    "{% for m in messages %}{% if m['role'] == 'user' %}<|im_start|>user\n{{ m['content'] }}<|im_end|>\n"
+    "{% elif m['role'] == 'tool' %}"
+    "<|im_start|>user\n<tool_response>\n{{ m['content'] }}\n</tool_response><|im_end|>\n"
+    "{% elif m['role'] == 'assistant' %}<|im_start|>assistant\n{{ m['content'] }}"
+    "{% for call in m['tool_calls'] or [] %}{% if m['content'] or not loop.first %}{{ '\n' }}{% endif %}"
+    "<tool_call>\n{{ {'name': call['function']['name'], 'arguments': call['function']['arguments']} | tojson }}\n"
+    "</tool_call>{% endfor %}<|im_end|>\n{% endif %}{% endfor %}" + _CHATML_PROMPT,
+    _CHATML,
+    "<|im_end|>",
+    "{}<|im_end|>",
+)
+"""As in Qwen: tools in the system message, and calls between added tokens that are not special ones."""
+_ADDED = ("<tool_call>", "</tool_call>", "<think>", "</think>")
+
 MARKED_THINKING = _thinking("{% generation %}ANSWER{% endgeneration %}\n", _SHOWN)
 
 
@@ -153,6 +172,8 @@ def tokenizer_of(shape: Shape, pad: bool = False) -> Any:
     """A tokenizer of bytes with the shape's template; `pad` makes the token that ends a turn the padding token too."""
     tokenizer = byte_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": list(shape.special)})
+    if shape is TOOLS:
+        tokenizer.add_tokens([*_ADDED])
     if pad:
         tokenizer.eos_token = tokenizer.pad_token = shape.end
     tokenizer.chat_template = shape.template

@@ -23,7 +23,7 @@ __getattr__, __dir__ = lazy_names(
         "read.files": "content_key read_records record_kinds",
         "read.html": "html_text",
         "read.schemas": "parse_columns read_row",
-        "records": "AssistantTurns Completion Conversation Document Message Reading Record",
+        "records": "AssistantTurns Completion Conversation Document Message Reading Record target_text",
         "seen_texts": "Fingerprints find_learned fingerprints learned_by read_fingerprints write_fingerprints",
         "splits": "FieldCondition parse_held_out split_document split_records",
         "store": "RecordIndex TokenStore open_store",
