@@ -178,7 +178,7 @@ def _check_tools(template: ChatTemplate, turns: Messages, source: str) -> None:
     if name:
         message = _(
             "{source} has {name}, which the chat template leaves out; use a model or a --chat-template that knows "
-            "them, or remove the row"
+            "them, or leave them out"
         )
         raise TsugikiError(message.format(source=source, name=name))
 

@@ -16,6 +16,7 @@ __getattr__, __dir__ = lazy_names(
         "security": "Access Guard check check_hosts check_origins",
         "served_adapters": "ServedAdapters load_served",
         "server": "Server check_access client_of listen",
+        "tools": "ForcedCalls WrittenCalls response_template",
         "train_view": "RunFields RunRequest Training Workspace workspace_routes",
         "uploads": "Uploads",
     },

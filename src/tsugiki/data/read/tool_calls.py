@@ -16,8 +16,6 @@ from pydantic_core import from_json
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
 
-_OF_RESULT = ("tool_call_id", "name")
-
 
 def read_tools(given: Any, source: str) -> str:
     """Return the tools of a row as a JSON list; empty if it has none."""
@@ -27,7 +25,7 @@ def read_tools(given: Any, source: str) -> str:
 def read_of_tools(turn: Mapping[str, Any], role: str, where: str) -> str:
     """Return what a turn has of tools besides its content, as a JSON object: calls, or the call that it answers."""
     if role == "tool":
-        named = {name: str(turn[name]) for name in _OF_RESULT if turn.get(name)}
+        named = {name: str(turn[name]) for name in ("tool_call_id", "name") if turn.get(name)}
         return json.dumps(named, ensure_ascii=False) if named else ""
     calls = _functions(turn.get("tool_calls"), "tool_calls", where, '[{"function": {"name": …, "arguments": {…}}}]')
     if calls and role != "assistant":
@@ -41,7 +39,7 @@ def _functions(given: Any, name: str, where: str, shape: str) -> str:
     try:
         entries = [_function(_without_null(entry), name) for entry in _parsed(given or [])]
     except (ValueError, TypeError, KeyError) as error:
-        message = _("{where} has {name} of another shape; write {shape}, or remove the row")
+        message = _("{where} has {name} of another shape; write {shape}")
         raise TsugikiError(message.format(where=where, name=name, shape=shape)) from error
     return json.dumps(entries, ensure_ascii=False) if entries else ""
 
