@@ -158,12 +158,11 @@ TOOLS = Shape(
     "{% for call in m['tool_calls'] or [] %}{% if m['content'] or not loop.first %}{{ '\n' }}{% endif %}"
     "<tool_call>\n{{ {'name': call['function']['name'], 'arguments': call['function']['arguments']} | tojson }}\n"
     "</tool_call>{% endfor %}<|im_end|>\n{% endif %}{% endfor %}" + _CHATML_PROMPT,
-    _CHATML,
+    (*_CHATML, "<tool_call>", "</tool_call>"),
     "<|im_end|>",
     "{}<|im_end|>",
 )
-"""As in Qwen: tools in the system message, and calls between added tokens that are not special ones."""
-_ADDED = ("<tool_call>", "</tool_call>", "<think>", "</think>")
+"""As in Qwen, whose template has the tools in the system message; but the tokens around a call are special."""
 
 MARKED_THINKING = _thinking("{% generation %}ANSWER{% endgeneration %}\n", _SHOWN)
 
@@ -172,8 +171,6 @@ def tokenizer_of(shape: Shape, pad: bool = False) -> Any:
     """A tokenizer of bytes with the shape's template; `pad` makes the token that ends a turn the padding token too."""
     tokenizer = byte_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": list(shape.special)})
-    if shape is TOOLS:
-        tokenizer.add_tokens([*_ADDED])
     if pad:
         tokenizer.eos_token = tokenizer.pad_token = shape.end
     tokenizer.chat_template = shape.template

@@ -11,9 +11,9 @@ from tsugiki.data import encode_records, read_row
 
 ASK = {"role": "user", "content": "Rain in Kyoto?"}
 CITY = {"type": "object", "properties": {"city": {"$ref": "#/$defs/City"}}, "required": ["city"]}
-CITY = {**CITY, "additionalProperties": False, "$defs": {"City": {"enum": ["Kyoto", "Nara"]}}}
-WEATHER = {"type": "function", "function": {"name": "weather", "parameters": CITY}}
-COUNT = {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"], "additionalProperties": False}
+CITY = {**CITY, "$defs": {"City": {"enum": ["Kyoto", "Nara"]}}}
+WEATHER = {"type": "function", "function": {"name": "weather", "description": "Rain?", "parameters": CITY}}
+COUNT = {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"]}
 LIGHT = {"type": "function", "function": {"name": "light", "description": "A lamp.", "parameters": COUNT}}
 CALL = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Kyoto"}'}}
 RESULT = {"role": "tool", "tool_call_id": "1", "content": "dry"}
@@ -29,10 +29,14 @@ def save_calling_model(folder: Path) -> str:
     model = tiny_model("qwen3", vocab_size=len(tokenizer), max_position_embeddings=1024)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     encoded = encode_records(tokenizer, [record for record in records if record], "last")
-    for _step in range(80):
+    loss = 1.0
+    while loss > 0.005:  # so no token of a row can have a loss of 0.7, and each is the most probable one
+        loss = 0.0
         for row in encoded:
             tokens = torch.tensor([row.ids])
-            model(input_ids=tokens, labels=tokens.where(torch.tensor([row.loss_mask]), -100)).loss.backward()
+            of_row = model(input_ids=tokens, labels=tokens.where(torch.tensor([row.loss_mask]), -100)).loss
+            of_row.backward()
+            loss += of_row.item()
         optimizer.step()
         optimizer.zero_grad()
     model.eval().save_pretrained(folder)

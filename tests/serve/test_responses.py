@@ -14,7 +14,7 @@ openai = pytest.importorskip("openai")
 pytest.importorskip("llguidance")
 
 FIELDS: dict[str, Any] = {"model": "base", "temperature": 0}
-WEATHER = {"type": "function", "name": "weather", "parameters": CITY}
+WEATHER = {"type": "function", "name": "weather", "description": "Rain?", "parameters": CITY}
 NAMED = {"type": "function", "name": "weather"}
 CALLED = [
     ASK,

@@ -139,7 +139,7 @@ class Completions:
         if isinstance(parsed, ChatRequest):
             tokenizer = self.adapters.tokenizer(served, parsed.chat_template_of)
             shown = [] if parsed.tool_choice == "none" else parsed.tools
-            arguments = served.name, tokenizer, parsed.messages, shown, bool(parsed.offered)
+            arguments = served.name, tokenizer, parsed.messages, shown, parsed.tool_choice == "auto"
             prompts = [await asyncio.to_thread(chat_prompt, model, *arguments)]
             logprobs = parsed.top_logprobs if parsed.logprobs else None
         else:
@@ -275,7 +275,7 @@ def _answer(
         return None
     if prompt.calls is None:
         return ForcedCalls(parsed.forced) if parsed.forced else None
-    tools, before = [tool.model_dump() for tool in parsed.tools], decoded(tokenizer, prompt.ids)
+    tools, before = [tool.function.tool for tool in parsed.tools], decoded(tokenizer, prompt.ids)
     return WrittenCalls(tokenizer.get_response_parser(prompt.calls, prefix=before, tools=tools))
 
 

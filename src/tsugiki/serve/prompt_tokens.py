@@ -1,7 +1,6 @@
 """Convert the prompts of requests to tokens, and tokens to text; and the endpoint that does only this."""
 
 import asyncio
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from threading import Lock
@@ -14,7 +13,7 @@ from starlette.routing import Route
 from tsugiki.annotations import PreTrainedModel, PreTrainedTokenizerBase
 from tsugiki.data.chat import read_template
 from tsugiki.data.encoding import document_start, encode
-from tsugiki.data.read.tool_calls import read_of_tools
+from tsugiki.data.read.tool_calls import read_of_tools, read_tools
 from tsugiki.data.records import Message
 from tsugiki.generation.prompt import configured_ends, prompt_tokens
 from tsugiki.generation.sampling import TextStream
@@ -97,27 +96,25 @@ def chat_prompt(
         of_tools = read_of_tools(turn.model_dump(), turn.role, f"messages.{place}")
         _check_text(turn.text + of_tools, "messages")
         turns.append(Message(_ROLES.get(turn.role, turn.role), turn.text, of_tools=of_tools))
-    shown = json.dumps([tool.model_dump(exclude_none=True) for tool in tools], ensure_ascii=False) if tools else ""
+    shown = read_tools([tool.function.tool for tool in tools], "tools")
     _check_text(shown, "tools")
     with _tokenizing:
         if shown:
             template = replace(read_template(tokenizer, "messages"), tools=shown)
             shown = shown if template.shows_tools([turn.fields for turn in turns], "messages") else ""
         calls = response_template(tokenizer) if offered and shown else None
-        if offered and calls is None:
-            raise ApiError(400, _no_tools(name, bool(shown)), "tools", "unsupported_parameter")
+        if offered and tools and calls is None:
+            message = _(
+                "the chat template of {name!r} leaves out tools, so it can only call one that tool_choice demands"
+            )
+            if shown:
+                message = _(
+                    "transformers does not know how {name!r} writes calls of tools, so it can only call one that "
+                    "tool_choice demands; a response_template in its tokenizer_config.json tells how"
+                )
+            raise ApiError(400, message.format(name=name), "tools", "unsupported_parameter")
         tokens = prompt_tokens(model, tokenizer, turns, tools=shown)
     return Prompt(tokens.ids, tokens.ids, "", tokens.ends, calls)
-
-
-def _no_tools(name: str, shown: bool) -> str:
-    message = _("the chat template of {name!r} leaves out tools, so it can only call one that tool_choice demands")
-    if shown:
-        message = _(
-            "transformers does not know how {name!r} writes calls of tools, so it can only call one that tool_choice "
-            "demands; a response_template in its tokenizer_config.json tells how"
-        )
-    return message.format(name=name)
 
 
 def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:

@@ -5,9 +5,20 @@ A field that would change the result, and that this server cannot do, is an erro
 """
 
 import asyncio
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeAlias, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    StringConstraints,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails, PydanticKnownError, from_json
 from starlette.requests import Request
 
@@ -238,11 +249,19 @@ class Function(OpenFields):
 
     name: Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
     parameters: dict[str, Any] | None = None
+    _given: dict[str, Any] = PrivateAttr({})
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _keep(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        function = handler(value)
+        function._given = {name: part for name, part in value.items() if name != "type"}
+        return function
 
     @property
-    def schema_of_arguments(self) -> dict[str, Any]:
-        """The schema; without one, that of any object."""
-        return self.parameters or {"type": "object"}
+    def tool(self) -> dict[str, Any]:
+        """The function as a tool, with its fields in the order in which they were sent: templates show them so."""
+        return {"type": "function", "function": self._given}
 
 
 class Tool(OpenFields):
@@ -252,17 +271,11 @@ class Tool(OpenFields):
     function: Function
 
 
-class FunctionName(OpenFields):
-    """The name of a function."""
-
-    name: str
-
-
 class ToolName(OpenFields):
     """The choice of one tool."""
 
     type: Literal["function"]
-    function: FunctionName
+    function: Function
 
 
 class ChatRequest(SharedFields):
@@ -284,13 +297,9 @@ class ChatRequest(SharedFields):
     def ignored(self) -> list[str]:
         """The names of the fields that have no effect, also of those in messages."""
         of_messages = [f"messages.{name}" for message in self.messages for name in message.model_extra or {}]
-        unused = ["tools"] if self.tools and self.tool_choice == "none" else []
-        return [*super().ignored, *unused, *dict.fromkeys(of_messages)]
-
-    @property
-    def offered(self) -> list[Tool]:
-        """The tools if the model decides itself whether it calls one."""
-        return self.tools if self.tool_choice == "auto" else []
+        if self.tools and self.tool_choice == "none":
+            of_messages.append("tools")
+        return [*super().ignored, *dict.fromkeys(of_messages)]
 
     @property
     def forced(self) -> list[Function]:

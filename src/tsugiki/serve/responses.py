@@ -14,7 +14,6 @@ from tsugiki.serve.protocol import (
     CalledFunction,
     ChatRequest,
     Function,
-    FunctionName,
     OpenFields,
     PlainFormat,
     SchemaOfAnswer,
@@ -73,7 +72,7 @@ class _Tool(Function):
     type: Literal["function"]
 
 
-class _ToolName(FunctionName):
+class _ToolName(Function):
     type: Literal["function"]
 
 
@@ -111,9 +110,8 @@ class ResponsesRequest(SharedFields):
             fields["response_format"] = {"type": form.type}
         if isinstance(self.tool_choice, _ToolName):
             fields["tool_choice"] = {"type": "function", "function": {"name": self.tool_choice.name}}
-        tools = [{"type": "function", "function": tool.model_dump(exclude={"type"})} for tool in self.tools]
-        most = self.max_output_tokens
-        return validated(ChatRequest, {**fields, "messages": messages, "tools": tools, "max_completion_tokens": most})
+        fields |= {"messages": messages, "tools": [tool.tool for tool in self.tools]}
+        return validated(ChatRequest, {**fields, "max_completion_tokens": self.max_output_tokens})
 
 
 def _joined(content: _Content) -> str:
@@ -125,8 +123,7 @@ async def whole_response(parsed: ResponsesRequest, generation: Generation) -> di
     event: _Event = {}
     async for found in response_events(parsed, generation):
         event = found
-    answer: dict[str, Any] = event["response"]
-    return answer
+    return dict(event["response"])
 
 
 async def response_events(parsed: ResponsesRequest, generation: Generation) -> AsyncIterator[_Event]:
@@ -250,8 +247,8 @@ def _answer(parsed: ResponsesRequest, generation: Generation, output: list[_Outp
         "instructions": parsed.instructions,
         "max_output_tokens": parsed.max_output_tokens,
         "parallel_tool_calls": generation.parsed.parallel_tool_calls,
-        "tool_choice": choice if isinstance(choice, str) else choice.model_dump(),
-        "tools": [tool.model_dump() for tool in parsed.tools],
+        "tool_choice": choice if isinstance(choice, str) else choice.model_dump(exclude_none=True),
+        "tools": [{"strict": None, **tool.model_dump()} for tool in parsed.tools],
         "temperature": parsed.temperature,
         "top_p": parsed.top_p,
         "metadata": {},

@@ -61,7 +61,7 @@ def requested_grammar(parsed: CompletionRequest | ChatRequest) -> tuple[str, Cal
         several = parsed.parallel_tool_calls
         given.append(("tool_choice", partial(calls_grammar, several=several), parsed.forced or None))
     found = [one for one in given if one[2] is not None]
-    if found and isinstance(parsed, ChatRequest) and parsed.offered:
+    if found and isinstance(parsed, ChatRequest) and parsed.tools and parsed.tool_choice == "auto":
         message = _("an answer of this form cannot call a tool; leave out the tools, or set tool_choice")
         raise _invalid(found[0][0], message)
     if len(found) > 1:

@@ -33,9 +33,19 @@ def calls_grammar(functions: Sequence[Function], several: bool) -> str:
     more = f'("\\n" call){{0,{_MOST_CALLS - 1}}}' if several else ""
     lines = [f"start: call {more}", f"call: {' | '.join(calls)}"]
     for place, function in enumerate(functions):
-        schema = {"x-guidance": {"whitespace_flexible": False}, **function.schema_of_arguments}
+        schema = {"x-guidance": {"whitespace_flexible": False}, **_closed(function.parameters or {"type": "object"})}
         lines.append(f"a{place}: %json {json.dumps(schema)}")
     return "\n".join(lines)
+
+
+def _closed(schema: Any) -> Any:
+    """Return a schema in which objects have no other members than those that it names, unless it allows others."""
+    if isinstance(schema, list):
+        return [*map(_closed, schema)]
+    if not isinstance(schema, dict):
+        return schema
+    found = {name: part if name in ("allOf", "enum", "const") else _closed(part) for name, part in schema.items()}
+    return {"additionalProperties": False, **found} if "properties" in found else found
 
 
 @dataclass
