@@ -179,12 +179,12 @@ def response_template(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any] | No
     try:
         before = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         written = tokenizer.apply_chat_template([*turns, answer], tokenize=False).removeprefix(before)
-    except Exception:  # a template is a program and can raise any exception
+        for kind in _WRITTEN_LIKE:
+            template = get_response_template(tokenizer, SimpleNamespace(config=SimpleNamespace(model_type=kind)))
+            found = WrittenCalls(tokenizer.get_response_parser(template, prefix=before))
+            found.add(written, last=True)
+            if [(call.name, json.loads(call.arguments)) for call in found.calls] == [("f", {"x": "y"})]:
+                return dict(template)
+    except Exception:  # a template is a program and can raise any exception, and a description can be wrong
         return None
-    for kind in _WRITTEN_LIKE:
-        template = get_response_template(tokenizer, SimpleNamespace(config=SimpleNamespace(model_type=kind)))
-        found = WrittenCalls(tokenizer.get_response_parser(template, prefix=before))
-        found.add(written, last=True)
-        if [(call.name, json.loads(call.arguments)) for call in found.calls] == [("f", {"x": "y"})]:
-            return dict(template)
     return None
