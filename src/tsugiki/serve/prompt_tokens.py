@@ -105,12 +105,13 @@ def chat_prompt(
         calls = response_template(tokenizer) if offered and shown else None
         if offered and tools and calls is None:
             message = _(
-                "the chat template of {name!r} leaves out tools; set tool_choice to required or to a name, or remove them"
+                "the chat template of {name!r} leaves out tools; set tool_choice to required or to a name, or remove "
+                "them"
             )
             if shown:
                 message = _(
-                    "transformers does not know how {name!r} writes calls of tools; set tool_choice to required or to a "
-                    "name, or add a response_template to its tokenizer_config.json"
+                    "transformers does not know how {name!r} writes calls of tools; set tool_choice to required or to "
+                    "a name, or add a response_template to its tokenizer_config.json"
                 )
             raise ApiError(400, message.format(name=name), "tools", "unsupported_parameter")
         tokens = prompt_tokens(model, tokenizer, turns, tools=shown)
