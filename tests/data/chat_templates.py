@@ -146,6 +146,24 @@ SHAPES: dict[str, Shape] = {
     ),
 }
 
+TOOLS = Shape(
+    "{% if tools %}<|im_start|>system\n"
+    "{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] }}\n\n{% endif %}<tools>"
+    "{% for tool in tools %}\n{{ tool | tojson }}{% endfor %}\n</tools><|im_end|>\n"
+    "{% elif messages[0]['role'] == 'system' %}<|im_start|>system\n{{ messages[0]['content'] }}<|im_end|>\n{% endif %}"
+    "{% for m in messages %}{% if m['role'] == 'user' %}<|im_start|>user\n{{ m['content'] }}<|im_end|>\n"
+    "{% elif m['role'] == 'tool' %}"
+    "<|im_start|>user\n<tool_response>\n{{ m['content'] }}\n</tool_response><|im_end|>\n"
+    "{% elif m['role'] == 'assistant' %}<|im_start|>assistant\n{{ m['content'] }}"
+    "{% for call in m['tool_calls'] or [] %}{% if m['content'] or not loop.first %}{{ '\n' }}{% endif %}"
+    "<tool_call>\n{{ {'name': call['function']['name'], 'arguments': call['function']['arguments']} | tojson }}\n"
+    "</tool_call>{% endfor %}<|im_end|>\n{% endif %}{% endfor %}" + _CHATML_PROMPT,
+    (*_CHATML, "<tool_call>", "</tool_call>"),
+    "<|im_end|>",
+    "{}<|im_end|>",
+)
+"""As in Qwen, whose template has the tools in the system message; but the tokens around a call are special."""
+
 MARKED_THINKING = _thinking("{% generation %}ANSWER{% endgeneration %}\n", _SHOWN)
 
 

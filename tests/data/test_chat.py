@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.data.chat_templates import MARKED_THINKING, SHAPES, Shape, tokenizer_of
+from tests.data.chat_templates import MARKED_THINKING, SHAPES, TOOLS, Shape, tokenizer_of
 from tsugiki import TsugikiError
 from tsugiki.data import (
     AssistantTurns,
@@ -14,8 +14,10 @@ from tsugiki.data import (
     Message,
     encode_records,
     prompt_text,
+    read_row,
     read_template,
     render,
+    target_text,
 )
 
 TALK = (
@@ -268,3 +270,59 @@ def test_a_template_that_fails_is_an_error_of_one_line():
         assert len(str(caught.value)) < 500
     with pytest.raises(TsugikiError, match="1,000,000"):
         read_template(tokenizer_of(Shape("{# #}" * 200_001, (), "", "")), "")
+
+
+WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"properties": {"city": {}}}}}
+CALLED = [
+    {"role": "user", "content": "Will it rain?"},
+    {
+        "role": "assistant",
+        "content": "I look.",
+        "tool_calls": [
+            {"function": {"name": "weather", "arguments": {"city": "京都"}}},
+            {"function": {"name": "weather", "arguments": '{"city": "奈良"}'}},
+        ],
+    },
+    {"role": "tool", "tool_call_id": "1", "content": "dry"},
+    {"role": "assistant", "content": "No."},
+    {"role": "user", "content": "And here?"},
+    {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "weather", "arguments": {}}}]},
+]
+CALLS = [
+    'I look.\n<tool_call>\n{"name": "weather", "arguments": {"city": "京都"}}\n</tool_call>\n'
+    '<tool_call>\n{"name": "weather", "arguments": {"city": "奈良"}}\n</tool_call><|im_end|>',
+    "No.<|im_end|>",
+    '<tool_call>\n{"name": "weather", "arguments": {}}\n</tool_call><|im_end|>',
+]
+
+
+@pytest.mark.parametrize("turns", ["all", "last"])
+def test_calls_of_tools_are_learned_and_their_results_are_not(turns: AssistantTurns):
+    tokenizer = tokenizer_of(TOOLS)
+    record = read_row({"messages": CALLED, "tools": [WEATHER]}, "talk.jsonl:1")
+    assert isinstance(record, Conversation)
+    (encoded,) = encode_records(tokenizer, [record], turns)
+    assert [tokenizer.decode(ids) for _, ids in target_runs(encoded)] == (CALLS if turns == "all" else CALLS[-1:])
+    theirs = [message.fields for message in record.messages]
+    assert tokenizer.decode(encoded.ids) == tokenizer.apply_chat_template(theirs, [WEATHER], tokenize=False)
+    assert all(text in target_text(record, "all") for text in ("I look.", "京都", "奈良", "No."))
+
+
+@pytest.mark.parametrize(
+    ("row", "name"),
+    [({"messages": CALLED[:4], "tools": [WEATHER]}, "tools"), ({"messages": CALLED[:2]}, "tool_calls")],
+)
+def test_a_template_that_leaves_out_tools_is_an_error(row: dict[str, Any], name: str):
+    record = read_row(row, "talk.jsonl:1")
+    assert isinstance(record, Conversation)
+    with pytest.raises(TsugikiError, match=f"talk.jsonl:1 has {name}, "):
+        encode_records(tokenizer_of(SHAPES["zephyr"]), [record])
+
+
+def test_special_tokens_in_a_call_are_errors():
+    function = {"name": "weather", "arguments": {"city": "a<|im_end|>b"}}
+    turns = [CALLED[0], {"role": "assistant", "tool_calls": [{"function": function}]}]
+    record = read_row({"messages": turns}, "talk.jsonl:1")
+    assert isinstance(record, Conversation)
+    with pytest.raises(TsugikiError, match=r"turn 2 \(assistant\) contains <\|im_end\|>"):
+        encode_records(tokenizer_of(TOOLS), [record])

@@ -126,7 +126,8 @@ def mutated(rng: random.Random, name: str, content: bytes) -> bytes:
     if name.endswith((".json", ".yaml")):
         return json_bytes(mutate_value(rng, json.loads(content), SETTINGS))
     if name.endswith(".jsonl"):
-        return b"\n".join(map(json_bytes, mutate_value(rng, list(map(json.loads, content.splitlines())))))
+        rows = mutate_value(rng, list(map(json.loads, content.splitlines())))
+        return b"\n".join(map(json_bytes, rows if isinstance(rows, list) else [rows]))
     return mutate_bytes(rng, content, PIECES)
 
 
@@ -277,12 +278,19 @@ def read_settings(folder: Path) -> None:
 
 
 TURNS = [{"role": "user", "content": "庭の梅は？"}, {"role": "assistant", "content": "咲いた。", "weight": 1}]
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"properties": {"x": {"type": "string"}}}}}
+CALL = {"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": '{"x": "京"}'}}]}
 ROWS: dict[str, list[dict[str, Any]]] = {
     "text": [{"text": "庭の梅が咲いた。", "author": "A"}, {"text": "まだ寒い。\n春は遠い。", "author": "B"}],
     "pairs": [{"prompt": "問 ", "completion": "答え"}, {"prompt": "二 ", "completion": "に"}],
     "messages": [
         {"messages": [{"role": "system", "content": "丁寧に。"}, *TURNS]},
         {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
+        {
+            "messages": [TURNS[0], CALL, {"role": "tool", "content": "雨", "tool_call_id": "1"}, TURNS[1]],
+            "tools": [TOOL],
+        },
+        {"messages": [TURNS[0], CALL], "tools": json.dumps([TOOL])},
     ],
     "conversations": [
         {"conversations": [{"from": "human", "value": a}, {"from": "gpt", "value": b}]} for a, b in ("12", "34")
@@ -295,7 +303,9 @@ WORK = f"""坂《さか》の上
 　坂を※［＃「口＋世」、第3水準1-14-88］と上る。〔cafe'〕だん／＼と。
 {FOOTER}"""
 TOKENIZER = byte_tokenizer()
-TOKENIZER.chat_template = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|endoftext|>{% endfor %}"
+TOKENIZER.chat_template = (
+    "{{ tools }}{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{{ m.tool_calls }}<|endoftext|>{% endfor %}"
+)
 
 
 def data_files(kind: str) -> Files:

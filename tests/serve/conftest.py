@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.serve.calling_model import save_calling_model
 from tests.tiny import save_tiny, shake
 from tsugiki import LoraConfig, graft, save_adapter, ungraft
 from tsugiki.base import load_model, load_tokenizer
@@ -118,6 +119,22 @@ def own_files(served_files: tuple[str, Path], tmp_path_factory: pytest.TempPathF
 def server(own_files: tuple[str, Path]) -> Iterator[Running]:
     """A server with a library of its own."""
     yield from start(*own_files)
+
+
+@pytest.fixture(scope="session")
+def calling_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """A base that calls a tool, and a library of eight adapters: a0 to a7."""
+    home = tmp_path_factory.mktemp("calling")
+    base = save_calling_model(home / "base")
+    for number in range(8):
+        save_adapter_of(base, home / "library" / f"a{number}", number)
+    return base, home / "library"
+
+
+@pytest.fixture(scope="module")
+def caller(calling_files: tuple[str, Path]) -> Iterator[Running]:
+    """A server with `calling_files`."""
+    yield from start(*calling_files, max_loaded=8, limits={"rows": 16, "cache_bytes": 1 << 24})
 
 
 @pytest.fixture(scope="module")

@@ -137,6 +137,23 @@ def test_connections_of_one_client(running: Any, monkeypatch: pytest.MonkeyPatch
         assert answer(first[0]).startswith(b"HTTP/1.1 200")
 
 
+def test_what_the_connections_rely_on():
+    """What uvicorn calls, and what is read of its protocol: it has no settings for these limits."""
+    from uvicorn import Config
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+    from uvicorn.server import ServerState
+
+    called = {name for name, value in vars(server.Connection).items() if callable(value) and name[0] != "_"}
+    assert called == {
+        *("connection_made", "connection_lost", "data_received", "pause_writing", "resume_writing"),
+        *("on_response_complete", "timeout_keep_alive_handler"),
+    }
+    assert all(callable(getattr(H11Protocol, name, None)) for name in called)
+    read = {"client", "connections", "cycle", "limit_concurrency", "loop", "transport"}
+    with contextlib.closing(asyncio.new_event_loop()) as loop:
+        assert read <= vars(H11Protocol(Config(application), ServerState(), {}, loop)).keys()
+
+
 def test_what_counts_as_a_client():
     assert client_of("127.0.0.1") is client_of("::1") is None
     assert client_of("192.0.2.1") != client_of("192.0.2.2")

@@ -8,6 +8,8 @@ import pytest
 pytest.importorskip("starlette")
 from tsugiki.serve import ApiError, ChatRequest, CompletionRequest, parse
 
+USER = {"role": "user", "content": "a"}
+
 
 @pytest.mark.parametrize(
     ("fields", "name", "fact"),
@@ -23,6 +25,15 @@ from tsugiki.serve import ApiError, ChatRequest, CompletionRequest, parse
         ({"messages": []}, "messages", "at least 1"),
         ({"messages": "hello"}, "messages", "list"),
         ({"messages": [{"role": "user"}]}, "messages.0.content", "required"),
+        ({"messages": [{"role": "assistant", "content": None, "tool_calls": []}]}, "messages.0.content", "required"),
+        ({"messages": [{"role": "assistant", "tool_calls": [{}]}]}, "messages.0.tool_calls.0", "required"),
+        ({"messages": [USER], "tools": [{"type": "web_search"}]}, "tools.0.type", "'function'"),
+        (
+            {"messages": [USER], "tools": [{"type": "function", "function": {"name": "a b"}}]},
+            "tools.0.function.name",
+            "match",
+        ),
+        ({"messages": [USER], "tool_choice": {"type": "allowed_tools"}}, "tool_choice", "required, or"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content", '"type": "text"'),
     ],
 )
@@ -68,15 +79,17 @@ def test_fields_of_messages_that_are_ignored():
 @pytest.mark.parametrize(
     ("fields", "name"),
     [
-        ({"tools": TOOLS}, "tools"),
-        ({"tools": TOOLS, "tool_choice": "auto"}, "tools"),
-        ({"tools": [], "tool_choice": "required"}, "tool_choice"),
+        ({"functions": TOOLS}, "functions"),
+        ({"function_call": {"name": "f"}}, "function_call"),
         ({"best_of": 4}, "best_of"),
         ({"best_of": 4, "n": 3}, "best_of"),
         ({"best_of": True}, "best_of"),
         ({"typical_p": 0.5}, "typical_p"),
         ({"chat_template": ""}, "chat_template"),
-        ({"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]}, "messages.0.tool_calls"),
+        (
+            {"messages": [{"role": "assistant", "content": "", "function_call": {"name": "f"}}]},
+            "messages.0.function_call",
+        ),
     ],
 )
 def test_fields_that_would_change_the_result_are_errors(fields: dict[str, Any], name: str):

@@ -12,9 +12,10 @@ the first special token after that ends the turn. The texts of the messages are 
 occur several times. Templates are programs. They run in Jinja's sandbox, as in transformers.
 """
 
+import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -46,7 +47,8 @@ _MAX_TEMPLATE = 1_000_000  # characters
 _MAX_TEXT = 10_000_000  # characters
 
 _Span: TypeAlias = tuple[int, int]
-_Messages: TypeAlias = list[dict[str, str]]
+Messages: TypeAlias = list[dict[str, Any]]
+"""The turns of a conversation as templates get them."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,12 @@ class ChatTemplate:
     vocabulary."""
     end: str | None
     """The tokenizer's end token."""
+    tools: str = ""
+    """The tools of the conversation, a JSON list; empty: none."""
+
+    def shows_tools(self, messages: Messages, where: str) -> bool:
+        """Return whether a conversation is another text with the tools than without; `where` names it in errors."""
+        return _render(self, messages, where) != _render(replace(self, tools=""), messages, where)
 
 
 @dataclass(frozen=True)
@@ -147,25 +155,41 @@ def render(template: ChatTemplate, conversation: Conversation, assistant_turns: 
     rendered = conversation.messages[: targets[-1] + 1]
     special = re.compile(template.special)
     for number, message in enumerate(rendered, 1):
-        if found := special.search(message.content):
+        if found := special.search(message.content) or special.search(message.of_tools):
             raise TsugikiError(
                 _(
                     "{source}: turn {number} ({role}) contains {group}, which is a special token of this tokenizer; "
                     "remove it or the row (--chat-template none learns prompts and completions as they are)"
                 ).format(source=conversation.source, number=number, role=message.role, group=found.group())
             )
-    messages = [{"role": message.role, "content": message.content} for message in rendered]
+    messages = [message.fields for message in rendered]
+    template = replace(template, tools=conversation.tools)
+    _check_tools(template, messages, conversation.source)
     text, spans = _find_answers(template, conversation.source, messages, targets)
     return Rendering(text, tuple(spans))
 
 
-def prompt_text(template: ChatTemplate, messages: _Messages) -> str:
+def _check_tools(template: ChatTemplate, turns: Messages, source: str) -> None:
+    """Check that the template shows the model the tools of a conversation and the calls of them, if there are any."""
+    without = [{**turn, "tool_calls": None} for turn in turns]
+    name = "tools" if template.tools and not template.shows_tools(turns, source) else ""
+    if not name and any("tool_calls" in turn for turn in turns):
+        name = "tool_calls" if _render(template, turns, source) == _render(template, without, source) else ""
+    if name:
+        message = _(
+            "{source} has {name}, which the chat template leaves out; use a model or a --chat-template that knows "
+            "them, or leave them out"
+        )
+        raise TsugikiError(message.format(source=source, name=name))
+
+
+def prompt_text(template: ChatTemplate, messages: Messages) -> str:
     """Render a conversation and the beginning of the answer that the model is to generate."""
     return _render(template, messages, "a prompt", add_generation_prompt=True)[0]
 
 
 def _find_answers(
-    template: ChatTemplate, source: str, messages: _Messages, targets: Sequence[int]
+    template: ChatTemplate, source: str, messages: Messages, targets: Sequence[int]
 ) -> tuple[str, list[_Span]]:
     """Return the text and the spans of `render` for the turns with these indices; the last index is the last turn."""
     if len(messages) > _MAX_TURNS and len(targets) > 1:
@@ -195,9 +219,7 @@ def _find_answers(
     return whole, spans
 
 
-def _span(
-    template: ChatTemplate, turns: _Messages, whole: str, marks: list[_Span], where: str
-) -> tuple[int, int, bool]:
+def _span(template: ChatTemplate, turns: Messages, whole: str, marks: list[_Span], where: str) -> tuple[int, int, bool]:
     """Return the begin and end in `whole`, in characters, of the answer that is the last of `turns`, and whether a
     token ends it.
     """
@@ -229,18 +251,18 @@ def _span(
     raise TsugikiError(message.format(where=where))
 
 
-def _tail_length(template: ChatTemplate, turns: _Messages, finished: str, where: str) -> int:
-    """Return how many characters follow the content of the last turn, by rendering the turns with another content."""
+def _tail_length(template: ChatTemplate, turns: Messages, finished: str, where: str) -> int:
+    """Return how many characters follow the last turn's content and calls: the same ones follow another content."""
     content = turns[-1]["content"]
-    lasts = content[-1], content.rstrip()[-1]
+    lasts = content[-1:], content.rstrip()[-1:]
     other = next(letter for letter in "abc" if letter not in lasts)
-    changed, _spans = _render(template, [*turns[:-1], {**turns[-1], "content": other}], where)
+    changed, _spans = _render(template, [*turns[:-1], {"role": turns[-1]["role"], "content": other}], where)
     backwards = zip(reversed(finished), reversed(changed), strict=False)
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], backwards))
 
 
 def _render(
-    template: ChatTemplate, messages: _Messages, where: str, add_generation_prompt: bool = False
+    template: ChatTemplate, messages: Messages, where: str, add_generation_prompt: bool = False
 ) -> tuple[str, list[_Span]]:
     """Return the rendered text, and the character ranges that the template marks as generated."""
     from transformers.utils.chat_template_utils import render_jinja_template
@@ -248,6 +270,7 @@ def _render(
     try:
         texts, marks = render_jinja_template(
             conversations=[messages],
+            tools=json.loads(template.tools) if template.tools else None,
             chat_template=template.template,
             return_assistant_tokens_mask=template.marked,
             add_generation_prompt=add_generation_prompt,

@@ -1,12 +1,13 @@
 """Training records (documents, prompts with completions, conversations), and facts about how they were read."""
 
+import json
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePath
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from tsugiki.errors import summarise_list
 from tsugiki.language import _, ngettext
@@ -64,6 +65,19 @@ class Message:
     role: str
     content: str
     in_loss: bool = True
+    of_tools: str = ""
+    """A JSON object of what else the chat template gets: `tool_calls` of an assistant's turn, `tool_call_id` and `name`
+    of a tool's; empty: nothing."""
+
+    @property
+    def text(self) -> str:
+        """The content, and the calls of tools as JSON."""
+        return self.content + (self.of_tools if self.role == "assistant" else "")
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The turn as chat templates get it."""
+        return {"role": self.role, "content": self.content, **json.loads(self.of_tools or "{}")}
 
 
 @dataclass(frozen=True)
@@ -73,11 +87,13 @@ class Conversation:
     messages: tuple[Message, ...]
     source: str
     fields: Mapping[str, str] = field(default_factory=dict, hash=False, compare=False)
+    tools: str = ""
+    """The tools that the assistant can call: a JSON list, as chat templates get it; empty: none."""
 
     @property
     def text(self) -> str:
-        """The contents of all turns, joined by line feeds."""
-        return "\n".join(message.content for message in self.messages)
+        """The texts of all turns, joined by line feeds."""
+        return "\n".join(message.text for message in self.messages)
 
 
 Record: TypeAlias = Document | Completion | Conversation
@@ -93,13 +109,13 @@ def target_text(record: Record, turns: AssistantTurns) -> str:
         case Conversation():
             answers = [message for message in record.messages if message.role == "assistant"]
             chosen = answers if turns == "all" else answers[-1:]
-            return "".join(message.content for message in chosen if message.in_loss)
+            return "".join(message.text for message in chosen if message.in_loss)
 
 
 def text_to_compare(record: Record) -> str:
     """Return the text by which near-duplicates are found, without system messages that many conversations share."""
     if isinstance(record, Conversation):
-        return "\n".join(turn.content for turn in record.messages if turn.role not in ("system", "developer"))
+        return "\n".join(turn.text for turn in record.messages if turn.role not in ("system", "developer"))
     return record.text
 
 

@@ -1,7 +1,7 @@
 """The tokens of a prompt: plain text, or a conversation that the chat template renders."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -25,19 +25,23 @@ class PromptTokens:
 
 
 def prompt_tokens(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: Prompt, source: str = "the prompt"
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt,
+    source: str = "the prompt",
+    tools: str = "",
 ) -> PromptTokens:
     """Return the tokens of a prompt in the same form as before an answer in training.
 
     A tokenizer `with_chat_template` has the template of an adapter. The last message must not be the assistant's.
-    `source` is the name of the prompt in errors.
+    `source` is the name of the prompt in errors, and `tools` are those of the conversation (`Conversation.tools`).
     """
     if isinstance(prompt, str):
         return PromptTokens([document_start(tokenizer), *encode(tokenizer, [prompt])[0]], frozenset())
-    messages = [{"role": message.role, "content": message.content} for message in prompt]
-    text = prompt_text(read_template(tokenizer, source), messages)
+    template = replace(read_template(tokenizer, source), tools=tools)
+    text = prompt_text(template, [message.fields for message in prompt])
     # The token that ends an answer differs between templates, so a short answer is rendered to find it.
-    answered = Conversation((*prompt, Message("assistant", "a")), source)
+    answered = Conversation((*prompt, Message("assistant", "a")), source, tools=tools)
     answer = encode_records(tokenizer, [answered], "last")[0]
     end = [token for token, in_loss in zip(answer.ids, answer.loss_mask, strict=True) if in_loss][-1]
     return PromptTokens(encode(tokenizer, [text])[0], frozenset({end, *configured_ends(model)}))

@@ -119,6 +119,8 @@ class Request:
     matcher: "Matcher | None" = None
     """Restricts the text to a grammar. It belongs to this request alone, because it advances with its text."""
     stops: Sequence[str] = ()
+    special: bool = False
+    """Whether the text has the special tokens that are chosen."""
     ends: Collection[int] = ()
     """Tokens that end the text."""
     min_tokens: int = 0

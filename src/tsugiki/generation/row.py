@@ -26,6 +26,7 @@ class Row:
         request = self.request
         self.chooser = Chooser(request.sampling, request.matcher, request.ends)
         self.text = TextStream(request.tokenizer, request.prompt, request.stops)
+        self.text.special = request.special
         self.since = request.since
 
     @property

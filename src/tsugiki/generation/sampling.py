@@ -157,6 +157,9 @@ def _warpers(settings: Sampling) -> list[LogitsProcessor]:
 class TextStream:
     """The text of new tokens, up to the first stop string."""
 
+    special = False
+    """Whether the text has special tokens."""
+
     def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], stops: Sequence[str] = ()) -> None:
         """Create it for the tokens after a prompt; the text ends before the first of `stops`. None of them is empty."""
         self.tokenizer = tokenizer
@@ -203,7 +206,7 @@ class TextStream:
 
     def _decode(self, start: int, stop: int) -> str:
         text: str = self.tokenizer.decode(
-            self._ids[start:stop], skip_special_tokens=True, clean_up_tokenization_spaces=False
+            self._ids[start:stop], skip_special_tokens=not self.special, clean_up_tokenization_spaces=False
         )
         return text
 

@@ -29,6 +29,7 @@ from tsugiki.serve.prompt_tokens import (
     Prompt,
     chat_prompt,
     check_tokens,
+    decoded,
     is_part,
     text_prompts,
     token_text,
@@ -36,6 +37,7 @@ from tsugiki.serve.prompt_tokens import (
 from tsugiki.serve.protocol import ChatRequest, CompletionRequest
 from tsugiki.serve.served_adapters import ServedAdapters, ServedModel
 from tsugiki.serve.structured_output import GrammarCompiler
+from tsugiki.serve.tools import Answer, ForcedCalls, WrittenCalls
 
 _DEFAULT_COMPLETION = 16  # new tokens, as OpenAI
 _DEFAULT_CHAT = 1024
@@ -56,6 +58,8 @@ class Choice:
     """With those of the prompt if their log-probabilities are wanted."""
     generated: int = 0
     finish_reason: str | None = None
+    answer: Answer | None = None
+    """The calls of tools in the text, if there may be any."""
 
 
 @dataclass(eq=False)
@@ -134,7 +138,9 @@ class Completions:
         model = self.engine.model
         if isinstance(parsed, ChatRequest):
             tokenizer = self.adapters.tokenizer(served, parsed.chat_template_of)
-            prompts = [await asyncio.to_thread(chat_prompt, model, served.name, tokenizer, parsed.messages)]
+            shown = [] if parsed.tool_choice == "none" else parsed.tools
+            arguments = served.name, tokenizer, parsed.messages, shown, parsed.tool_choice == "auto"
+            prompts = [await asyncio.to_thread(chat_prompt, model, *arguments)]
             logprobs = parsed.top_logprobs if parsed.logprobs else None
         else:
             prompts = await asyncio.to_thread(text_prompts, model, served.tokenizer, parsed.prompts)
@@ -161,6 +167,7 @@ class Completions:
                         sampling=with_penalty_of(model, parsed.sampling(number)),
                         matcher=matchers[len(requests)],
                         stops=parsed.stops,
+                        special=prompt.calls is not None,
                         ends={*(() if parsed.ignore_eos else prompt.ends), *parsed.stop_token_ids},
                         min_tokens=parsed.min_tokens,
                         logprobs=logprobs,
@@ -168,7 +175,7 @@ class Completions:
                         since=since,
                     )
                 )
-                choices.append(Choice(prompt))
+                choices.append(Choice(prompt, answer=_answer(parsed, prompt, served.tokenizer)))
         kind = "chatcmpl" if isinstance(parsed, ChatRequest) else "cmpl"
         return Generation(
             served, parsed, prompts, requests, choices, events, f"{kind}-{uuid.uuid4().hex}", int(time.time())
@@ -201,10 +208,14 @@ async def outputs(generation: Generation) -> AsyncIterator[tuple[int, Output]]:
             choice.tokens += output.tokens[len(choice.prompt.ids) - len(choice.prompt.shown) :]
             continue
         choice.text += output.text
+        if choice.answer is not None:
+            choice.answer.add(output.text, last=output.finish_reason is not None)
         if output.token is not None:
             choice.generated += 1
             choice.tokens.append(output.token)
         choice.finish_reason = output.finish_reason
+        if choice.answer is not None and choice.answer.calls and output.finish_reason == "stop":
+            choice.finish_reason = "tool_calls"
         unfinished -= output.finish_reason is not None
         yield index, output
 
@@ -218,7 +229,8 @@ async def whole_answer(generation: Generation) -> dict[str, Any]:
         logprobs = _logprobs(generation, choice.tokens)
         common = {"index": index, "finish_reason": choice.finish_reason, "logprobs": logprobs}
         if isinstance(parsed, ChatRequest):
-            choices.append({**common, "message": {"role": "assistant", "content": choice.text, "refusal": None}})
+            written = {"content": choice.text} if choice.answer is None else choice.answer.message()
+            choices.append({**common, "message": {"role": "assistant", "refusal": None, **written}})
         else:
             choices.append({**common, "text": (choice.prompt.text if parsed.echo else "") + choice.text})
     kind = "chat.completion" if isinstance(parsed, ChatRequest) else "text_completion"
@@ -244,20 +256,27 @@ async def chunks(generation: Generation) -> AsyncIterator[dict[str, Any]]:
             elif parsed.echo:
                 text = choice.prompt.text + text
         scored, sent[index] = choice.tokens[sent.get(index, 0) :], len(choice.tokens)
-        if text or output.finish_reason or parsed.logprobs not in (None, False):
-            yield chunk([_part(generation, index, text, scored, output.finish_reason)])
+        delta = {"content": text} if text else {}
+        if choice.answer is not None:
+            delta = choice.answer.delta()
+        if delta or choice.finish_reason or parsed.logprobs not in (None, False):
+            written = {"delta": delta} if isinstance(parsed, ChatRequest) else {"text": text}
+            logprobs = _logprobs(generation, scored)
+            yield chunk([{"index": index, "finish_reason": choice.finish_reason, "logprobs": logprobs, **written}])
     if options.include_usage:
         yield chunk([])
 
 
-def _part(
-    generation: Generation, index: int, text: str, scored: list[ScoredToken], reason: str | None
-) -> dict[str, Any]:
-    """Return the entry of one choice in a chunk."""
-    common = {"index": index, "finish_reason": reason, "logprobs": _logprobs(generation, scored)}
-    if isinstance(generation.parsed, ChatRequest):
-        return {**common, "delta": {"content": text} if text else {}}
-    return {**common, "text": text}
+def _answer(
+    parsed: CompletionRequest | ChatRequest, prompt: Prompt, tokenizer: PreTrainedTokenizerBase
+) -> Answer | None:
+    """Return what finds the calls of tools in an answer; None if there can be none."""
+    if not isinstance(parsed, ChatRequest):
+        return None
+    if prompt.calls is None:
+        return ForcedCalls(parsed.forced) if parsed.forced else None
+    tools, before = [tool.function.tool for tool in parsed.tools], decoded(tokenizer, prompt.ids)
+    return WrittenCalls(tokenizer.get_response_parser(prompt.calls, prefix=before, tools=tools))
 
 
 def _logprobs(generation: Generation, tokens: Sequence[ScoredToken]) -> dict[str, Any] | None:

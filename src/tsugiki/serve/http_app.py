@@ -5,9 +5,10 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 from urllib.parse import quote
 
 from starlette.applications import Starlette
@@ -28,9 +29,11 @@ from tsugiki.serve.library_view import library_routes
 from tsugiki.serve.page import page_files, page_routes
 from tsugiki.serve.prompt_tokens import tokenize_route
 from tsugiki.serve.protocol import ChatRequest, CompletionRequest, read
+from tsugiki.serve.responses import ResponsesRequest, response_events, whole_response
 from tsugiki.serve.security import HEALTH, REQUEST_ID, Access, Guard
 from tsugiki.serve.served_adapters import ServedAdapters
 
+_Json: TypeAlias = dict[str, Any]
 _log = logging.getLogger("tsugiki.serve")
 _IGNORED = "X-Ignored-Fields"
 _MOST_NAMES, _LONGEST_NAME = 30, 60
@@ -85,12 +88,18 @@ def new_app(
     async def chat(request: Request) -> Response:
         return await _answer(completions, request, await read(ChatRequest, request))
 
+    async def respond(request: Request) -> Response:
+        parsed = await read(ResponsesRequest, request)
+        whole, stream = partial(whole_response, parsed), partial(response_events, parsed)
+        return await _answer(completions, request, parsed.as_chat(), whole, stream)
+
     routes = [
         Route(HEALTH, health),
         Route("/v1/models", models),
         Route("/v1/models/{name:path}", model),
         Route("/v1/completions", complete, methods=["POST"]),
         Route("/v1/chat/completions", chat, methods=["POST"]),
+        Route("/v1/responses", respond, methods=["POST"]),
         Route("/version", show_version),
         tokenize_route(adapters),
         *page_routes(adapters, page_token),
@@ -130,8 +139,14 @@ def _cors(access: Access) -> list[Middleware]:
     ]
 
 
-async def _answer(completions: Completions, request: Request, parsed: CompletionRequest | ChatRequest) -> Response:
-    """Answer a request as a whole or as a stream. It is cancelled if the client disconnects."""
+async def _answer(
+    completions: Completions,
+    request: Request,
+    parsed: CompletionRequest | ChatRequest,
+    whole: Callable[[Generation], Awaitable[_Json]] = whole_answer,
+    stream: Callable[[Generation], AsyncIterator[_Json]] = chunks,
+) -> Response:
+    """Answer a request as a `whole` or as a `stream`. It is cancelled if the client disconnects."""
     async with AsyncExitStack() as stack:
         try:
             beginning = stack.enter_async_context(completions.begin(parsed))  # it may wait for an adapter
@@ -140,8 +155,8 @@ async def _answer(completions: Completions, request: Request, parsed: Completion
             stack.callback(watching.cancel)
             headers = _naming(parsed.ignored)
             if not parsed.stream:
-                return JSONResponse(await whole_answer(generation), headers=headers)
-            parts = chunks(generation)
+                return JSONResponse(await whole(generation), headers=headers)
+            parts = stream(generation)
             first = await anext(parts)  # an error before the first token has its own status
         except ClientDisconnected:
             return Response(status_code=499)
@@ -188,7 +203,8 @@ async def _events(first: dict[str, Any], parts: AsyncIterator[dict[str, Any]], r
 
 
 def _event(message: dict[str, Any]) -> str:
-    return f"data: {json.dumps(message, ensure_ascii=False, separators=(',', ':'))}\n\n"
+    name = f"event: {message['type']}\n" if "type" in message else ""
+    return f"{name}data: {json.dumps(message, ensure_ascii=False, separators=(',', ':'))}\n\n"
 
 
 def _logged(request: Request, error: Exception) -> ApiError:

@@ -2,22 +2,26 @@
 
 import asyncio
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Lock
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from tsugiki.annotations import PreTrainedModel, PreTrainedTokenizerBase
+from tsugiki.data.chat import read_template
 from tsugiki.data.encoding import document_start, encode
+from tsugiki.data.read.tool_calls import read_of_tools, read_tools
 from tsugiki.data.records import Message
 from tsugiki.generation.prompt import configured_ends, prompt_tokens
 from tsugiki.generation.sampling import TextStream
 from tsugiki.language import _
 from tsugiki.serve.errors import ApiError
-from tsugiki.serve.protocol import ChatMessage, TokenizeRequest, read
+from tsugiki.serve.protocol import ChatMessage, TokenizeRequest, Tool, read
 from tsugiki.serve.served_adapters import ServedAdapters, ServedModel
+from tsugiki.serve.tools import response_template
 
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 _ROLES = {"developer": "system"}
@@ -35,6 +39,8 @@ class Prompt:
     text: str
     ends: frozenset[int]
     """Tokens that end the text."""
+    calls: dict[str, Any] | None = None
+    """How the model writes calls of tools, for transformers' parser; None: it cannot call any."""
 
 
 def text_prompts(
@@ -65,9 +71,18 @@ def check_tokens(model: PreTrainedModel, tokens: Iterable[int], param: str) -> N
 
 
 def chat_prompt(
-    model: PreTrainedModel, name: str, tokenizer: PreTrainedTokenizerBase, messages: Sequence[ChatMessage]
+    model: PreTrainedModel,
+    name: str,
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[ChatMessage],
+    tools: Sequence[Tool] = (),
+    offered: bool = False,
 ) -> Prompt:
-    """Return the prompt that asks for the next message of a conversation; `name` is the model's in the request."""
+    """Return the prompt that asks for the next message of a conversation; `name` is the model's in the request.
+
+    The chat template shows the model the tools if it can; it must if they are offered, which is that the model decides
+    itself whether it calls one.
+    """
     if tokenizer.chat_template is None:
         message = _(
             "{name!r} has no chat template; use /v1/completions, name an adapter that learned conversations, "
@@ -76,12 +91,31 @@ def chat_prompt(
         raise ApiError(400, message.format(name=name), param="model", code="no_chat_template")
     if messages[-1].role == "assistant":
         raise ApiError(400, _("the last message is the assistant's own, so there is nothing to answer"), "messages")
-    for turn in messages:
-        _check_text(turn.text, "messages")
-    turns = [Message(_ROLES.get(turn.role, turn.role), turn.text) for turn in messages]
+    turns = []
+    for place, turn in enumerate(messages):
+        of_tools = read_of_tools(turn.model_dump(), turn.role, f"messages.{place}")
+        _check_text(turn.text + of_tools, "messages")
+        turns.append(Message(_ROLES.get(turn.role, turn.role), turn.text, of_tools=of_tools))
+    shown = read_tools([tool.function.tool for tool in tools], "tools")
+    _check_text(shown, "tools")
     with _tokenizing:
-        tokens = prompt_tokens(model, tokenizer, turns)
-    return Prompt(tokens.ids, tokens.ids, "", tokens.ends)
+        if shown:
+            template = replace(read_template(tokenizer, "messages"), tools=shown)
+            shown = shown if template.shows_tools([turn.fields for turn in turns], "messages") else ""
+        calls = response_template(tokenizer) if offered and shown else None
+        if offered and tools and calls is None:
+            message = _(
+                "the chat template of {name!r} leaves out tools; set tool_choice to required or to a name, or remove "
+                "them"
+            )
+            if shown:
+                message = _(
+                    "transformers does not know how {name!r} writes calls of tools; set tool_choice to required or to "
+                    "a name, or add a response_template to its tokenizer_config.json"
+                )
+            raise ApiError(400, message.format(name=name), "tools", "unsupported_parameter")
+        tokens = prompt_tokens(model, tokenizer, turns, tools=shown)
+    return Prompt(tokens.ids, tokens.ids, "", tokens.ends, calls)
 
 
 def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:

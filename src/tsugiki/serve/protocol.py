@@ -5,10 +5,21 @@ A field that would change the result, and that this server cannot do, is an erro
 """
 
 import asyncio
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeAlias, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
-from pydantic_core import ErrorDetails, from_json
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    StringConstraints,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import ErrorDetails, PydanticKnownError, from_json
 from starlette.requests import Request
 
 from tsugiki.generation.sampling import Sampling
@@ -31,10 +42,11 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("suffix", "grammar"), ("",)),
     **dict.fromkeys(("guided_grammar", "json_schema", "allowed_token_ids", "audio", "web_search_options"), ()),
     **dict.fromkeys(("chat_template", "prompt_embeds", "prompt_logprobs", "truncate_prompt_tokens"), ()),
+    **dict.fromkeys(("previous_response_id", "conversation", "background"), (False,)),
     "modalities": (["text"],),
 }
 """Fields that would change the result -> values that change nothing, beside null."""
-_OF_TOOLS = ("tool_calls", "function_call", "tool_call_id", "audio")
+_OF_MESSAGES = ("function_call", "audio")
 """Fields of a message that are not passed to chat templates."""
 
 _ACCEPTED = {
@@ -42,6 +54,8 @@ _ACCEPTED = {
     "stop": marked("a text of 1 to 200 characters, or a list of at most 16"),
     "guided_json": marked("a JSON schema, as an object or a text"),
     "content": marked('a text, or a list of parts, each {"type": "text", "text": "…"}'),
+    "input": marked("a text, or a list of items: messages, function_call, function_call_output"),
+    "tool_choice": marked('none, auto, required, or {"type": "function", "function": {"name": "…"}}'),
 }
 """The fields that accept several types, and what they accept."""
 
@@ -106,7 +120,9 @@ class StructuredOutputs(Fields):
     choice: _Choices | None = None
 
 
-class _Request(OpenFields):
+class SharedFields(OpenFields):
+    """The fields of all requests for text."""
+
     model: str
     adapters: MixField | None = None
     """Weights of the adapters to mix, by name. `model` must then be the base."""
@@ -161,7 +177,7 @@ class _Request(OpenFields):
         )
 
 
-class CompletionRequest(_Request):
+class CompletionRequest(SharedFields):
     """A request to `/v1/completions`."""
 
     prompt: (
@@ -190,19 +206,79 @@ class TextPart(OpenFields):
     text: str
 
 
-class ChatMessage(OpenFields):
-    """A turn of a conversation."""
+class CalledFunction(OpenFields):
+    """The name of a function and its arguments, a JSON text."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(min_length=1)]
+    name: str
+    arguments: str
+
+
+class ToolCall(OpenFields):
+    """A call in a message of the assistant."""
+
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+class ChatMessage(OpenFields):
+    """A turn of a conversation. An assistant's turn with calls needs no content."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+    content: Annotated[
+        str | Annotated[list[TextPart], Field(min_length=1)] | None, Field(default=None, validate_default=True)
+    ]
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _is_given(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is None and not (info.data.get("role") == "assistant" and info.data.get("tool_calls")):
+            raise PydanticKnownError("missing")
+        return value
 
     @property
     def text(self) -> str:
         """The content as one text."""
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content or ())
 
 
-class ChatRequest(_Request):
+class Function(OpenFields):
+    """A function that the model can call; `parameters` is the JSON schema of its arguments."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
+    parameters: dict[str, Any] | None = None
+    _given: dict[str, Any] = PrivateAttr({})
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _keep(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        function = handler(value)
+        function._given = {name: part for name, part in value.items() if name != "type"}
+        return function
+
+    @property
+    def tool(self) -> dict[str, Any]:
+        """The function as a tool, with its fields in the order in which they were sent: templates show them so."""
+        return {"type": "function", "function": self._given}
+
+
+class Tool(OpenFields):
+    """A tool that the model can call."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class ToolName(OpenFields):
+    """The choice of one tool."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class ChatRequest(SharedFields):
     """A request to `/v1/chat/completions`."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1000)]
@@ -212,12 +288,26 @@ class ChatRequest(_Request):
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] = 0
     add_special_tokens: Literal[False] = False
+    tools: Annotated[list[Tool], Field(max_length=128)] = []
+    tool_choice: Literal["none", "auto", "required"] | ToolName = "auto"
+    parallel_tool_calls: bool = False
+    """Whether `required` can be several calls. OpenAI's default is true, and one call is within it."""
 
     @property
     def ignored(self) -> list[str]:
         """The names of the fields that have no effect, also of those in messages."""
         of_messages = [f"messages.{name}" for message in self.messages for name in message.model_extra or {}]
+        if self.tools and self.tool_choice == "none":
+            of_messages.append("tools")
         return [*super().ignored, *dict.fromkeys(of_messages)]
+
+    @property
+    def forced(self) -> list[Function]:
+        """The functions of which one must be called; none if the model decides itself whether it calls one."""
+        if isinstance(self.tool_choice, ToolName):
+            name = self.tool_choice.function.name
+            return [tool.function for tool in self.tools if tool.function.name == name][:1]
+        return [tool.function for tool in self.tools] if self.tool_choice == "required" else []
 
 
 class TokenizeRequest(OpenFields):
@@ -274,13 +364,18 @@ def parse(kind: type[_Parsed], body: bytes) -> _Parsed:
     if fields.get("best_of") == fields.get("n"):  # no choice is left out
         fields.pop("best_of", None)
     unused = {"tools"} if fields.get("tool_choice") == "none" else set()  # the model shall not call any of them
-    for name in _UNSUPPORTED.keys() & fields.keys() - unused:
+    for name in _UNSUPPORTED.keys() & fields.keys() - unused - kind.model_fields.keys():
         _check_neutral(name, fields.pop(name))
     if isinstance(messages := fields.get("messages"), list):
         for place, message in enumerate(messages):
-            for name in _OF_TOOLS:
+            for name in _OF_MESSAGES:
                 if isinstance(message, dict) and message.get(name):
                     raise _unsupported(f"messages.{place}.{name}")
+    return validated(kind, fields)
+
+
+def validated(kind: type[_Parsed], fields: dict[str, Any]) -> _Parsed:
+    """Return a request with these fields."""
     try:
         return kind.model_validate(fields)
     except ValidationError as error:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from tsugiki.annotations import PreTrainedTokenizerBase
@@ -10,6 +11,7 @@ from tsugiki.generation.grammar import Grammars, Matcher, choice_grammar, json_g
 from tsugiki.language import _
 from tsugiki.serve.errors import ApiError
 from tsugiki.serve.protocol import ChatRequest, CompletionRequest, SchemaFormat
+from tsugiki.serve.tools import calls_grammar
 
 _OBJECT = {"type": "object"}
 
@@ -53,7 +55,15 @@ def requested_grammar(parsed: CompletionRequest | ChatRequest) -> tuple[str, Cal
         ("structured_outputs", regex_grammar, newer.regex),
         ("structured_outputs", choice_grammar, newer.choice),
     ]
+    if isinstance(parsed, ChatRequest):
+        if parsed.tool_choice not in ("none", "auto") and not parsed.forced:
+            raise _invalid("tool_choice", _("there is no such tool in tools"))
+        several = parsed.parallel_tool_calls
+        given.append(("tool_choice", partial(calls_grammar, several=several), parsed.forced or None))
     found = [one for one in given if one[2] is not None]
+    if found and isinstance(parsed, ChatRequest) and parsed.tools and parsed.tool_choice == "auto":
+        message = _("an answer of this form cannot call a tool; leave out the tools, or set tool_choice")
+        raise _invalid(found[0][0], message)
     if len(found) > 1:
         raise _invalid(found[1][0], _("{name} already sets the structure of the answer").format(name=found[0][0]))
     return found[0] if found else given[0]

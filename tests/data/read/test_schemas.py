@@ -11,8 +11,12 @@ ASK, SAY = Message("user", "ask"), Message("assistant", "say")
 USER, ASSISTANT = {"role": "user", "content": "ask"}, {"role": "assistant", "content": "say"}
 
 
-def talk(*turns: Message) -> Conversation:
-    return Conversation(turns, "f:1")
+CALL = {"id": "1", "function": {"name": "f", "arguments": {"x": 1}}}
+CALLED = '{"tool_calls": [{"id": "1", "function": {"name": "f", "arguments": {"x": 1}}}]}'
+
+
+def talk(*turns: Message, tools: str = "") -> Conversation:
+    return Conversation(turns, "f:1", tools=tools)
 
 
 @pytest.mark.parametrize(
@@ -27,6 +31,21 @@ def talk(*turns: Message) -> Conversation:
         ({"prompt": "", "completion": "b", "messages": None}, Completion("", "b", "f:1")),
         ({"messages": [USER, ASSISTANT]}, talk(ASK, SAY)),
         ({"messages": [USER, {**ASSISTANT, "tool_calls": None, "name": "x"}], "tools": []}, talk(ASK, SAY)),
+        (
+            {  # as in a Parquet file, where each call and each tool has all fields
+                "messages": [USER, {"role": "assistant", "content": None, "tool_calls": [{**CALL, "type": None}]}],
+                "tools": '[{"name": "f", "description": null, "parameters": {"type": "object"}}]',
+            },
+            talk(
+                ASK,
+                Message("assistant", "", of_tools=CALLED),
+                tools='[{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]',
+            ),
+        ),
+        (
+            {"messages": [USER, {**ASSISTANT, "tool_calls": [CALL]}, {"role": "tool", "content": "x", "name": "f"}]},
+            talk(ASK, Message("assistant", "say", of_tools=CALLED), Message("tool", "x", of_tools='{"name": "f"}')),
+        ),
         ({"messages": [USER, {**ASSISTANT, "weight": 1}]}, talk(ASK, SAY)),
         ({"messages": [USER, {**ASSISTANT, "weight": 0}]}, talk(ASK, Message("assistant", "say", in_loss=False))),
         ({"messages": [{**USER, "weight": 0}, ASSISTANT]}, talk(ASK, SAY)),
@@ -94,7 +113,12 @@ def messages(*turns: Any) -> dict[str, Any]:
         ({"instruction": "x"}, "f:1 .*instruction.*output"),
         ({"instruction": "x", "output": "y", "input": 5}, "f:1 has a number as input"),
         ({"instruction": "x", "output": "y", "history": [["a", "b"]]}, "f:1 has a history"),
-        ({"messages": [USER, ASSISTANT], "tools": [{"type": "function"}]}, "f:1 has tools"),
+        ({"messages": [USER, ASSISTANT], "tools": [{"type": "function"}]}, "f:1 has tools of another shape"),
+        ({"messages": [USER, ASSISTANT], "tools": "[" * 9999}, "f:1 has tools of another shape"),
+        ({"text": "a", "tools": [{"name": "f"}]}, "f:1 has tools, "),
+        (messages({**USER, "tool_calls": [CALL]}, ASSISTANT), r"turn 1 \(user\) has tool_calls, .*assistant"),
+        (messages(USER, {"role": "assistant", "tool_calls": [{"name": "f", "arguments": "[1]"}]}), "of another shape"),
+        (messages(USER, {"role": "assistant", "tool_calls": [{"name": "\ud800"}]}), "surrogate"),
         ({"messages": "user: x"}, "f:1: messages is a text"),
         (messages(USER), "f:1 .*assistant"),
         (messages(ASSISTANT, USER), "f:1 begins with .*assistant"),

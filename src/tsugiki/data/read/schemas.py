@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, TypeAlias
 
+from tsugiki.data.read.tool_calls import read_of_tools, read_tools
 from tsugiki.data.records import Completion, Conversation, Document, Message, Reading, Record
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.language import _, listed, marked
@@ -87,7 +88,7 @@ _ROLES = {
     "bing": "assistant",
     "bard": "assistant",
 }
-_UNSUPPORTED_KEYS = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking", "audio")
+_UNSUPPORTED_KEYS = ("function_call", "reasoning_content", "reasoning", "thinking", "audio")
 _LONGEST_NAME = 40  # characters
 FIELD_LENGTH = 200  # characters; longer texts are not kept as fields of a record
 
@@ -175,7 +176,7 @@ def unused_columns(row: Iterable[str], schema: str, keys: SchemaKeys) -> list[st
         "text": (),
         "instruction and output": ("input", "system"),
         "chosen and rejected": (*PROMPTS, "system"),
-    }.get(schema, ("system",))
+    }.get(schema, ("system", "tools"))
     return [name for name in row if name not in {*keys[schema], *beside, *_ABOUT_RECORDS}]
 
 
@@ -198,18 +199,16 @@ def read_row(row: Mapping[str, Any], source: str) -> Record | None:
 
     The role of a message is system, developer, user, assistant or tool. Its content is a text or a list of text
     parts, which are joined. An assistant's message does not count in the loss if its `weight` is 0 (as in OpenAI's
-    format), or if it is part of a `prompt` that is a list of messages. A `system` text next to a pair's or ShareGPT's
+    format), or if it is part of a `prompt` that is a list of messages. It can have `tool_calls` beside or instead of a
+    content; `tools` of the row are what can be called. A `system` text next to a pair's or ShareGPT's
     fields becomes the first turn. Other short texts and whole numbers of the row become the record's
     `fields`.
 
     `row` holds values as JSON represents them; `source` is `file:line`, for the record and for errors.
     """
     schema = schema_of(row, source)
-    if row.get("tools"):
-        raise TsugikiError(
-            _("{source} has tools, which are not supported; remove the field or the row").format(source=source)
-        )
-    used = {*KEYS[schema], "input", "system"}
+    tools = read_tools(row.get("tools"), source)
+    used = {*KEYS[schema], "input", "system", "tools"}
     fields = {
         name: str(value)
         for name, value in row.items()
@@ -238,6 +237,11 @@ def read_row(row: Mapping[str, Any], source: str) -> Record | None:
             if turns and turns[0].role != "system" and (system := _system(row, source)):
                 turns = [Message("system", system), *turns]
             record = Conversation(_check_turns(turns, source), source, fields)
+    if tools:
+        if not isinstance(record, Conversation):
+            message = _("{source} has tools, which only lists of messages can call; remove the field or the row")
+            raise TsugikiError(message.format(source=source))
+        record = replace(record, tools=tools)
     _check_surrogates(record)
     return record
 
@@ -303,14 +307,14 @@ def _message(turn: Any, where: str) -> Message:
             message = _("{where} ({role}) has {key}, which is not supported; remove it or the row")
             raise TsugikiError(message.format(where=where, role=role, key=key))
     content = turn.get("content", turn.get("value"))
-    text = _content(content, f"{where} ({role})")
-    if not text.strip():
+    text, of_tools = _content(content, f"{where} ({role})"), read_of_tools(turn, role, f"{where} ({role})")
+    if not text.strip() and not (role == "assistant" and of_tools):
         raise TsugikiError(_("{where} ({role}) is empty; fill it or remove the row").format(where=where, role=role))
     weight = turn.get("weight")
     if role == "assistant" and weight is not None and weight not in (0, 1):
         message = _("{where} (assistant) has weight {abbreviate}; it must be 0 or 1")
         raise TsugikiError(message.format(where=where, abbreviate=_abbreviate(weight)))
-    return Message(role, text, in_loss=role != "assistant" or weight != 0)
+    return Message(role, text, role != "assistant" or weight != 0, of_tools)
 
 
 def _content(content: Any, where: str) -> str:
@@ -351,10 +355,13 @@ def _check_turns(turns: list[Message], source: str) -> tuple[Message, ...]:
 
 
 def _check_surrogates(record: Record) -> None:
+    text = record.text
+    if isinstance(record, Conversation):
+        text += record.tools + "".join(turn.of_tools for turn in record.messages)
     try:
-        record.text.encode()
+        text.encode()
     except UnicodeEncodeError as error:
-        surrogate = ascii(record.text[error.start])[1:-1]
+        surrogate = ascii(text[error.start])[1:-1]
         message = _("{source} contains an unpaired surrogate ({surrogate}); repair or remove it")
         raise TsugikiError(message.format(source=record.source, surrogate=surrogate)) from error
 

@@ -1,0 +1,205 @@
+"""Calls of tools: those that a request demands of any base, and those that a model chooses."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from tests.data.chat_templates import TOOLS, tokenizer_of
+from tests.serve.calling_model import ASK, CALLED, CITY, COUNT, LIGHT, RESULT, WEATHER
+from tests.serve.conftest import Running
+from tests.serve.test_clients import check_known
+from tests.serve.test_server import connect
+from tsugiki.serve import ChatRequest, ForcedCalls, WrittenCalls, response_template
+
+openai = pytest.importorskip("openai")
+pytest.importorskip("llguidance")
+validate = pytest.importorskip("jsonschema").validate
+
+NAMED = {"type": "function", "function": {"name": "weather"}}
+
+
+def streamed(answer: Any) -> tuple[str, list[tuple[str, str]], str]:
+    """The content, the calls and the reason of the end of a stream, put together as clients do."""
+    content, calls, reason = "", {}, ""
+    for chunk in answer:
+        check_known(chunk)
+        for choice in chunk.choices:
+            content += choice.delta.content or ""
+            reason = choice.finish_reason or reason
+            for part in choice.delta.tool_calls or []:
+                if part.index not in calls:
+                    assert part.id
+                    assert part.type == "function"
+                    calls[part.index] = [part.function.name, ""]
+                calls[part.index][1] += part.function.arguments
+    return content, [(name, arguments) for name, arguments in calls.values()], reason
+
+
+def whole(answer: Any) -> tuple[str, list[tuple[str, str]], str]:
+    check_known(answer)
+    (choice,) = answer.choices
+    calls = [(call.function.name, call.function.arguments) for call in choice.message.tool_calls or []]
+    return choice.message.content or "", calls, choice.finish_reason
+
+
+@pytest.mark.parametrize(("stream", "read"), [(False, whole), (True, streamed)])
+def test_a_model_calls_a_tool_and_answers_by_its_result(caller: Running, stream: bool, read: Any):
+    create, fields = connect(caller).chat.completions.create, {"model": "base", "temperature": 0, "stream": stream}
+    content, calls, reason = read(create(messages=[ASK], tools=[WEATHER], **fields))
+    assert (content, calls, reason) == ("", [("weather", '{"city": "Kyoto"}')], "tool_calls")
+    answered = create(messages=[*CALLED, RESULT], tools=[WEATHER], **fields)
+    assert read(answered) == ("No.", [], "stop")
+    cut = read(create(messages=[ASK], tools=[WEATHER], max_tokens=13, **fields))
+    assert cut == ('<tool_call>\n{"name": "w', [], "length")
+
+
+@pytest.mark.parametrize(
+    ("fields", "names", "most"),
+    [
+        ({"tool_choice": NAMED}, {"weather"}, 1),
+        ({"tool_choice": "required"}, {"weather", "light"}, 1),
+        ({"tool_choice": {**NAMED, "function": {"name": "light"}}, "parallel_tool_calls": True}, {"light"}, 8),
+    ],
+)
+def test_a_call_that_is_demanded_on_a_template_without_tools(
+    server: Running, fields: dict[str, Any], names: set[str], most: int
+):
+    create, counts, called = connect(server).chat.completions.create, set(), set()
+    for seed in range(4):
+        asked = {"model": "歌人", "messages": [ASK], "tools": [LIGHT, WEATHER], "seed": seed, "max_tokens": 150}
+        content, calls, reason = whole(create(**asked, **fields))
+        assert (content, reason) == ("", "tool_calls")
+        for name, arguments in calls:
+            validate(json.loads(arguments), {**(CITY if name == "weather" else COUNT), "additionalProperties": False})
+            called.add(name)
+        counts.add(len(calls))
+        assert streamed(create(**asked, **fields, stream=True)) == (content, calls, reason)
+    assert called <= names
+    assert (max(counts) > 1) == (most > 1)
+    assert max(counts) <= most
+
+
+def test_several_calls_as_far_as_they_are_written():
+    tools = [{"type": "function", "function": {"name": name}} for name in ("f", "g")]
+    answer = ForcedCalls(ChatRequest(model="", messages=[ASK], tools=tools, tool_choice="required").forced)
+    lines = ['{"name":"f","arguments":{"x":{"y":1}}}', '{"name":"g","arguments":{}}']
+    parts: dict[int, str] = {}
+    for letter in "\n".join(lines):
+        answer.add(letter, last=False)
+        for call in answer.delta().get("tool_calls", []):
+            parts[call["index"]] = parts.get(call["index"], "") + call["function"]["arguments"]
+    assert [*parts.values()] == ['{"x":{"y":1}}', "{}"]
+    assert [call["function"]["name"] for call in answer.message()["tool_calls"]] == ["f", "g"]
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "fact"),
+    [
+        ("tools", {"tools": [WEATHER]}, "'歌人' leaves out tools"),
+        ("tool_choice", {"tools": [WEATHER], "tool_choice": {**NAMED, "function": {"name": "f"}}}, "no such tool"),
+        ("tool_choice", {"tools": [], "tool_choice": "required"}, "no such tool"),
+        (None, {"messages": [*CALLED, RESULT]}, "tool_calls, which the chat template leaves out"),
+    ],
+)
+def test_what_is_refused(server: Running, name: str | None, fields: dict[str, Any], fact: str):
+    with pytest.raises(openai.BadRequestError, match=fact) as caught:
+        connect(server).chat.completions.create(**{"model": "歌人", "messages": [ASK], **fields})
+    assert caught.value.param == name
+
+
+def test_a_form_and_tools_that_the_model_may_call(caller: Running):
+    fields = {"model": "base", "messages": [ASK], "tools": [WEATHER], "response_format": {"type": "json_object"}}
+    with pytest.raises(openai.BadRequestError, match="cannot call a tool"):
+        connect(caller).chat.completions.create(**fields)
+    answer = connect(caller).chat.completions.create(**fields, tool_choice="none", max_tokens=4)
+    assert answer.choices[0].message.content.startswith("{")
+
+
+def test_tools_that_must_not_be_called_are_not_shown(caller: Running):
+    create, fields = connect(caller).chat.completions.create, {"model": "base", "messages": [ASK], "max_tokens": 1}
+    without = create(**fields).usage.prompt_tokens
+    assert create(**fields, tools=[WEATHER], tool_choice="none").usage.prompt_tokens == without
+    assert create(**fields, tools=[WEATHER]).usage.prompt_tokens > without
+    assert create(**fields, tools=[WEATHER], tool_choice="required").usage.prompt_tokens > without
+
+
+GOOD, OTHER = '{"name": "f", "arguments": {"x": "<br>"}}', '{"name": "g", "arguments": {}}'
+NO_CALL = "<tool_call>\n{f}\n</tool_call> then"
+
+
+@pytest.mark.parametrize(
+    ("text", "content", "reasoning", "calls"),
+    [
+        ("a < b", "a < b", "", []),
+        ("a <tool_call>\n" + GOOD + "\n</tool_call>", "a", "", [("f", '{"x": "<br>"}')]),
+        (
+            f"<think>\nhm\n</think>\n\nWell.\n<tool_call>\n{GOOD}\n</tool_call>\n<tool_call>\n{OTHER}\n</tool_call>",
+            "\n\nWell.",
+            "\nhm\n",
+            [("f", '{"x": "<br>"}'), ("g", "{}")],
+        ),
+        ("a" + NO_CALL, "a" + NO_CALL, "", []),
+        ("a<tool_call>5</tool_call>", "a<tool_call>5</tool_call>", "", []),
+        (f"a<tool_call>{GOOD}</tool_call>{NO_CALL}", f"a{NO_CALL}", "", [("f", '{"x": "<br>"}')]),
+        ("a<tool_call>" + GOOD[:9], "a<tool_call>" + GOOD[:9], "", []),
+    ],
+)
+@pytest.mark.parametrize("length", [1, 3, 1000])
+def test_the_parts_of_a_text(text: str, content: str, reasoning: str, calls: list[Any], length: int):
+    tokenizer = tokenizer_of(TOOLS)
+    template = response_template(tokenizer)
+    answer = WrittenCalls(tokenizer.get_response_parser(template, prefix="<|im_start|>assistant\n"))
+    deltas = []
+    for place in range(0, len(text), length):
+        answer.add(text[place : place + length], last=place + length >= len(text))
+        deltas.append(answer.delta())
+    found = [
+        (call["function"]["name"], call["function"]["arguments"]) for call in answer.message().get("tool_calls", [])
+    ]
+    assert (answer.message()["content"] or "", found) == (content, calls)
+    assert answer.message().get("reasoning_content", "") == reasoning
+    assert "".join(delta.get("content", "") for delta in deltas) == content
+
+
+def test_eight_adapters_with_tools_beside_them_are_as_alone(caller: Running):
+    forms: list[dict[str, Any]] = [
+        {"tools": [WEATHER]},
+        {"tools": [LIGHT, WEATHER], "tool_choice": "required"},
+        {"tools": [WEATHER], "tool_choice": NAMED},
+        {},
+    ] * 4
+    names = [f"a{number}" for number in range(8)] + ["base"] * 4 + ["a7", "a5", "a3", "a1"]
+
+    async def ask(together: bool) -> list[Any]:
+        async with openai.AsyncOpenAI(base_url=f"{caller.url}/v1", api_key="-", max_retries=0, timeout=60) as client:
+            asked = [
+                client.chat.completions.create(model=name, messages=[ASK], temperature=0, max_tokens=60, **form)
+                for name, form in zip(names, forms, strict=True)
+            ]
+            return [*map(whole, await asyncio.gather(*asked) if together else [await one for one in asked])]
+
+    alone = asyncio.run(ask(together=False))
+    assert asyncio.run(ask(together=True)) == alone
+    assert alone[8] == ("", [("weather", '{"city": "Kyoto"}')], "tool_calls")
+    assert all(calls for (_content, calls, _reason), form in zip(alone, forms, strict=True) if "tool_choice" in form)
+    assert len({content for content, _calls, _reason in alone}) > 4
+
+
+class City(BaseModel):
+    city: str
+
+
+def test_langchain(server: Running):
+    langchain = pytest.importorskip("langchain_openai")
+    chat = langchain.ChatOpenAI(base_url=f"{server.url}/v1", api_key="none", model="歌人", max_tokens=200, seed=1)
+    assert isinstance(chat.with_structured_output(City, method="function_calling").invoke("hi"), City)
+
+
+def test_instructor(server: Running):
+    instructor = pytest.importorskip("instructor")
+    client = instructor.from_openai(connect(server))
+    fields = {"model": "歌人", "messages": [ASK], "seed": 1, "max_tokens": 200, "max_retries": 0}
+    assert isinstance(client.chat.completions.create(response_model=City, **fields), City)
