@@ -43,7 +43,6 @@ def test_a_run_from_its_texts_to_its_end(place: Place, page: Any, tmp_path: Path
     page.locator("summary", has_text="More settings").click()
     page.get_by_label("Tokens per row").fill("32")
     page.get_by_text("epochs: 60").wait_for()
-    page.get_by_role("button", name="Preview").click()
     assert page.locator("[data-result=preview] mark.target").first.inner_text()
     page.get_by_role("button", name="Plan").click()
     assert page.locator("[data-result=plan] tbody tr").first.inner_text()

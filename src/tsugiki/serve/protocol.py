@@ -274,7 +274,7 @@ def parse(kind: type[_Parsed], body: bytes) -> _Parsed:
     if fields.get("best_of") == fields.get("n"):  # no choice is left out
         fields.pop("best_of", None)
     unused = {"tools"} if fields.get("tool_choice") == "none" else set()  # the model shall not call any of them
-    for name in _UNSUPPORTED.keys() & fields.keys() - unused:
+    for name in _UNSUPPORTED.keys() & fields.keys() - unused - kind.model_fields.keys():
         _check_neutral(name, fields.pop(name))
     if isinstance(messages := fields.get("messages"), list):
         for place, message in enumerate(messages):
