@@ -1,6 +1,7 @@
 """The loss covers what the model must generate in a conversation, for every kind of chat template."""
 
 from itertools import groupby
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from tests.data.chat_templates import MARKED_THINKING, SHAPES, Shape, tokenizer_of
 from tsugiki import TsugikiError
 from tsugiki.data import (
+    DEFAULT_TEMPLATE,
     AssistantTurns,
     Conversation,
     EncodedRecord,
@@ -17,6 +19,7 @@ from tsugiki.data import (
     read_template,
     render,
 )
+from tsugiki.data.chat import use_template
 
 TALK = (
     ("system", "Answer in one line."),
@@ -268,3 +271,10 @@ def test_a_template_that_fails_is_an_error_of_one_line():
         assert len(str(caught.value)) < 500
     with pytest.raises(TsugikiError, match="1,000,000"):
         read_template(tokenizer_of(Shape("{# #}" * 200_001, (), "", "")), "")
+
+
+def test_auto_keeps_a_template_and_gives_a_plain_one_where_there_is_none():
+    for own in (None, SHAPES["chatml"].template):
+        tokenizer = SimpleNamespace(chat_template=own)
+        use_template(tokenizer, "auto")  # type: ignore[arg-type]
+        assert tokenizer.chat_template == (own or DEFAULT_TEMPLATE)

@@ -22,7 +22,8 @@ pytestmark = marks
 MESSAGES = Path(page_module.__file__).with_name("page") / "messages"
 WAIT = 300_000  # ms
 PARTS = ("train", "runs", "adapters", "talk")
-ROWS = [(f"What is {number} in the {TEXT.split()[number]}?", f"It is {number**3}.") for number in range(40)]
+ROWS = [(f"What is {number**7} of {number**5}?", f"{number**9}, or {number**11}.") for number in range(2, 40)]
+"""Questions and answers that are no near-duplicates of each other."""
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,7 @@ class Walk:
         self.page.locator(".length input").fill(str(epochs))
         label(self.labels["prompts"], exact=True).fill("branch")
         for setting, value in choices.items():
-            label(self.labels[setting], exact=True).select_option(value)
+            self.page.locator("label", has_text=self.labels[setting]).locator("select").select_option(value)
         self.page.get_by_text(f"epochs: {epochs}").wait_for()
         self.button("train", "start").click()
         self.page.locator("[data-view=runs] .plot svg").first.wait_for()
@@ -114,7 +115,7 @@ def test_from_a_text_to_a_talk_and_to_files(walk: Walk):
     button("train", "plan").click()
     page.locator("[data-result=plan] tbody tr").first.wait_for()
     walk.look("plan")
-    walk.start(4)
+    walk.start(4, target_modules="all-linear")  # llama.cpp could not load factors of the head
     walk.talk("mode.continue")
 
     page.evaluate("name => (location.hash = `runs/${encodeURIComponent(name)}`)", f"runs/{walk.name}")

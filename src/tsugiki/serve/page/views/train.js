@@ -87,7 +87,8 @@ function useFound(draft, options) {
         if (now.kind === "table" || !rolesAreSet(draft)) return show({ state: "unknown" });
         show({ state: "reading" });
         const body = asked(draft, options, now.kind);
-        show({ state: "known", preview: await postJson(`${API}preview`, { ...body, name: body.name || "-" }, own) });
+        const preview = await postJson(`${API}preview`, { ...body, name: body.name || "preview" }, own);
+        show({ state: "known", preview });
       } catch (error) {
         show({ state: "failed", problem: error.message });
       }

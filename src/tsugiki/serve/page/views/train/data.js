@@ -22,21 +22,18 @@ export function useData(draft, change, work) {
       choose(name, true, "uploads");
     }
   };
-  const sendAll = (files) =>
+  const sendAll = (files, done = () => {}) =>
     work("send", async () => {
       try {
         await send([...files]);
+        done();
       } finally {
         setStatus("");
         await load();
       }
     });
-  const paste = () =>
-    work("send", async () => {
-      await send([new File([draft.pasted], `${t("sent.pasted")}.txt`)]);
-      change({ pasted: "" }); // not before the server has it
-      await load();
-    });
+  const pasted = () => new File([draft.pasted], `${t("sent.pasted")}.txt`);
+  const paste = () => sendAll([pasted()], () => change({ pasted: "" })); // not before the server has it
   const remove = async (name) => {
     if (!(await ask(t("sent.question", { name }), t("sent.remove"), t("cancel")))) return;
     try {
