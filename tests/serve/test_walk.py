@@ -75,7 +75,8 @@ class Walk:
         self.page.locator(".length input").fill(str(epochs))
         label(self.labels["prompts"], exact=True).fill("branch")
         for setting, value in choices.items():
-            self.page.locator("label", has_text=self.labels[setting]).locator("select").select_option(value)
+            named = self.page.get_by_text(self.labels[setting], exact=True)
+            self.page.locator("label", has=named).locator("select").select_option(value)
         self.page.get_by_text(f"epochs: {epochs}").wait_for()
         self.button("train", "start").click()
         self.page.locator("[data-view=runs] .plot svg").first.wait_for()

@@ -83,8 +83,9 @@ OFFERED = {setting.path[-1]: setting for setting in settings_of(RunConfig) if se
 
 
 def _methods() -> dict[str, Method]:
-    """Return the methods that train an adapter."""
-    return {name: method for name, method in METHODS.items() if method.trains_adapter}
+    """Return the methods that train an adapter, those of LoRA first."""
+    by_kind = sorted(METHODS.items(), key=lambda one: one[1].config is not LoraConfig)
+    return {name: method for name, method in by_kind if method.trains_adapter}
 
 
 def _choices(setting: Setting) -> list[tuple[str, str]]:
