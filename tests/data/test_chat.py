@@ -1,6 +1,7 @@
 """The loss covers what the model must generate in a conversation, for every kind of chat template."""
 
 from itertools import groupby
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from tests.data.chat_templates import MARKED_THINKING, SHAPES, TOOLS, Shape, tokenizer_of
 from tsugiki import TsugikiError
 from tsugiki.data import (
+    DEFAULT_TEMPLATE,
     AssistantTurns,
     Conversation,
     EncodedRecord,
@@ -19,6 +21,7 @@ from tsugiki.data import (
     render,
     target_text,
 )
+from tsugiki.data.chat import use_template
 
 TALK = (
     ("system", "Answer in one line."),
@@ -326,3 +329,10 @@ def test_special_tokens_in_a_call_are_errors():
     assert isinstance(record, Conversation)
     with pytest.raises(TsugikiError, match=r"turn 2 \(assistant\) contains <\|im_end\|>"):
         encode_records(tokenizer_of(TOOLS), [record])
+
+
+def test_auto_keeps_a_template_and_gives_a_plain_one_where_there_is_none():
+    for own in (None, SHAPES["chatml"].template):
+        tokenizer = SimpleNamespace(chat_template=own)
+        use_template(tokenizer, "auto")  # type: ignore[arg-type]
+        assert tokenizer.chat_template == (own or DEFAULT_TEMPLATE)

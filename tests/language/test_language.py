@@ -1,11 +1,23 @@
 """How the language is chosen."""
 
+import re
 import subprocess
 import sys
 
 import pytest
 
-from tsugiki.language import _, choose_language, language
+from tests.language.catalogue import template
+from tsugiki.language import PAGE, _, choose_language, language, speaking
+from tsugiki.training import RunConfig
+
+_OF_COMMANDS = frozenset(
+    f"src/tsugiki/{file}.py"
+    for file in (
+        "data/read/aozora/index", "data/read/aozora/works", "export/gguf_model", "report/methods", "training/run/merge",
+        "training/model/sharding", "training/score/targets", "training/settings/files", "training/tools/processes",
+    )
+)  # fmt: skip
+"""Modules whose messages only commands show."""
 
 
 @pytest.mark.parametrize(
@@ -34,6 +46,29 @@ def test_a_message_is_in_the_language_of_the_moment(monkeypatch: pytest.MonkeyPa
     assert _("Options") == "Options"
     choose_language("ja")
     assert _("Options") == "オプション"
+
+
+def test_a_setting_is_named_by_its_flag_and_on_a_page_by_its_label(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(PAGE, raising=False)
+    assert RunConfig.model_fields  # its labels are known
+    message = "several processes cannot share the GPU of a Mac: start one process, or use {flag:device cpu}"
+    assert _(message).endswith("use --device cpu")
+    with speaking("en", on_page=True):
+        assert _("choose a larger {flag:block_size}") == "choose a larger “Tokens per row”"
+        assert _(message).endswith("use “device: cpu”")
+    with speaking("ja", on_page=True):
+        assert "「device：cpu」" in _(message)
+    monkeypatch.setenv(PAGE, "1")  # a process that the page has started
+    assert _("{flag:columns a=b}").format() == "“Columns: a=b”"
+
+
+def test_messages_of_what_a_page_calls_name_no_flags() -> None:
+    rooms = "adapters|data|export|generation|io|model|preference|report|training"
+    for message in template():
+        files = [file for file, _line in message.locations]
+        if any(re.match(f"src/tsugiki/({rooms})/", file) and file not in _OF_COMMANDS for file in files):
+            texts = [message.id] if isinstance(message.id, str) else message.id
+            assert not any(re.search(r"(?<![\w-])--[a-z]", text) for text in texts), message.id
 
 
 def test_option_at_any_place() -> None:

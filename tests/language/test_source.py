@@ -17,7 +17,7 @@ def test_messages_are_given_the_values_that_they_name() -> None:
         parents = {child: parent for parent in nodes for child in ast.iter_child_nodes(parent)}
         for call in _calls(nodes, _FUNCTIONS):
             texts = [part.value for part in call.args if isinstance(part, ast.Constant) and isinstance(part.value, str)]
-            named = {name for text in texts for _, name, _, _ in Formatter().parse(text) if name is not None}
+            named = {name for text in texts for _, name, _, _ in Formatter().parse(text) if name not in (None, "flag")}
             method, given = parents[call], set()
             if isinstance(method, ast.Attribute) and method.attr == "format":
                 given = {keyword.arg for keyword in parents[method].keywords}  # type: ignore[attr-defined]

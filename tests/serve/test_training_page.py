@@ -1,5 +1,6 @@
 """A run in the browser: choose texts, preview, plan, start, see the curve grow, stop, resume, finished."""
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,7 +44,6 @@ def test_a_run_from_its_texts_to_its_end(place: Place, page: Any, tmp_path: Path
     page.locator("summary", has_text="More settings").click()
     page.get_by_label("Tokens per row").fill("32")
     page.get_by_text("epochs: 60").wait_for()
-    page.get_by_role("button", name="Preview").click()
     assert page.locator("[data-result=preview] mark.target").first.inner_text()
     page.get_by_role("button", name="Plan").click()
     assert page.locator("[data-result=plan] tbody tr").first.inner_text()
@@ -119,4 +119,40 @@ def test_a_text_is_dropped_planned_with_each_base_and_removed(place: Place, page
     page.get_by_role("dialog").get_by_role("button", name="Remove", exact=True).click()
     page.get_by_role("checkbox", name="dropped.txt").wait_for(state="detached")
     assert not file.exists()
+    assert page.problems == []
+
+
+def test_what_cannot_be_learned_is_answered_in_words_and_nothing_is_lost(page: Any):
+    turns = [{"role": "assistant", "content": "a"}, {"role": "user", "content": "b"}]
+    equal = [{"prompt": f"{number}?", "chosen": "same", "rejected": "same"} for number in range(9)]
+    brought = {
+        "picture.txt": (bytes(range(256)), "not text"),
+        "fake.zip": (b"no zip", "damaged zip"),
+        "talk.jsonl": (json.dumps({"messages": turns}).encode(), "put the user's turn before it"),
+        "pairs.jsonl": ("\n".join(map(json.dumps, equal)).encode(), "both answers have the same tokens"),
+    }
+    choose = page.locator(".drop input")
+    for name, (content, said) in brought.items():
+        choose.set_input_files({"name": name, "mimeType": "text/plain", "buffer": content})
+        problem = page.locator("[data-found] [role=alert]")
+        problem.get_by_text(said).wait_for()
+        assert "--" not in problem.inner_text()
+        assert page.get_by_role("button", name="Start").is_disabled()
+        page.get_by_role("button", name=f"Do not use {name}").click()
+        page.locator("[data-state]").first.wait_for(state="detached")
+
+    choose.set_input_files({"name": "sizes.csv", "mimeType": "text/plain", "buffer": b"id,size\n1,2\n"})
+    page.get_by_text("Choose the columns first").wait_for()
+    page.get_by_role("button", name="Do not use sizes.csv").click()
+
+    page.route("**/train/uploads?*", lambda route: route.abort())  # the server stops while a text is sent
+    page.get_by_label("Or paste a text").fill("a text that took an hour")
+    page.get_by_role("button", name="Use this text").click()
+    page.get_by_text("The server does not answer").wait_for()
+    assert page.get_by_label("Or paste a text").input_value() == "a text that took an hour"
+
+    page.route("**/train/uploads", lambda route: route.fulfill(json={"files": [], "suffixes": [".txt"], "largest": 9}))
+    page.reload()
+    choose.set_input_files({"name": "large.txt", "mimeType": "text/plain", "buffer": b"0123456789"})
+    page.get_by_text("large.txt is larger than").wait_for()
     assert page.problems == []

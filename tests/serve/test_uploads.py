@@ -41,8 +41,9 @@ def send(place: Place, name: str, content: bytes, **headers: str) -> Any:
 
 
 def test_a_text_is_sent_used_and_removed(place: Place):
-    names = [send(place, "春の朝.TXT", TEXT.encode()).json()["name"] for _ in range(2)]
+    names = [send(place, "春の朝.TXT", text.encode()).json()["name"] for text in (TEXT, TEXT[1:])]
     assert names == ["春の朝.txt", "春の朝-2.txt"]
+    assert send(place, "again.txt", TEXT.encode()).json()["name"] == names[0]  # the same file is there once
     assert (folder(place) / names[0]).read_text(encoding="utf-8") == TEXT
     listed = place.get("train/uploads").json()
     assert {"name": names[0], "size": len(TEXT.encode())} in listed["files"]
@@ -104,9 +105,9 @@ def test_limits(place: Place, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(uploads_module, "MOST_BYTES", 1500)
     assert send(place, "a.txt", b"x" * 1001).status_code == 413
     assert send(place, "a.txt", b"x" * 1000).status_code == 201
-    assert send(place, "b.txt", b"x" * 1000).status_code == 413
+    assert send(place, "b.txt", b"y" * 1000).status_code == 413
     monkeypatch.setattr(uploads_module, "MOST_FILES", 1)
-    assert send(place, "b.txt", b"x").status_code == 413
+    assert send(place, "b.txt", b"y").status_code == 413
     monkeypatch.undo()
     full = SimpleNamespace(free=uploads_module.SPARE + 99)
     monkeypatch.setattr(uploads_module.shutil, "disk_usage", lambda path: full)

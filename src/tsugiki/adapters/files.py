@@ -191,8 +191,7 @@ def adapter_weight_files(folder: Path) -> list[Path]:
 def import_hint(folder: Path) -> str:
     """Return the end of a message: how to convert the file of another program in the folder; empty if it has none."""
     found = foreign_file(folder)
-    hint = _("; `tsugiki adapters import {folder} --model BASE --out NAME` converts its {name}")
-    return hint.format(folder=folder, name=found.name) if found else ""
+    return _("; `tsugiki adapters import` converts its {name}").format(name=found.name) if found else ""
 
 
 def foreign_file(folder: Path) -> Path | None:

@@ -292,7 +292,7 @@ def refuse_another_base(model: nn.Module, folder: Path) -> None:
         raise TsugikiError(
             _(
                 "{folder} was trained on another base ({trained}) than this one ({here}): {why}; "
-                "--allow-base-mismatch loads it anyway"
+                "{flag:allow_base_mismatch} loads it anyway"
             ).format(folder=folder, trained=base.name, here=getattr(model, "name_or_path", ""), why=why)
         )
 

@@ -187,10 +187,10 @@ def copy_into_library(source: Path, library: Path, name: str | None = None) -> P
         hint = _("; `tsugiki adapters import` reads a GGUF file") if source.suffix == ".gguf" else ""
         raise TsugikiError(_("no adapter in {source}: it is not a folder{hint}").format(source=source, hint=hint))
     called = check_name(source.resolve().name if name is None else name)
-    _refuse_taken(called, library, _("pass another --name"))
+    _refuse_taken(called, library, _("pass another {flag:name}"))
     check_adapter(source)
     with _only_writer(library):
-        _refuse_taken(called, library, _("pass another --name"))
+        _refuse_taken(called, library, _("pass another {flag:name}"))
         with new_folder(library / called) as temporary:
             for file in files_of(source):
                 shutil.copy2(source / file, temporary / file)

@@ -71,7 +71,7 @@ def check_folder(name: str, folder: Path, *, trust_remote_code: bool = False) ->
     if classes and not trust_remote_code:
         message = _(
             "{name} brings Python code of its own ({code}), which is not run; if you trust its authors, "
-            "tsugiki train, eval and generate run it with --trust-remote-code"
+            "tsugiki train, eval and generate run it with {flag:trust_remote_code}"
         )
         raise TsugikiError(message.format(name=name, code=error_text(classes[0], 100)))
     elsewhere = [name_of_class for name_of_class in classes if "--" in name_of_class]

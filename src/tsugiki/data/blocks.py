@@ -209,7 +209,7 @@ def pack(
     if without_target:
         message = _(
             "{without_target}: the prompt alone fills a block of {block_size} tokens, so there is nothing to train "
-            "on; choose a larger --block-size, or shorten or remove it"
+            "on; choose a larger {flag:block_size}, or shorten or remove it"
         )
         raise TsugikiError(message.format(without_target=summarise_list(without_target), block_size=block_size))
     all_starts, all_lengths = np.concatenate(starts), np.concatenate(lengths)

@@ -25,8 +25,8 @@ from tsugiki.data.records import AssistantTurns, Conversation
 from tsugiki.errors import TsugikiError, error_text, unreadable
 from tsugiki.language import _
 
-DEFAULT, NONE = "default", "none"
-"""The names of `DEFAULT_TEMPLATE`, and of no template, in settings."""
+AUTO, DEFAULT, NONE = "auto", "default", "none"
+"""The names of the tokenizer's template or else `DEFAULT_TEMPLATE`, of the latter, and of no template, in settings."""
 DEFAULT_TEMPLATE = (
     "{{ bos_token }}"
     "{% for message in messages %}"
@@ -106,9 +106,11 @@ def read_template_file(path: Path) -> str:
 def use_template(tokenizer: PreTrainedTokenizerBase, setting: str | None) -> None:
     """Give a tokenizer another chat template, in place: a file, `DEFAULT_TEMPLATE` for `default`, or none for `none`.
 
-    Without a setting it keeps its own.
+    Without a setting it keeps its own; with `auto` as well, if it has one.
     """
-    if setting in (DEFAULT, NONE):
+    if setting == AUTO:
+        tokenizer.chat_template = tokenizer.chat_template or DEFAULT_TEMPLATE
+    elif setting in (DEFAULT, NONE):
         tokenizer.chat_template = DEFAULT_TEMPLATE if setting == DEFAULT else None
     elif setting is not None:
         tokenizer.chat_template = read_template_file(Path(setting).expanduser())
@@ -123,8 +125,8 @@ def read_template(tokenizer: PreTrainedTokenizerBase, source: str) -> ChatTempla
         template = tokenizer.get_chat_template()
     except ValueError as error:
         message = _(
-            "{source} is a conversation, but the tokenizer has no chat template; give one with --chat-template, or "
-            "choose --chat-template default, a plain one"
+            "{source} is a conversation, but the tokenizer has no chat template; give one with {flag:chat_template}, "
+            "or choose {flag:chat_template default}, a plain one"
         )
         raise TsugikiError(message.format(source=source)) from error
     if len(template) > _MAX_TEMPLATE:
@@ -159,7 +161,7 @@ def render(template: ChatTemplate, conversation: Conversation, assistant_turns: 
             raise TsugikiError(
                 _(
                     "{source}: turn {number} ({role}) contains {group}, which is a special token of this tokenizer; "
-                    "remove it or the row (--chat-template none learns prompts and completions as they are)"
+                    "remove it or the row ({flag:chat_template none} learns prompts and completions as they are)"
                 ).format(source=conversation.source, number=number, role=message.role, group=found.group())
             )
     messages = [message.fields for message in rendered]

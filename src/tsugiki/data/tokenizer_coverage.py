@@ -35,7 +35,7 @@ class Coverage(NamedTuple):
         if self.pieces > _MOST_PIECES:
             message = _(
                 "{pieces:.0%} of the tokens are parts of characters (bytes), because the tokenizer does not know "
-                "the characters; --add-tokens makes frequent ones tokens, and another base may know them"
+                "the characters; {flag:add_tokens} makes frequent ones tokens, and another base may know them"
             )
             notes.append(message.format(pieces=self.pieces))
         return notes

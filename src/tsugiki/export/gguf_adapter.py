@@ -62,12 +62,12 @@ def export_gguf_adapter(
     lora = read_lora_weights(folder)
     name = model_name or lora.base.name
     if name is None:
-        message = _("{folder} does not name the base that it was trained on; pass it as --model")
+        message = _("{folder} does not name the base that it was trained on; pass it as {flag:model}")
         raise TsugikiError(message.format(folder=folder))
     why = "" if allow_base_mismatch else why_different(lora.base, named_identity(name))
     if why:
         message = _(
-            "{folder} was trained on another base ({trained}) than {given}: {why}; --allow-base-mismatch "
+            "{folder} was trained on another base ({trained}) than {given}: {why}; {flag:allow_base_mismatch} "
             "exports it anyway"
         )
         raise TsugikiError(message.format(folder=folder, trained=lora.base.name, given=name, why=why))
@@ -75,8 +75,8 @@ def export_gguf_adapter(
     problems = llama_cpp_incompatibilities(lora, model)
     if problems:
         message = _(
-            "pass --merged, which exports base and adapter as one model; llama.cpp would not compute {folder} alone "
-            "as Tsugiki does: {problems}"
+            "pass {flag:merged}, which exports base and adapter as one model; llama.cpp would not compute {folder} "
+            "alone as Tsugiki does: {problems}"
         )
         raise MergedOnlyError(message.format(folder=folder, problems=sentences(problems)))
     check_gguf_name(out)

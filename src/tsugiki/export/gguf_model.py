@@ -117,7 +117,7 @@ def export_model(
             more = _(" (and {count} more)").format(count=len(tokens.problems) - 1) if len(tokens.problems) > 1 else ""
             message = _(
                 "the GGUF file would not tokenise text as the model does: {problem}{more}; "
-                "--allow-tokenizer-mismatch writes it anyway"
+                "{flag:allow_tokenizer_mismatch} writes it anyway"
             )
             raise TsugikiError(message.format(problem=tokens.problems[0], more=more))
     return written, tokens

@@ -10,7 +10,7 @@ from tsugiki.lora.targets import find_target_parameters
 from tsugiki.methods.peft_keys import base_name, is_base_layer_key
 
 _EMBEDDING_AND_HEAD_NAMES = frozenset({"lm_head", "embed_out", "wte", "wpe", "embed_tokens", "embed_in"})
-_MERGE = marked("export it merged into its base instead (--merged)")
+_MERGE = marked("export it merged into its base instead ({flag:merged})")
 
 
 def llama_cpp_incompatibilities(lora: LoraWeights, model: PreTrainedModel) -> list[str]:

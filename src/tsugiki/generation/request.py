@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from tsugiki.annotations import PreTrainedTokenizerBase
 from tsugiki.errors import TsugikiError
 from tsugiki.generation.sampling import Sampling
-from tsugiki.language import _
+from tsugiki.language import _, flag
 
 if TYPE_CHECKING:
     from tsugiki.generation.grammar import Matcher
@@ -54,7 +54,8 @@ def engine_stopped() -> EngineStopped:
 
 def queue_full(limits: Limits) -> QueueFull:
     """Return the error for requests for which the queue has no place."""
-    return QueueFull(_("the queue is full (--max-waiting {count}); try again later").format(count=limits.waiting))
+    message = _("the queue is full ({flag}); try again later")
+    return QueueFull(message.format(flag=flag("max_waiting", str(limits.waiting))))
 
 
 @dataclass(frozen=True)

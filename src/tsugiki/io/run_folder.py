@@ -37,8 +37,8 @@ def refuse_earlier_run(out: Path) -> None:
     """Check that a folder has no results of an earlier run, which a new run must not replace."""
     if any((out / name).exists() for name in (RECORD_FILE, ADAPTER_FILE, MODEL_FILE)) or checkpoints(out / CHECKPOINTS):
         message = _(
-            "{out} already holds a run: choose another --out, continue it (tsugiki train --resume {quoted}), or "
-            "replace it with --overwrite"
+            "{out} already holds a run: choose another {flag:out}, continue it (tsugiki train {flag:resume} {quoted}), "
+            "or replace it with {flag:overwrite}"
         )
         raise TsugikiError(message.format(out=out, quoted=shlex.quote(str(out))))
 

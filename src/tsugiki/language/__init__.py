@@ -7,10 +7,14 @@ The source is written in English, and a message's English text is its key in the
 A message is translated when it is shown or raised, so that the language can be chosen at any time: by the option
 `--lang`, which sets the variable `TSUGIKI_LANG`; by this variable; or by the locale. A server answers each reader in a
 language of their own (`speaking`). Logs and JSON stay in English.
+
+A message that advises to change a setting names it as `{flag:block_size}`, with a value as `{flag:base_dtype int8}`: on
+the command line that becomes its flag, and on the server's page, which has no flags, the label of its field.
 """
 
 import locale
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -23,8 +27,15 @@ ENGLISH, JAPANESE = "en", "ja"
 LANGUAGES = (ENGLISH, JAPANESE)
 DOMAIN = "tsugiki"
 CATALOGUES = Path(__file__).parent
+_FLAG = re.compile(r"\{flag:(\w+)(?: ([^}]+))?\}")
 _LOCALE = ("LC_ALL", "LC_MESSAGES", "LANG")  # by precedence, as in POSIX
 _of_reader: ContextVar[str | None] = ContextVar("language of the reader", default=None)
+
+PAGE = "TSUGIKI_PAGE"
+"""The variable of processes whose messages are read on a page; those that a server starts have it."""
+LABELS: dict[str, str] = {}
+"""Name of a setting -> its label on the page, a message. Those who define settings fill it."""
+_on_page: ContextVar[bool] = ContextVar("whether the reader has a page", default=False)
 
 
 def language() -> str:
@@ -50,23 +61,45 @@ def choose_language(name: str) -> None:
 
 
 @contextmanager
-def speaking(name: str) -> Iterator[None]:
-    """Within the block, and in tasks and threads that asyncio begins there, messages are in this language."""
-    before = _of_reader.set(name)
+def speaking(name: str, on_page: bool = False) -> Iterator[None]:
+    """Within the block, and in tasks and threads that asyncio begins there, messages are in this language.
+
+    `on_page` says that they are read on a page, which names settings by their labels.
+    """
+    before, place = _of_reader.set(name), _on_page.set(on_page)
     try:
         yield
     finally:
         _of_reader.reset(before)
+        _on_page.reset(place)
+
+
+def reader_environment() -> dict[str, str]:
+    """Return the environment of a process whose messages are for the reader of a page, in their language."""
+    return {**os.environ, VARIABLE: language(), PAGE: "1"}
+
+
+def flag(name: str, value: str = "") -> str:
+    """Return what a message calls a setting, with a value: its flag, or its label where the reader has a page."""
+    if not _on_page.get() and PAGE not in os.environ:
+        return f"--{name.replace('_', '-')} {value}".rstrip()
+    label = _(LABELS[name]) if name in LABELS else name.replace("_", " ")
+    return (_("“{label}: {value}”") if value else _("“{label}”")).format(label=label, value=value)
 
 
 def _(message: str) -> str:
     """Return a message in the reader's language, still with its placeholders."""
-    return _catalogue(language()).gettext(message)
+    return _with_flags(_catalogue(language()).gettext(message))
 
 
 def ngettext(singular: str, plural: str, count: int) -> str:
     """Return the form of a message that `count` requires, in the reader's language, still with its placeholders."""
-    return _catalogue(language()).ngettext(singular, plural, count)
+    return _with_flags(_catalogue(language()).ngettext(singular, plural, count))
+
+
+def _with_flags(message: str) -> str:
+    """Return a message in which settings are named as the reader sets them."""
+    return _FLAG.sub(lambda found: flag(found[1], found[2] or ""), message) if "{flag:" in message else message
 
 
 def marked(message: str) -> str:

@@ -87,7 +87,7 @@ def warn_of_float16(model: nn.Module) -> None:
         warn_caller(
             _(
                 "the model is in float16, in which processors are slow; load it in bfloat16 or float32, by "
-                "from_pretrained(…, dtype=torch.bfloat16) or --base-dtype bf16"
+                "from_pretrained(…, dtype=torch.bfloat16) or {flag:base_dtype bf16}"
             )
         )
 

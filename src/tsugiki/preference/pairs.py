@@ -161,7 +161,7 @@ def pack_preferences(
     fits = tokens <= block_size
     too_long = firsts[~fits]
     if not fits.any():
-        message = _("nothing of the data fits into a row of {size:,} tokens; choose a larger --block-size")
+        message = _("nothing of the data fits into a row of {size:,} tokens; choose a larger {flag:block_size}")
         raise TsugikiError(message.format(size=block_size))
     order, rows = best_fit(tokens[fits].astype(np.int32), block_size)
     records = (firsts[fits][order][:, None] + np.arange(size)).ravel()

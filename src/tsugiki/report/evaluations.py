@@ -69,7 +69,9 @@ def answers_table(names: Sequence[str], results: Sequence[Answers]) -> tuple[Tab
             ]
         )
     headers = [_("model"), _("correct"), _("share"), _("change, percentage points")]
-    note = _("95 % intervals in brackets; that of the change is for the same questions. --json prints every answer")
+    note = _(
+        "95 % intervals in brackets; that of the change is for the same questions. {flag:json} prints every answer"
+    )
     return Table(headers, rows), [note]
 
 

@@ -53,8 +53,8 @@ def pair_notes(record: RunRecord) -> list[Sentence]:
     if last.chosen < start.chosen:
         message = _(
             "The held-out chosen answers have become less likely ({before:.1f} → {after:.1f} nats): the model "
-            "forgets how to write them. A larger likelihood in --preference-settings, or a lower "
-            "--learning-rate, keeps them."
+            "forgets how to write them. A larger likelihood in {flag:preference_settings}, or a lower "
+            "{flag:learning_rate}, keeps them."
         )
         notes.append(Note(message.format(before=start.chosen, after=last.chosen)))
     return notes

@@ -155,7 +155,7 @@ def run_notes(record: RunRecord) -> list[Sentence]:
     rise = retention[-1] / retention[0] - 1 if retention else 0.0
     if rise > _MUCH_FORGOTTEN:
         message = _(
-            "The loss on the retention text rose by {rise:.1%}: with --mix FILE:0.1, a run trains on such text as "
+            "The loss on the retention text rose by {rise:.1%}: with {flag:mix} FILE:0.1, a run trains on such text as "
             "well and forgets less."
         )
         notes.append(Note(message.format(rise=rise)))
@@ -254,7 +254,7 @@ def _short_hint(record: RunRecord) -> str:
         return ""
     message = _(
         "The training text is short ({characters}): it is soon learned by heart. More text helps most; "
-        "--epochs 1 and a small --r keep the adapter closer to the base."
+        "{flag:epochs 1} and a small {flag:r} keep the adapter closer to the base."
     )
     return message.format(characters=counts.characters(record.data.train.characters))
 
@@ -290,17 +290,17 @@ def _loss_hint(record: RunRecord) -> str:
         if last.loss > lowest.loss * (1 + _RISE) and not record.half_validations:  # with a strength, a rise is no loss
             message = _(
                 "After step {step:,}, the loss on text that was not trained on rose by {rise:.1%}: the run learned its "
-                "text by heart. Fewer --epochs or a lower --learning-rate avoid it; more text helps most."
+                "text by heart. Fewer {flag:epochs} or a lower {flag:learning_rate} avoid it; more text helps most."
             )
             return message.format(step=lowest.step, rise=last.loss / lowest.loss - 1)
         if _is_falling(points) and training.steps == planned:
             return _(
-                "The loss on text that was not trained on was still falling at the last step: more --epochs, or a "
-                "higher --learning-rate, may give more."
+                "The loss on text that was not trained on was still falling at the last step: more {flag:epochs}, or "
+                "a higher {flag:learning_rate}, may give more."
             )
     if training.steps >= _FEW_STEPS:
         return ""
-    message = _("The run had only {steps}: more --epochs or a smaller --batch-size give more of them.")
+    message = _("The run had only {steps}: more {flag:epochs} or a smaller {flag:batch_size} give more of them.")
     return message.format(steps=counts.steps(training.steps))
 
 
@@ -313,19 +313,20 @@ def _result_hint(record: RunRecord) -> str:
     if abs(change) < _NO_CHANGE:
         points = _loss_curve(record)
         message = _(
-            "The result hardly differs from the base ({change:+.2%}): a higher --learning-rate or more --epochs "
-            "change more."
+            "The result hardly differs from the base ({change:+.2%}): a higher {flag:learning_rate} or more "
+            "{flag:epochs} change more."
         )
         if len(points) > 2 and not _is_falling(points):
             message = _(
                 "The result hardly differs from the base ({change:+.2%}), and the loss on text that was not trained on "
-                "fell no further: the base knows such text already. More text helps; a higher --learning-rate does not."
+                "fell no further: the base knows such text already. More text helps; a higher {flag:learning_rate} "
+                "does not."
             )
         return message.format(change=change)
     if change > 0:
         message = _(
-            "On the held-out text the result is worse than the base ({change:+.1%}): a lower --learning-rate or "
-            "fewer --epochs may help, and so does more text."
+            "On the held-out text the result is worse than the base ({change:+.1%}): a lower {flag:learning_rate} "
+            "or fewer {flag:epochs} may help, and so does more text."
         )
         return message.format(change=change)
     return ""  # also if the change is not a number

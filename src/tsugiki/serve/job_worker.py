@@ -5,7 +5,6 @@ It does not import what the server needs, such as torch, because a search among 
 
 import json
 import os
-import re
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -19,8 +18,21 @@ from tsugiki.language import _
 
 _ROWS = 3
 _MOST_WORKS = 200  # works that are listed
-_OF_FLAGS = re.compile(r"; --.*| \(--[^)]*\)|(?<=。)--.*|（--[^）]*）", re.DOTALL)
-"""What notes of either language say about flags of the command line, which the page has not."""
+_LONGEST_CELL = 300  # characters of a cell of a table that are shown
+
+
+def look(data: str | list[str], columns: Mapping[str, str] = {}) -> dict[str, Any]:
+    """Return what data are: their kind, the columns that are used, and the first rows of a table."""
+    from tsugiki.data.read.recognise import recognise
+
+    found = recognise(data, columns, _ROWS)
+    rows = [{name: _cell(value) for name, value in row.items()} for row in found.rows]
+    return {"kind": found.kind, "columns": found.columns, "rows": rows}
+
+
+def _cell(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= _LONGEST_CELL else f"{text[:_LONGEST_CELL]} …"
 
 
 def preview(settings: dict[str, Any]) -> dict[str, Any]:
@@ -35,7 +47,7 @@ def preview(settings: dict[str, Any]) -> dict[str, Any]:
         "of": shown.counts.blocks,
         "tokens": shown.counts.block_size,
         "counts": count_lines(shown, verbose=False),
-        "notes": [_OF_FLAGS.sub("", note) for note in shown.notes],
+        "notes": shown.notes,
     }
 
 
@@ -81,7 +93,7 @@ def fetch(source: str, query: dict[str, Any], out: str) -> dict[str, Any]:
 
 
 FUNCTIONS: Mapping[str, Callable[..., dict[str, Any]]] = {
-    "preview": preview, "plan": plan, "works": works, "fetch": fetch
+    "look": look, "preview": preview, "plan": plan, "works": works, "fetch": fetch
 }  # fmt: skip
 
 

@@ -15,14 +15,14 @@ from typing import Any
 from starlette.requests import Request
 
 from tsugiki.errors import TsugikiError
-from tsugiki.language import VARIABLE, _, language
+from tsugiki.language import _, reader_environment
 from tsugiki.serve.errors import ApiError, unless_disconnected
 
 _LARGEST_ANSWER = 8_000_000  # bytes
 
 
 class Jobs:
-    """Runs one job at a time."""
+    """Runs one job at a time; others wait for it."""
 
     def __init__(self, directory: Path, texts: Path) -> None:
         """Create it; paths in arguments are relative to `directory`, and results name files of `texts` without it."""
@@ -33,9 +33,6 @@ class Jobs:
 
         The process is ended after these seconds, or if the client disconnects; the body of the request has been read.
         """
-        if self._busy.locked():
-            message = _("a preview, a plan or a search is running already; wait for it")
-            raise ApiError(429, message, code="busy", retry_after=5)
         async with self._busy:
             call = {"function": function, "arguments": arguments, "seconds": seconds}
             answer = await _ask(request, json.dumps(call).encode(), seconds, self._directory)
@@ -59,7 +56,7 @@ async def _ask(request: Request, call: bytes, seconds: float, directory: Path) -
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
         cwd=directory,
-        env={**os.environ, VARIABLE: language()},
+        env=reader_environment(),
         start_new_session=True,
         limit=_LARGEST_ANSWER,
     )

@@ -30,7 +30,7 @@ from tsugiki.io.formatting import format_size
 from tsugiki.io.locks import is_in_use, process_of
 from tsugiki.io.run_folder import CHECKPOINTS, checkpoint_step, checkpoints
 from tsugiki.io.system import OWN_GROUP, ask_to_end
-from tsugiki.language import VARIABLE, _, language
+from tsugiki.language import _, reader_environment
 from tsugiki.report.run import RESULTS, run_sections
 from tsugiki.report.sections import selected, to_json
 from tsugiki.serve.errors import ApiError
@@ -82,7 +82,7 @@ class RunProcesses:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    env={**os.environ, VARIABLE: language()},
+                    env=reader_environment(),
                     start_new_session=True,  # it goes on when the server ends, and Ctrl-C does not reach it
                     creationflags=OWN_GROUP,
                 )

@@ -91,7 +91,7 @@ class Guard:
             await send(message)
 
         accepted = headers.get("accept-language")
-        with speaking(accepted if accepted in LANGUAGES else language()):
+        with speaking(accepted if accepted in LANGUAGES else language(), path.startswith(PAGE_API)):
             try:
                 check(self.access, method, path, headers, self.public, self.page_token)
             except ApiError as error:

@@ -9,10 +9,11 @@ import asyncio
 import os
 import shlex
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeAlias, get_args, get_origin
 
 import yaml
 from pydantic import Field, StringConstraints, create_model
@@ -29,6 +30,7 @@ from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
 from tsugiki.methods.method import Method
 from tsugiki.methods.table import METHODS
+from tsugiki.preference.losses import LOSSES
 from tsugiki.serve.bases import bases_here
 from tsugiki.serve.errors import ApiError
 from tsugiki.serve.folders import entries, inside, is_allowed, with_home
@@ -39,9 +41,10 @@ from tsugiki.serve.runs_view import LOG_FILE, RunProcesses, Runs, run_routes
 from tsugiki.serve.security import PAGE_API
 from tsugiki.serve.served_adapters import ServedAdapters
 from tsugiki.serve.uploads import FOLDER, Uploads
+from tsugiki.training.record.run_record import read_record
 from tsugiki.training.settings.config import RunConfig
-from tsugiki.training.settings.files import validated
-from tsugiki.training.settings.setting import Setting, settings_of
+from tsugiki.training.settings.files import read_yaml, validated
+from tsugiki.training.settings.setting import DATA_KINDS, Setting, settings_of
 
 RUNS_FOLDER = "runs"
 """The folder of new runs in the working directory."""
@@ -52,14 +55,25 @@ _MOST_FILES = 20_000  # files in a folder that is trained on
 _JOB_SECONDS, _SEARCH_SECONDS, _FETCH_SECONDS = 180, 60, 900
 
 
-class RunFields(Fields):
-    """What a run learns from, and its name."""
+_Text: TypeAlias = Annotated[str, StringConstraints(min_length=1, max_length=10_000)]
+DataField: TypeAlias = Literal["text", "prompt", "completion", "chosen", "rejected", "label", "messages"]
 
-    name: str
+
+class DataRequest(Fields):
+    """What a run learns from."""
+
     texts: Annotated[list[str], Field(max_length=64, default_factory=list)]
     """Files and folders below the folder of texts."""
     uploads: Annotated[list[str], Field(max_length=64, default_factory=list)]
     """Texts that the page has sent."""
+    columns: Annotated[dict[DataField, _Text], Field(default_factory=dict)]
+    """Names of columns that differ from the fields that are learned."""
+
+
+class RunFields(DataRequest):
+    """What a run learns from, its base and its name."""
+
+    name: str
     base: Annotated[str | None, StringConstraints(min_length=1, max_length=1000)] = None
     """One of the bases that are listed; None: the server's."""
 
@@ -69,15 +83,28 @@ OFFERED = {setting.path[-1]: setting for setting in settings_of(RunConfig) if se
 
 
 def _methods() -> dict[str, Method]:
-    """Return the methods that train an adapter."""
-    return {name: method for name, method in METHODS.items() if method.trains_adapter}
+    """Return the methods that train an adapter, those of LoRA first."""
+    by_kind = sorted(METHODS.items(), key=lambda one: one[1].config is not LoraConfig)
+    return {name: method for name, method in by_kind if method.trains_adapter}
 
 
 def _choices(setting: Setting) -> list[tuple[str, str]]:
     """Return the values to choose from, and their texts; none for numbers and texts."""
     if setting.path == ("method",):
         return [(name, f"{name} · {_(method.summary)}") for name, method in _methods().items()]
-    return [(name, name) for name in get_args(setting.types[0])] if get_origin(setting.types[0]) is Literal else []
+    named = {name: name for name in get_args(setting.types[0])} if get_origin(setting.types[0]) is Literal else {}
+    return [*(named | {name: _(text) for name, text in setting.about.choices.items()}).items()]
+
+
+def _kind(setting: Setting) -> str:
+    """Return how the page asks for a setting."""
+    if setting.types == (bool,):
+        return "flag"
+    if setting.types == (dict[str, float],):
+        return "numbers"
+    if setting.types == (tuple[str, ...],):
+        return "texts"
+    return "number" if _number(setting) else "choice" if _choices(setting) else "text"
 
 
 def _number(setting: Setting) -> type | None:
@@ -87,11 +114,16 @@ def _number(setting: Setting) -> type | None:
 
 def _allowed(setting: Setting) -> Any:
     """Return the type of a setting in a request: a number, some texts, or one of some names; a text may be a path."""
-    if number := _number(setting):
-        return Annotated[number, Field(le=setting.about.most)]
-    if setting.types == (tuple[str, ...],):
-        return Annotated[list[Annotated[str, StringConstraints(min_length=1, max_length=300)]], Field(max_length=4)]
-    return Literal[tuple(name for name, _text in _choices(setting))]
+    match _kind(setting):
+        case "number":
+            return Annotated[_number(setting), Field(le=setting.about.most)]
+        case "texts":
+            return Annotated[list[Annotated[str, StringConstraints(min_length=1, max_length=300)]], Field(max_length=4)]
+        case "choice":
+            return Literal[tuple(name for name, _text in _choices(setting))]
+        case "text":
+            return _Text
+    return setting.types[0]
 
 
 _fields: dict[str, Any] = {name: (_allowed(setting) | None, None) for name, setting in OFFERED.items()}
@@ -174,17 +206,24 @@ class Training:
             "texts": with_home(self.texts),
             "aozora": self.aozora,
             "lora_methods": [name for name, method in _methods().items() if method.config is LoraConfig],
-            "settings": [
-                {
-                    "name": name,
-                    "label": _(setting.about.page),
-                    "kind": "number" if _number(setting) else "texts" if setting.default == () else "choice",
-                    "choices": _choices(setting),
-                    "default": setting.default,
-                    "section": setting.path[0] if len(setting.path) > 1 else None,
-                }
-                for name, setting in OFFERED.items()
-            ],
+            "losses": {name: {**loss.defaults, "likelihood": loss.likelihood} for name, loss in LOSSES.items()},
+            "settings": [self._shown(name, setting) for name, setting in OFFERED.items()],
+        }
+
+    def _shown(self, name: str, setting: Setting) -> dict[str, Any]:
+        """Return what the form needs of a setting."""
+        about = setting.about
+        return {
+            "name": name,
+            "label": _(about.page),
+            "help": _(setting.description),
+            "kind": _kind(setting),
+            "choices": _choices(setting),
+            "default": setting.default if about.page_default is None else about.page_default,
+            "sends": about.page_default is not None,
+            "section": setting.path[0] if len(setting.path) > 1 else None,
+            "data": None if about.data == DATA_KINDS else about.data,
+            "simple": about.simple,
         }
 
     def bases(self) -> list[str]:
@@ -211,22 +250,47 @@ class Training:
         if not is_allowed(name):
             raise ApiError(400, _("a run cannot be called {name!r}").format(name=name[:100]), param="name")
         own = parsed.model_dump(exclude_none=True, exclude=set(RunFields.model_fields))
-        data = [*map(self._data, parsed.texts), *(with_home(self.uploads.path(text)) for text in parsed.uploads)]
-        if not data:
-            raise ApiError(400, _("choose a text"), param="texts", code="invalid_value")
         base = parsed.base or self.model
         if base not in self.bases():  # a name is looked up in a list and is no path
             message = _("{name!r} is no base that the page lists").format(name=base[:100])
             raise ApiError(400, message, param="base", code="invalid_value")
         given: dict[str, Any] = {
             "model": base,
-            "data": data[0] if len(data) == 1 else data,
+            **self.data(parsed),
             "out": f"{RUNS_FOLDER}/{name}",
         }
         for field, value in own.items():
             OFFERED[field].put(given, value)
         validated(RunConfig, given, None)
         return Prepared(name, given)
+
+    def data(self, parsed: DataRequest) -> dict[str, Any]:
+        """Return the settings that say what is learned from."""
+        data = [*map(self._data, parsed.texts), *(with_home(self.uploads.path(text)) for text in parsed.uploads)]
+        if not data:
+            raise ApiError(400, _("choose a text"), param="texts", code="invalid_value")
+        columns = {"columns": dict(parsed.columns)} if parsed.columns else {}
+        return {"data": data[0] if len(data) == 1 else data, **columns}
+
+    def again(self, name: str) -> dict[str, Any]:
+        """Return what the form for a run had, as far as the page offers it, so that it can be started again."""
+        run = self.runs.find(name)
+        try:
+            given = read_yaml(inside(self.runs.root, f"{name}/{SETTINGS_FILE}"))
+        except ApiError:  # it was not started by the page
+            given = read_record(run.folder).config.to_dict()
+        data = given.get("data") or []
+        paths = [(self.runs.root / Path(one).expanduser()) for one in ([data] if isinstance(data, str) else data)]
+        values = {name: _filled_in(setting.find(given)) for name, setting in OFFERED.items()}
+        return {
+            "name": run.folder.name,
+            "base": given.get("model"),
+            "columns": given.get("columns") or {},
+            "length": "minutes" if given.get("minutes") else "epochs",
+            "values": {name: value for name, value in values.items() if value},
+            "uploads": [path.name for path in paths if path.parent == self.uploads.folder],
+            "texts": [path.relative_to(self.texts).as_posix() for path in paths if self.texts in path.parents],
+        }
 
     def start(self, prepared: Prepared) -> None:
         """Start a run in a process of its own."""
@@ -283,6 +347,10 @@ def training_routes(training: Training, jobs: Jobs) -> list[Route]:
         prepared = await asyncio.to_thread(training.prepare, parsed)
         return JSONResponse(await jobs.run(request, function, _JOB_SECONDS, settings=prepared.given))
 
+    async def look(request: Request) -> Response:
+        data = training.data(await read(DataRequest, request))
+        return JSONResponse(await jobs.run(request, "look", _SEARCH_SECONDS, **data))
+
     async def works(request: Request) -> Response:
         query = (await read(WorksRequest, request)).query()
         return JSONResponse(await jobs.run(request, "works", _SEARCH_SECONDS, source=training.aozora, query=query))
@@ -308,12 +376,23 @@ def training_routes(training: Training, jobs: Jobs) -> list[Route]:
         post_route("train/remove-upload", NameRequest, remove),
         get_route("train/options", training.options),
         get_route("train/texts", training.listing, "folder"),
+        get_route("train/again", training.again, "name"),
         post_route("train/settings", RunRequest, lambda asked: training.prepare(asked).shown()),
         post_route("train/start", RunRequest, start, 202),
         *(Route(f"{PAGE_API}train/{name}", partial(job, name), methods=["POST"]) for name in ("preview", "plan")),
+        Route(f"{PAGE_API}train/look", look, methods=["POST"]),
         Route(f"{PAGE_API}train/works", works, methods=["POST"]),
         Route(f"{PAGE_API}train/fetch", fetch, methods=["POST"]),
     ]
+
+
+def _filled_in(value: Any) -> Any:
+    """Return a setting as the form has it: texts, apart from yes and no."""
+    if isinstance(value, Mapping):
+        return {name: str(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return "\n".join(value)
+    return value if value is None or isinstance(value, bool) else str(value)
 
 
 def _refuse_links(folder: Path, name: str) -> None:

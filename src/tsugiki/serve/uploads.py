@@ -50,7 +50,7 @@ class Uploads:
         }
 
     async def receive(self, request: Request) -> str:
-        """Write the body of a request into a new file, and return the file's name."""
+        """Write the body of a request into a new file, and return its name; that of an equal file if there is one."""
         path = self.new_path(request.query_params.get("name", ""))
         async with self._receiving:
             content = await read_body(request, LARGEST, _SECONDS)
@@ -93,6 +93,9 @@ class Uploads:
             raise system_error(_("cannot remove {path}: {reason}"), name, error) from error
 
     def _write(self, name: str, content: bytes) -> str:
+        equal = (one for one, size in self._files().items() if size == len(content))
+        if known := next((one for one in equal if (self.folder / one).read_bytes() == content), None):
+            return known
         self.check_room(len(content))
         path = self.new_path(name)  # again: another file may have got this name meanwhile
         with new_file(path) as temporary:

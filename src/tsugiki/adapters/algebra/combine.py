@@ -174,7 +174,7 @@ def _refuse_different_bases(adapters: Sequence[WeightedAdapter]) -> None:
         if why:
             message = _(
                 "{one} and {two} were trained on different bases ({first} and {second}; {why}); "
-                "--allow-base-mismatch combines them anyway"
+                "{flag:allow_base_mismatch} combines them anyway"
             )
             raise TsugikiError(message.format(one=one.name, two=two.name, first=a.name, second=b.name, why=why))
 

@@ -42,7 +42,7 @@ def load_weighted_sum(
             message = _(
                 "{folder} has more than low-rank updates of layers (DoRA, experts, trained biases or modules, "
                 "or another method), so it cannot be weighted or added to others; merge it alone and without "
-                "--weights"
+                "{flag:weights}"
             )
             raise TsugikiError(message.format(folder=folder))
     terms: dict[str, list[tuple[LowRank, float]]] = {}

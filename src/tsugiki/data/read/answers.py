@@ -26,7 +26,7 @@ ANSWER_KEYS: SchemaKeys = {
     "chosen and rejected": ("chosen", "rejected"),
     "prompt, completion and label": ("prompt", "completion", "label"),
 }
-_LABELS = {"true": "good", "1": "good", "false": "bad", "0": "bad"}
+LABELS = {"true": "good", "1": "good", "false": "bad", "0": "bad"}
 _LEARNED = {*(key for keys in (KEYS, ANSWER_KEYS) for fields in keys.values() for key in fields), *PROMPTS}
 
 
@@ -101,7 +101,7 @@ def _is_asked(prompt: Any, turns: list[Any]) -> bool:
 
 def _label(label: Any, source: str) -> str:
     """Return good or bad for a label, which a `.csv` file has as a text."""
-    found = _LABELS.get(str(label).strip().casefold())
+    found = LABELS.get(str(label).strip().casefold())
     if found is None:
         message = _("{source} has {label} as label; it must be true for a good answer, or false for a bad one")
         raise TsugikiError(message.format(source=source, label=error_text(repr(label), 40)))

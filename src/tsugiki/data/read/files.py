@@ -35,6 +35,7 @@ from tsugiki.data.read.schemas import (
     read_row,
     schema_of,
     unused_columns,
+    with_fields,
 )
 from tsugiki.data.read.tables import (
     NumberedRows,
@@ -95,11 +96,11 @@ def read_records(data: Data, columns: Columns = NO_COLUMNS, reading: Reading | N
 
 def read_wanted(data: Data, wanted: Wanted, reading: Reading) -> Iterator[Record]:
     """Yield every record as `read_records` does, with other schemas for the rows of tables."""
-    return _refuse_empty(chain.from_iterable(_parts(data, wanted, reading)), data)
+    return _refuse_empty(chain.from_iterable(read_parts(data, wanted, reading)), data)
 
 
-def _parts(data: Data, wanted: Wanted, reading: Reading) -> list[Iterator[Record]]:
-    """Return the records of each source."""
+def read_parts(data: Data, wanted: Wanted, reading: Reading) -> list[Iterator[Record]]:
+    """Return the records of each file and data set, as `read_records` yields them together."""
     sources = _sources(data, reading)
     usual = _usual_encoding(_openers(sources))
     return [_read(source, wanted, reading, usual) for source in sources]
@@ -117,7 +118,7 @@ def check_data(data: Data) -> None:
 
 def record_kinds(data: Data, columns: Columns = NO_COLUMNS) -> set[type[Record]]:
     """Return the kinds of the records, by the first record of each file."""
-    parts = _parts(data, Wanted(KEYS, _one_record, columns), Reading())
+    parts = read_parts(data, Wanted(KEYS, _one_record, columns), Reading())
     return {type(record) for part in parts for record in islice(part, 1)}
 
 
@@ -393,7 +394,7 @@ def _records_of_rows(rows: NumberedRows, name: str, wanted: Wanted, reading: Rea
     for number, original in rows:
         if expected is None:
             used = known_columns(original, wanted) or wanted.columns
-        where, row = f"{name}:{number}", _with_fields(original, used)
+        where, row = f"{name}:{number}", with_fields(original, used)
         try:
             schema = schema_of(row, where, wanted.keys)
         except NullError as error:
@@ -414,14 +415,6 @@ def _records_of_rows(rows: NumberedRows, name: str, wanted: Wanted, reading: Rea
         yield from wanted.read(row, where, reading)
     if expected is None and null is not None:
         raise null
-
-
-def _with_fields(row: Mapping[str, Any], columns: Columns) -> Mapping[str, Any]:
-    """Return a row in which the given columns have the names of `schemas`."""
-    named = {field: row[column] for field, column in columns.items() if column in row}
-    if not named:
-        return row
-    return {name: value for name, value in row.items() if name not in columns.values()} | named
 
 
 def _way_of_reading(path: Path) -> str:

@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 from tsugiki.data.read.tool_calls import read_of_tools, read_tools
 from tsugiki.data.records import Completion, Conversation, Document, Message, Reading, Record
 from tsugiki.errors import TsugikiError, error_text
-from tsugiki.language import _, listed, marked
+from tsugiki.language import _, flag, listed, marked
 
 Columns: TypeAlias = Mapping[str, str]
 """Field of a schema -> the name of its column, where a data set calls it otherwise."""
@@ -151,7 +151,7 @@ def _longest_texts(row: Mapping[str, Any], count: int, without: Iterable[str] = 
 
 
 def _columns_flag(columns: Columns) -> str:
-    return f"--columns {shlex.quote(','.join(f'{field}={column}' for field, column in columns.items()))}"
+    return flag("columns", shlex.quote(",".join(f"{field}={column}" for field, column in columns.items())))
 
 
 def known_columns(names: Iterable[str], wanted: Wanted) -> Columns | None:
@@ -168,6 +168,14 @@ def known_columns(names: Iterable[str], wanted: Wanted) -> Columns | None:
     by_case = {name.casefold(): name for name in reversed(present)}
     pairs = (pair for pair in _USUAL_PAIRS if not columns and by_case.keys() >= {*pair})
     return next(({"prompt": by_case[prompt], "completion": by_case[answer]} for prompt, answer in pairs), None)
+
+
+def with_fields(row: Mapping[str, Any], columns: Columns) -> Mapping[str, Any]:
+    """Return a row in which the given columns have the names of `schemas`."""
+    named = {field: row[column] for field, column in columns.items() if column in row}
+    if not named:
+        return row
+    return {name: value for name, value in row.items() if name not in columns.values()} | named
 
 
 def unused_columns(row: Iterable[str], schema: str, keys: SchemaKeys) -> list[str]:

@@ -210,9 +210,9 @@ def _columns_to_read(source: str, kinds: Mapping[str, bool], wanted: Wanted) -> 
     names = [name for name, is_text in kinds.items() if is_text or name in known]
     if not names:
         raise NotDataError(
-            _("{path} has none of the columns {known}; it has {names}; give its names as --columns text=NAME").format(
-                path=source, known=known_fields(wanted.keys), names=summarise_list([*kinds]) or _("nothing")
-            )
+            _(
+                "{path} has none of the columns {known}; it has {names}; give its names as {flag:columns text=NAME}"
+            ).format(path=source, known=known_fields(wanted.keys), names=summarise_list([*kinds]) or _("nothing"))
         )
     return names
 

@@ -77,18 +77,18 @@ def head_factor(share: float, vocabulary: int) -> float | None:
 
 def head_notes(share: float, model: nn.Module) -> list[str]:
     """Return the sentences that say that the head trains as well, how to undo it, and what llama.cpp then needs."""
-    notes = [_("the output head gets LoRA factors as well (--target-modules all-linear leaves it out)")]
+    message = _("the output head gets LoRA factors as well ({flag:target_modules all-linear} leaves it out)")
     if share >= _SHARE:
         message = _(
             "the base gives {share:.1%} of the tokens almost no probability, as if it had never written them, so the "
-            "output head gets LoRA factors as well (--target-modules all-linear leaves it out)"
+            "output head gets LoRA factors as well ({flag:target_modules all-linear} leaves it out)"
         )
-        notes = [message.format(share=share)]
+    notes = [message.format(share=share)]
     if text_config(model).tie_word_embeddings:
         notes.append(
             _(
                 "the head shares its weight with the token embedding, so llama.cpp can load the adapter merged into "
-                "its base only (--merged of tsugiki export)"
+                "its base only ({flag:merged} of tsugiki export)"
             )
         )
     return notes

@@ -153,12 +153,12 @@ class MicroBatches:
         if self.sharded and rows > 1:  # the other processes would not take part in another call
             message = _(
                 "the memory of {device} does not suffice to train on {count} rows of {block_size} tokens at once: "
-                "set --micro-batch-size to {fewer}"
+                "set {flag:micro_batch_size} to {fewer}"
             )
         elif rows == 1:
             message = _(
                 "the memory of {device} does not suffice to train on a single row of {block_size} tokens: choose a "
-                "smaller --block-size, a base of fewer bits (--base-dtype int8 or nf4), or --device cpu"
+                "smaller {flag:block_size}, a base of fewer bits ({flag:base_dtype int8} or nf4), or {flag:device cpu}"
             )
         else:
             self.size = rows // 2

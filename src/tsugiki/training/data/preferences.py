@@ -83,8 +83,8 @@ def _refuse_validation_file(config: RunConfig) -> None:
 def _check_kind(config: RunConfig, preferences: Preferences) -> None:
     if preferences.size == 1 and config.preference != "kto":
         message = _(
-            "the data have single answers with a label, and --preference {name} needs pairs, which have chosen and "
-            "rejected; --preference kto takes single answers"
+            "the data have single answers with a label, and the loss {name} needs pairs, which have chosen and "
+            "rejected; {flag:preference kto} takes single answers"
         )
         raise TsugikiError(message.format(name=config.preference))
 

@@ -339,11 +339,13 @@ def _split_notes(config: RunConfig, records: ReadRecords, held_out: HeldOut) -> 
     groups = records.groups
     if not groups:
         return
-    note = _("near-duplicates of each other: {records} in {groups}, kept together; --drop-duplicates uses one of each")
+    note = _(
+        "near-duplicates of each other: {records} in {groups}, kept together; {flag:drop_duplicates} uses one of each"
+    )
     if _is_of_other_kinds(records.store.index, held_out, groups):
         note = _(
             "near-duplicates of each other: {records} in {groups}, kept together, so the held-out text has no "
-            "question like the trained ones; --drop-duplicates uses one of each"
+            "question like the trained ones; {flag:drop_duplicates} uses one of each"
         )
     if config.preference is not None:
         note = _("near-duplicates of each other: {records} in {groups}, kept together")
@@ -383,7 +385,7 @@ def _template_notes(kinds: set[type[Record]], tokenizer: PreTrainedTokenizerBase
         return [
             _(
                 "prompt and completion become turns of the user and the assistant in the chat template of the "
-                "tokenizer; --chat-template none joins them as plain text"
+                "tokenizer; {flag:chat_template none} joins them as plain text"
             )
         ]
     message = _(
@@ -441,12 +443,12 @@ def _left_out(
         if len(found) == len(train):
             message = _(
                 "no record is left for training: all of them repeat held-out or validation text: {names}; give "
-                "another held-out text, or --allow-overlap"
+                "another held-out text, or {flag:allow_overlap}"
             )
             raise TsugikiError(message.format(names=names))
         message = _(
             "left out of training, because they repeat held-out or validation text: {records}: {names}; "
-            "--allow-overlap trains on them"
+            "{flag:allow_overlap} trains on them"
         )
         notes.append(message.format(records=records, names=names))
     kept, gone = np.setdiff1d(train, list(found)), np.array(sorted(found), np.int64)

@@ -29,7 +29,7 @@ def reach_notes(model: nn.Module) -> list[str]:
         return []
     message = _(
         "the adapter is on layers with {share:.0%} of the weights between embedding and head; `tsugiki methods "
-        "targets --model …` lists the others"
+        "targets` lists the others"
     )
     return [message.format(share=reached / total)]
 

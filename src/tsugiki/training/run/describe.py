@@ -42,7 +42,7 @@ def describe(start: Start, base: Base, ready: Ready) -> None:
     ):
         message = _(
             "{data} or {model} has changed since the run in {out} was started; restore it, or start a new run with "
-            "another --out"
+            "another {flag:out}"
         )
         raise TsugikiError(message.format(data=describe_data(config.data), model=config.model, out=config.out))
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)

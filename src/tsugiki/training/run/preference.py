@@ -48,7 +48,7 @@ def preference_notes(name: str, settings: Mapping[str, float]) -> Iterator[str]:
     if not settings["likelihood"] and not LOSSES[name].contains_likelihood:
         message = _(
             "{name} without the likelihood of the chosen answers: small models then forget how to write; "
-            "--preference-settings likelihood=1 keeps the text"
+            "{flag:preference_settings likelihood=1} keeps the text"
         )
         yield message.format(name=name)
 

@@ -175,9 +175,9 @@ def _check_rows(processes: int, rows: int) -> None:
     if processes > rows:
         message = ngettext(
             "{processes} processes cannot share an optimiser step of {rows} row: start fewer processes, or use a "
-            "larger --batch-size or more data",
+            "larger {flag:batch_size} or more data",
             "{processes} processes cannot share an optimiser step of {rows} rows: start fewer processes, or use a "
-            "larger --batch-size or more data",
+            "larger {flag:batch_size} or more data",
             rows,
         )
         raise TsugikiError(message.format(processes=processes, rows=rows))

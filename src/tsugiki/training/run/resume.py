@@ -86,8 +86,8 @@ def resumed(settings: dict[str, Any], out: Path) -> tuple[RunRecord, Path | None
     if record.status == "finished" and not _has_other_length(recorded, settings):
         steps = record.resolved_settings.get("steps", record.training.steps if record.training else 0)
         message = _(
-            "the run in {out} is finished, after {steps} steps; a larger --epochs or --max-steps, or more "
-            "--minutes, continues it"
+            "the run in {out} is finished, after {steps} steps; a larger {flag:epochs} or "
+            "{flag:max_steps}, or more {flag:minutes}, continues it"
         )
         raise TsugikiError(message.format(out=out, steps=steps))
     if checkpoint is None:

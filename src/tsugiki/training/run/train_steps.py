@@ -92,9 +92,9 @@ def advice_to_resume(out: Path) -> Iterator[None]:
     except WriteError as error:
         saved = checkpoints(out / CHECKPOINTS)
         if saved:
-            message = _("{error}; the checkpoint of step {step} is kept: continue with --resume")
+            message = _("{error}; the checkpoint of step {step} is kept: continue with {flag:resume}")
             raise WriteError(message.format(error=error, step=checkpoint_step(saved[-1]))) from error
-        message = _("{error}; no checkpoint was written, so --resume begins at the first step")
+        message = _("{error}; no checkpoint was written, so {flag:resume} begins at the first step")
         raise WriteError(message.format(error=error)) from error
 
 

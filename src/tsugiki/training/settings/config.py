@@ -27,9 +27,9 @@ from tsugiki.data.records import NONE, AssistantTurns
 from tsugiki.dtypes import BaseDtype, ComputeDtype, SaveDtype
 from tsugiki.errors import TsugikiError, error_text, summarise_list
 from tsugiki.io.validation import near_setting
-from tsugiki.language import _, marked
+from tsugiki.language import LABELS, _, marked
 from tsugiki.lora.config import LoraConfig
-from tsugiki.training.settings.setting import About, settings_of
+from tsugiki.training.settings.setting import About, DataKind, settings_of
 
 if TYPE_CHECKING:
     from tsugiki.methods.method import Method
@@ -133,15 +133,48 @@ def validate_method(name: str) -> str:
     raise ValueError(_("no such method (`tsugiki methods` lists them)"))
 
 
-NOT_PAIRS = About(data=("texts", "questions", "conversations"))
-NOT_TEXTS = About(data=("questions", "conversations", "pairs"))
-ONLY_PAIRS = About(data=("pairs",))
+_NOT_PAIRS: tuple[DataKind, ...] = ("texts", "questions", "conversations")
+_NOT_TEXTS: tuple[DataKind, ...] = ("questions", "conversations", "pairs")
+NOT_PAIRS = About(data=_NOT_PAIRS)
+TEMPLATE = About(
+    data=_NOT_TEXTS,
+    page=marked("Chat template"),
+    simple=True,
+    choices={
+        AUTO: marked("that of the base, or a plain one"),
+        "default": marked("a plain one"),
+        NONE: marked("none: question and answer are one text"),
+    },
+    page_default=AUTO,
+)
+OF_TURNS = About(
+    data=("conversations",),
+    page=marked("Answers that count"),
+    choices={"all": marked("all"), "last": marked("the last one only")},
+)
+LOSS = About(
+    data=("pairs",),
+    page=marked("Preference loss"),
+    simple=True,
+    choices={
+        "dpo": marked("dpo · the usual one"),
+        "dpo_norm": marked("dpo_norm · the same per token, for answers of different lengths"),
+        "ipo": marked("ipo · per token, with a fixed distance"),
+        "orpo": marked("orpo · without a reference"),
+        "simpo": marked("simpo · without a reference, per token"),
+        "kto": marked("kto · also for single answers that are marked good or bad"),
+        "apo_zero": marked("apo_zero · for answers better than the model's"),
+    },
+    page_default="dpo",
+)
 OF_LORA = About(
     parts={
         "r": About(first=True, page=marked("rank r"), most=1024),
         "lora_alpha": About(first=True, page=marked("lora_alpha"), most=10_000),
         "lora_dropout": About(page=marked("lora_dropout"), most=1),
-        "target_modules": About(first=True),
+        "target_modules": About(
+            first=True, page=marked("Layers"), choices={"all-linear": marked("all but the output head")}
+        ),
     }
 )
 
@@ -170,7 +203,7 @@ class DataSettings(Settings):
     without their notation."""
     columns: Annotated[dict[str, str], BeforeValidator(_as_columns), About(first=True)] = {}
     """Names of columns or fields that differ from those of Tsugiki: prompt=title,completion=body; can be repeated."""
-    drop_duplicates: Annotated[bool, NOT_PAIRS] = False
+    drop_duplicates: Annotated[bool, About(data=_NOT_PAIRS, page=marked("Drop near-duplicates"))] = False
     """Of records that are nearly the same, such as several editions of a work, use the longest one only."""
     held_out: Annotated[float | Text, About(first=True, page=marked("Held-out share"), most=1)] = AUTO
     """Held-out text, which is evaluated and not trained on: a share of the data (0.1 or 10%), a condition on the
@@ -186,13 +219,13 @@ class DataSettings(Settings):
     mix: Annotated[Text | None, NOT_PAIRS] = None
     """Other text to train on as well, so that less is forgotten, and its share of the tokens in the loss: PATH:SHARE,
     such as other.txt:0.1."""
-    assistant_turns: Annotated[AssistantTurns, About(data=("conversations",))] = "all"
+    assistant_turns: Annotated[AssistantTurns, OF_TURNS] = "all"
     """Which answers of a conversation count in the loss: all, or the last one only."""
-    chat_template: Annotated[Text | None, NOT_TEXTS] = None
+    chat_template: Annotated[Text | None, TEMPLATE] = None
     """Chat template for conversations, and for prompts with completions: a Jinja file; default, a plain one for a base
-    that has none; or none, for prompts and completions that are joined as plain text. The adapter is saved with it.
-    Default: that of the tokenizer."""
-    system: Annotated[Text | None, NOT_TEXTS] = None
+    that has none; auto, that of the base, or the plain one if it has none; or none, for prompts and completions that
+    are joined as plain text. The adapter is saved with it. Default: that of the tokenizer."""
+    system: Annotated[Text | None, About(data=_NOT_TEXTS, page=marked("System message"))] = None
     """System message of the prompts, which are the user's turns if the run learns conversations."""
     block_size: Annotated[int | None, About(page=marked("Tokens per row"), most=8192)] = Field(default=None, ge=2)
     """Tokens per row. Default: 512, or the model's context if it is shorter."""
@@ -206,13 +239,19 @@ class MethodSettings(Settings):
 
     group: ClassVar[str] = "Method"
 
-    method: Annotated[str, AfterValidator(validate_method), About(first=True, page=marked("Method"))] = "lora"
+    method: Annotated[str, AfterValidator(validate_method), About(first=True, page=marked("Method"), simple=True)] = (
+        "lora"
+    )
     """Fine-tuning method (`tsugiki methods` lists them)."""
-    preference: Annotated[PreferenceName | None, ONLY_PAIRS] = None
+    preference: Annotated[PreferenceName | None, LOSS] = None
     """Learn which of two answers is better, from data with prompt, chosen and rejected. dpo: direct preference
     optimisation; dpo_norm, ipo: the same per token; orpo, simpo: without a reference; kto: also answers that are marked
     good or bad (prompt, completion, label); apo_zero: for answers better than the model's."""
-    preference_settings: Annotated[dict[str, float], BeforeValidator(_as_settings), ONLY_PAIRS] = {}
+    preference_settings: Annotated[
+        dict[str, float],
+        BeforeValidator(_as_settings),
+        About(data=("pairs",), page=marked("Settings of the loss"), simple=True),
+    ] = {}
     """Settings of the preference loss, such as beta=0.2,likelihood=0.5; can be repeated. likelihood is the weight of
     the chosen answer's own likelihood, 1 by default; orpo has it in its formula."""
     start_from: Annotated[Text | None, About(other_flag="--from")] = None
@@ -245,10 +284,12 @@ class ScheduleSettings(Settings):
 
     group: ClassVar[str] = "Schedule"
 
-    minutes: Annotated[Positive | None, About(first=True, page=marked("minutes"), most=10_000)] = None
+    minutes: Annotated[Positive | None, About(first=True, page=marked("minutes"), simple=True, most=10_000)] = None
     """Length of the run in minutes, with evaluations and samples, instead of epochs or max_steps. The speed of this
     machine is measured first, and gives the number of steps."""
-    epochs: Annotated[Positive, About(first=True, page=marked("epochs"), most=1000)] = Field(default=3, le=10_000)
+    epochs: Annotated[Positive, About(first=True, page=marked("epochs"), simple=True, most=1000)] = Field(
+        default=3, le=10_000
+    )
     """Passes over the training data."""
     max_steps: Count | None = None
     """Number of optimiser steps. Overrides epochs."""
@@ -275,7 +316,7 @@ class ScheduleSettings(Settings):
     """What a run ends with: the adapter (or model) of the step with the lowest loss on the validation text, and of a
     LoRA adapter the part of its update that is best there; or that of the last step. If nothing is better than the
     start, an adapter stays as it was at the start (step 0)."""
-    patience: int = Field(default=2, ge=0)
+    patience: Annotated[int, About(page=marked("Patience"), most=1000)] = Field(default=2, ge=0)
     """Evaluations in a row with a loss on the validation text that is certainly above the lowest one, after which a run
     ends. 0: it never ends early."""
 
@@ -292,7 +333,7 @@ class EvaluationSettings(Settings):
     group: ClassVar[str] = "Evaluation"
 
     prompts: Annotated[
-        tuple[str, ...], About(first=True, page=marked("Prompts that show the progress, one a line"))
+        tuple[str, ...], About(first=True, page=marked("Prompts that show the progress, one a line"), simple=True)
     ] = ()
     """Prompt that the model continues before training, every sample_steps and at the end; can be repeated. If the run
     learns conversations, it is the user's turn, which the model answers."""
@@ -521,3 +562,8 @@ def _non_defaults(lora: LoraConfig) -> dict[str, Any]:
     defaults = LoraConfig()
     values = {field.name: getattr(lora, field.name) for field in fields(lora)}
     return {name: value for name, value in values.items() if value != getattr(defaults, name)}
+
+
+LABELS.update({setting.path[-1]: setting.about.page for setting in settings_of(RunConfig) if setting.about.page})
+LABELS["columns"] = marked("Columns")
+LABELS["resume"] = marked("Resume")

@@ -30,7 +30,14 @@ class About:
     page: str = ""
     """Its label on the page of the server, a message; the page offers no setting without one, and the server refuses it
     there: a page must not open files or run code of the server. Of a setting that can be a number or a text, only the
-    number is offered."""
+    number is offered, and of one that can be a text, `choices`."""
+    choices: Mapping[str, str] = field(default_factory=dict)
+    """Values that the page offers of a text, with their messages; of a setting with names as values, the names have
+    their messages here. Of a setting without choices that is a text, the page offers any text."""
+    simple: bool = False
+    """Whether the page shows it at once, and not among the folded ones."""
+    page_default: Any = None
+    """Its value on the page where a reader chooses none; None: its default."""
     most: float | None = None
     """The largest value on the page, where a larger one could take all memory of the server."""
     other_flag: str | None = None

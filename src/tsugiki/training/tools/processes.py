@@ -70,7 +70,9 @@ def start_accelerator(
     if kind == "cpu":
         limit_heaps(torch.get_num_threads())
     if kind == "mps" and several_processes():
-        raise TsugikiError(_("several processes cannot share the GPU of a Mac: start one process, or use --device cpu"))
+        raise TsugikiError(
+            _("several processes cannot share the GPU of a Mac: start one process, or use {flag:device cpu}")
+        )
     _check_trackers(trackers)
     _check_engines()
     try:
@@ -169,7 +171,7 @@ def check_shared(accelerator: Accelerator, file: Path) -> None:
         raise OtherProcessError
     message = _(
         "process {number} does not find the {file} that process 0 has written: all processes need the same folder "
-        "--out, under the same path, on a file system that their machines share"
+        "{flag:out}, under the same path, on a file system that their machines share"
     )
     raise TsugikiError(message.format(number=everywhere.index(False), file=file))
 
@@ -253,7 +255,7 @@ def _check_engines() -> None:
     if used:
         message = _(
             "accelerate is configured for {used}, which the training loop of Tsugiki does not use: start without "
-            "it, and with --shard fsdp if the base does not fit on one device"
+            "it, and with {flag:shard fsdp} if the base does not fit on one device"
         )
         raise TsugikiError(message.format(used=used[0]))
 
@@ -300,7 +302,7 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
         if failure.exitcode < 0:
             message = _(
                 "process {rank} of the run was ended by {signal_name}, so the others were ended too: continue from "
-                "the last checkpoint with --resume"
+                "the last checkpoint with {flag:resume}"
             )
             raise TsugikiError(message.format(rank=rank, signal_name=failure.signal_name())) from error
         return failure.exitcode
