@@ -35,7 +35,15 @@ from tsugiki.serve.folders import entries, inside, is_allowed, with_home
 from tsugiki.serve.jobs import Jobs
 from tsugiki.serve.protocol import Fields, NameRequest, read
 from tsugiki.serve.routes import get_route, post_route
-from tsugiki.serve.runs_view import LOG_FILE, RunProcesses, Runs, run_routes
+from tsugiki.serve.runs_view import (
+    LOG_FILE,
+    RUNS_FOLDER,
+    SETTINGS_FILE,
+    RunProcesses,
+    Runs,
+    run_routes,
+    settings_given,
+)
 from tsugiki.serve.security import PAGE_API
 from tsugiki.serve.served_adapters import ServedAdapters
 from tsugiki.serve.uploads import FOLDER, Uploads
@@ -43,9 +51,6 @@ from tsugiki.training.settings.config import RunConfig
 from tsugiki.training.settings.files import validated
 from tsugiki.training.settings.setting import Setting, settings_of
 
-RUNS_FOLDER = "runs"
-"""The folder of new runs in the working directory."""
-SETTINGS_FILE = "settings.yaml"
 _LEFT_BY_A_FAILED_START = frozenset({SETTINGS_FILE, LOG_FILE, ".lock"})
 _MOST_ENTRIES = 1000  # entries of a folder that are listed
 _MOST_FILES = 20_000  # files in a folder that is trained on
@@ -228,12 +233,13 @@ class Training:
         validated(RunConfig, given, None)
         return Prepared(name, given)
 
-    def start(self, prepared: Prepared) -> None:
-        """Start a run in a process of its own."""
-        with self.runs.only_run():
+    def start(self, prepared: Prepared) -> int | None:
+        """Start a run in a process of its own, or put it into the queue; return its place there, None if it starts."""
+        with self.runs.beginning:
             folder = self._new_folder(prepared.name)
             write_text(folder / SETTINGS_FILE, prepared.text)
-            self.runs.processes.start(folder, ["train", prepared.settings_file], self.runs.root)
+            (folder / LOG_FILE).touch()  # it is a run from now on
+            return self.runs.begin(self.runs.find(f"{RUNS_FOLDER}/{prepared.name}"))
 
     def _data(self, text: str) -> str:
         """Return the path of a text for the setting `data`, relative to the working directory if it is below it."""
@@ -251,8 +257,8 @@ class Training:
             if stat.S_ISLNK(folder.parent.lstat().st_mode):
                 raise ApiError(409, _("{name} is a link; runs are not written there").format(name=RUNS_FOLDER))
             folder.mkdir(exist_ok=True)
-            content = os.listdir(folder)
-            if stat.S_ISLNK(folder.lstat().st_mode) or not set(content) <= _LEFT_BY_A_FAILED_START:
+            is_free = set(os.listdir(folder)) <= _LEFT_BY_A_FAILED_START and self.runs.is_at_rest(folder)
+            if stat.S_ISLNK(folder.lstat().st_mode) or not is_free:
                 message = _("{folder} exists already; choose another name").format(folder=f"{RUNS_FOLDER}/{name}")
                 raise ApiError(409, message, param="name", code="exists")
             (folder / LOG_FILE).unlink(missing_ok=True)
@@ -265,23 +271,30 @@ class Training:
 
 def workspace_routes(workspace: Workspace, adapters: ServedAdapters) -> list[Route]:
     """Return the routes of the views Runs and Train, and let requests name the runs."""
-    adapters.runs = runs = Runs(workspace.directory, RunProcesses(), workspace.model)
-    training = Training(workspace, runs, Uploads(adapters.library.absolute() / FOLDER))
+    library = adapters.library.absolute()
+    adapters.runs = runs = Runs(workspace.directory, RunProcesses(), workspace.model, library)
+    training = Training(workspace, runs, Uploads(library / FOLDER))
+    runs.watch()
     return [*run_routes(runs), *training_routes(training, Jobs(workspace.directory, training.uploads.folder))]
 
 
 def training_routes(training: Training, jobs: Jobs) -> list[Route]:
     """Return the routes of the view Train. Previews, plans, searches and downloads are jobs."""
 
-    def start(asked: RunFields) -> dict[str, str]:
+    def start(asked: RunFields) -> dict[str, Any]:
         prepared = training.prepare(asked)
-        training.start(prepared)
-        return {"run": f"{RUNS_FOLDER}/{prepared.name}", **prepared.shown()}
+        place = training.start(prepared)
+        return {"run": f"{RUNS_FOLDER}/{prepared.name}", "place": place, **prepared.shown()}
 
     async def job(function: str, request: Request) -> Response:
         parsed = await read(RunRequest, request)
         prepared = await asyncio.to_thread(training.prepare, parsed)
         return JSONResponse(await jobs.run(request, function, _JOB_SECONDS, settings=prepared.given))
+
+    async def plan_of_run(request: Request) -> Response:
+        run = training.runs.find((await read(NameRequest, request)).name)
+        settings = settings_given(run.folder) | {"trust_remote_code": False}
+        return JSONResponse(await jobs.run(request, "plan", _JOB_SECONDS, settings=settings))
 
     async def works(request: Request) -> Response:
         query = (await read(WorksRequest, request)).query()
@@ -311,6 +324,7 @@ def training_routes(training: Training, jobs: Jobs) -> list[Route]:
         post_route("train/settings", RunRequest, lambda asked: training.prepare(asked).shown()),
         post_route("train/start", RunRequest, start, 202),
         *(Route(f"{PAGE_API}train/{name}", partial(job, name), methods=["POST"]) for name in ("preview", "plan")),
+        Route(f"{PAGE_API}runs/plan", plan_of_run, methods=["POST"]),
         Route(f"{PAGE_API}train/works", works, methods=["POST"]),
         Route(f"{PAGE_API}train/fetch", fetch, methods=["POST"]),
     ]
