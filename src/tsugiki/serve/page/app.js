@@ -9,7 +9,8 @@
 
 import { hooks } from "./api.js";
 import { loadMessages } from "./messages.js";
-import { Field, html, openDialog, render, useEffect, useErrorBoundary, useRef, useState } from "./ui.js";
+import { Field, html, openDialog, render } from "./ui.js";
+import { useEffect, useErrorBoundary, useLayoutEffect, useRef, useState } from "./ui.js";
 
 /**
  * What a view gets.
@@ -116,7 +117,7 @@ function View({ view, lang, path, fail }) {
     );
     return () => controller.abort();
   }, []);
-  useEffect(() => {
+  useLayoutEffect(() => { // not an effect, in which Preact loses the effects of what is drawn
     if (!loaded || loaded.controller.signal.aborted) return undefined;
     const { module, t } = loaded;
     const controller = module.mount ? loaded.controller : new AbortController();
