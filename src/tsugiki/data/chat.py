@@ -179,7 +179,7 @@ def _check_tools(template: ChatTemplate, turns: Messages, source: str) -> None:
         name = "tool_calls" if _render(template, turns, source) == _render(template, without, source) else ""
     if name:
         message = _(
-            "{source} has {name}, which the chat template leaves out; use a model or a --chat-template that knows "
+            "{source} has {name}, which the chat template leaves out; use a model or a {flag:chat_template} that knows "
             "them, or leave them out"
         )
         raise TsugikiError(message.format(source=source, name=name))

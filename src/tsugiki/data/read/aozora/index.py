@@ -243,7 +243,7 @@ def _by_person(entries: list[IndexEntry], query: Query) -> list[IndexEntry]:
         return chosen
     others = sorted({person.role for person in people if person.id in ids})
     if others:
-        message = _("{author} is not {role} in this source, but {others}; use --role {other}")
+        message = _("{author} is not {role} in this source, but {others}; use {flag:role} {other}")
         raise TsugikiError(
             message.format(author=query.author, role=query.role, others=_(" and ").join(others), other=others[0])
         )

@@ -27,7 +27,7 @@ export function WhatItIs({ found, draft, change, again }) {
   const { t } = useApp();
   const used = Object.values(found.columns ?? {}).join(" → ");
   const isOpen = found.kind === "table" || Object.keys(draft.columns).length > 0;
-  return html`<section class="sheet" data-found=${found.kind} data-state=${found.state}>
+  return html`<section class="sheet" data-found=${found.kind ?? ""} data-state=${found.state}>
     <h2>${t("what_it_is")}</h2>
     <div aria-live="polite">
       ${found.kind && html`<p class="sentence">${t(KINDS[found.kind])}${used && html` <span>${used}</span>`}</p>`}
