@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("starlette")
 from tests.serve.workspace import Place, serve_in, write_run
+from tsugiki.errors import TsugikiError
 from tsugiki.serve import served_adapters
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no links as these")
@@ -63,6 +64,32 @@ def test_a_checkpoint_that_comes_while_another_is_loaded_is_the_next_one(place: 
     monkeypatch.setattr(served_adapters, "load_served", slow)
     for name in ("poet", "lawyer"):
         assert said(place, "runs/quick").json()["choices"] == said(place, name).json()["choices"]
+
+
+def test_a_run_deleted_while_someone_talks_to_it(place: Place, monkeypatch: pytest.MonkeyPatch):
+    adapter_of(place, "poet", write_run(place.directory, "runs/gone", status="finished") / "checkpoints/checkpoint-1")
+    body = {"model": "runs/gone", "prompt": "on the", "max_tokens": 40, "temperature": 0, "stream": True}
+    with httpx2.stream("POST", f"{place.running.url}/v1/completions", json=body, timeout=120) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        assert place.post("runs/remove", {"name": "runs/gone"}).status_code == 200
+        assert [line for line in lines if line][-1] == "data: [DONE]"  # the answer goes on
+    assert not (place.directory / "runs" / "gone").exists()
+    refused = said(place, "runs/gone")
+    assert refused.status_code == 404
+    assert "runs/gone" in refused.json()["error"]["message"]
+
+    adapter_of(place, "poet", write_run(place.directory, "runs/loads", status="finished") / "checkpoints/checkpoint-1")
+
+    def slow(*_given: Any) -> Any:
+        place.post("runs/remove", {"name": "runs/loads"})
+        raise TsugikiError("a file is missing")
+
+    monkeypatch.setattr(served_adapters, "load_served", slow)
+    assert said(place, "runs/loads").status_code == 503
+    assert said(place, "runs/loads").status_code == 404
+    monkeypatch.undo()
+    assert said(place, "poet").status_code == 200
 
 
 def test_the_list_of_models_has_no_runs(place: Place):

@@ -1,4 +1,4 @@
-"""Runs below the working directory are listed, read while they are written, stopped and resumed; nothing else is."""
+"""Runs below the working directory are listed, read while they are written, stopped, resumed, queued and deleted."""
 
 import json
 import os
@@ -15,7 +15,8 @@ import pytest
 pytest.importorskip("starlette")
 from tests.serve.workspace import Place, record_of, serve_in, write_run
 from tsugiki.io import process_of, sole_use
-from tsugiki.serve import LOG_FILE, RunProcesses, Runs, runs_view
+from tsugiki.language import language, speaking
+from tsugiki.serve import LOG_FILE, SETTINGS_FILE, ApiError, RunProcesses, Runs, runs_view
 from tsugiki.training import LossPoint
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no signals and links as these")
@@ -56,7 +57,6 @@ def test_the_list(place: Place):
     run = next(one for one in answer["runs"] if one["name"] == "runs/a")
     assert (run["step"], run["steps"], run["can_stop"], run["can_resume"]) == (4, 10, False, True)
     assert run["model"] == "embedded"
-    assert answer["folder"] == str(place.directory)
 
 
 def test_a_run_before_its_first_step_has_no_loss_and_sent_texts_no_folder(place: Place):
@@ -84,14 +84,26 @@ def test_details(place: Place):
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_names_that_are_no_run(place: Place, name: str):
-    for answer in (place.post("runs/stop", {"name": name}), place.post("runs/resume", {"name": name})):
+    for path in ("runs/stop", "runs/resume", "runs/remove", "runs/plan"):
+        answer = place.post(path, {"name": name})
         assert answer.status_code in (400, 404), answer.text
+    assert place.post("runs/queue", {"name": name, "place": 1}).status_code in (400, 404)
     if name.isprintable():
         assert place.get("run", name=name).status_code in (400, 404)
 
 
 def test_changes_need_the_token(place: Place):
-    for path in ("runs/stop", "runs/resume", "train/start", "train/preview", "train/plan", "train/fetch"):
+    for path in (
+        "runs/stop",
+        "runs/resume",
+        "runs/remove",
+        "runs/queue",
+        "runs/plan",
+        "train/start",
+        "train/preview",
+        "train/plan",
+        "train/fetch",
+    ):
         assert place.post(path, {"name": "runs/a"}, token="wrong").status_code == 403
 
 
@@ -152,7 +164,7 @@ def test_a_start_that_failed_shows_what_was_printed(tmp_path: Path):
 @pytest.mark.parametrize(
     ("last", "state"),
     [
-        ("tsugiki: cannot write x: No space left on device; make room", "failed"),
+        ("tsugiki: the base is broken", "failed"),
         ("tsugiki: ended by SIGTERM: a checkpoint of step 4 of 10 was written; to continue: tsugiki …", "stopped"),
         ("tsugiki: SIGINTで終了しました", "stopped"),
         ("step 4 of 10", "stopped"),
@@ -164,8 +176,35 @@ def test_a_run_that_failed_is_not_one_that_was_stopped(tmp_path: Path, last: str
     shown = _named(_runs(tmp_path), "run")
     assert (shown["state"], shown["can_resume"], shown["checkpoint"]) == (state, True, None)
     assert shown["reason"] == (last.removeprefix("tsugiki: ") if state == "failed" else None)
+    assert shown["mend"] == ("again" if state == "failed" else None)
     (folder / "checkpoints" / "checkpoint-4").mkdir(parents=True)
-    assert _named(_runs(tmp_path), "run")["checkpoint"] == 4
+    shown = _named(_runs(tmp_path), "run")
+    assert (shown["checkpoint"], shown["mend"]) == (4, "resume" if state == "failed" else None)
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        "tsugiki: cannot write x: No space left on device; make room",
+        "OSError: [Errno 122] Disk quota exceeded",
+        "safetensors_rust.SafetensorError: Error while serializing: I/O error: os error 28",
+    ],
+)
+def test_a_full_disk_is_said_in_words_and_the_run_is_resumed(tmp_path: Path, last: str):
+    (write_run(tmp_path, "run") / LOG_FILE).write_text(f"step 3 of 10\n{last}\n", encoding="utf-8")
+    shown = _named(_runs(tmp_path), "run")
+    assert "the disk is full" in shown["reason"]
+    assert shown["mend"] == "resume"
+
+
+def test_what_a_run_printed_has_no_paths_of_the_server(tmp_path: Path):
+    library = tmp_path / "library"
+    runs = Runs(tmp_path, RunProcesses(), library=library)
+    folder = write_run(tmp_path, "run")
+    (folder / LOG_FILE).write_text(f"tsugiki: {library}/.texts/a.txt and {tmp_path}/run/x are broken\n")
+    shown = _named(runs, "run")
+    assert shown["reason"] == "a.txt and run/x are broken"
+    assert str(tmp_path) not in shown["log"]
 
 
 def test_a_process_that_the_system_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -246,6 +285,129 @@ def test_a_process_that_has_the_number_of_a_former_run_is_not_signalled(tmp_path
         innocent.kill()
 
 
+class _Processes(RunProcesses):
+    """Remembers the commands; each process goes on until the test ends it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.commands: list[tuple[list[str], str]] = []
+        self.running: Path | None = None
+
+    def start(self, folder: Path, words: Any, directory: Path) -> None:
+        self.commands.append((list(words), language()))
+        self.running = folder
+
+    def owner(self, folder: Path) -> int | None:
+        return os.getpid() if folder == self.running else None
+
+    def any_started(self) -> Path | None:
+        return self.running
+
+
+def _by_hand(directory: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Runs, _Processes]:
+    """Runs whose processes are none, and whose queue moves on when the test says so."""
+    monkeypatch.setattr(Runs, "watch", lambda _self: None)
+    processes = _Processes()
+    return Runs(directory, processes), processes
+
+
+def test_the_queue_starts_one_run_after_the_other_in_an_order_that_can_be_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    runs, processes = _by_hand(tmp_path, monkeypatch)
+    for name in "abcde":
+        write_run(tmp_path, f"runs/{name}")
+    assert runs.begin(runs.find("runs/a")) is None
+    with speaking("ja"):
+        assert [runs.begin(runs.find(f"runs/{name}")) for name in "bcde"] == [1, 2, 3, 4]
+    runs.move(runs.find("runs/e"), 1)
+    runs.move(runs.find("runs/b"), 99)
+    runs.stop(runs.find("runs/d"))  # it is taken out
+    assert (_named(runs, "runs/d")["state"], _named(runs, "runs/d")["can_resume"]) == ("stopped", True)
+    shown = [_named(runs, f"runs/{name}") for name in "ecb"]
+    assert [(one["state"], one["place"], one["waits_for"]) for one in shown] == [
+        ("queued", 1, "runs/a"), ("queued", 2, "runs/e"), ("queued", 3, "runs/c")
+    ]  # fmt: skip
+    runs.start_next()
+    assert len(processes.commands) == 1  # a goes on
+    after_a_restart = Runs(tmp_path, processes)
+    shutil.rmtree(tmp_path / "runs" / "c")
+    for name in ("runs/e", "", "runs/b"):  # in the turn of c nothing starts, as it was deleted
+        processes.running = None
+        after_a_restart.start_next()
+        assert processes.running == (tmp_path / name if name else None)
+    assert [(words[-1], spoken) for words, spoken in processes.commands] == [
+        ("runs/a", "en"), ("runs/e", "ja"), ("runs/b", "ja")
+    ]  # fmt: skip
+    with pytest.raises(ApiError, match="not in the queue"):
+        runs.move(runs.find("runs/b"), 1)
+
+
+def test_a_queue_is_worked_off_without_a_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(runs_view, "_QUEUE_SECONDS", 0.01)
+    processes = _Processes()
+    write_run(tmp_path, "runs/a")
+    Runs(tmp_path, processes).queue.put("runs/a")
+    runs = Runs(tmp_path, processes)  # of a server that has been started again
+    runs.watch()
+    while runs.queue.names():
+        pass
+    assert processes.commands == [(["train", "--resume", "runs/a"], "en")]
+
+
+def test_a_damaged_queue_is_empty(tmp_path: Path):
+    runs = _runs(tmp_path)
+    (tmp_path / "runs").mkdir()
+    for content in ("[]", "{", '{"runs/a": 1, "../x": null}'):
+        (tmp_path / "runs" / ".queue.json").write_text(content)
+        assert runs.queue.names() == []
+
+
+def test_a_run_that_has_not_begun_is_started_by_its_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    runs, processes = _by_hand(tmp_path, monkeypatch)
+    for name, settings in {"new": "", "moved": "", "code": "trust_remote_code: true\n"}.items():
+        folder = tmp_path / "runs" / name
+        folder.mkdir(parents=True)
+        out = "other" if name == "moved" else name
+        (folder / SETTINGS_FILE).write_text(f"model: embedded\nout: runs/{out}\n{settings}")
+        (folder / LOG_FILE).write_text("tsugiki: no data\n")
+    for name in ("moved", "code"):
+        with pytest.raises(ApiError, match=name):
+            runs.begin(runs.find(f"runs/{name}"))
+    assert _named(runs, "runs/new")["can_resume"]
+    runs.begin(runs.find("runs/new"))
+    assert processes.commands[0][0] == ["train", "runs/new/settings.yaml"]
+
+
+def test_a_deleted_run_leaves_other_files_and_other_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    runs, processes = _by_hand(tmp_path, monkeypatch)
+    for name in "abc":
+        folder = write_run(tmp_path, f"runs/{name}", status="finished")
+        for file in (LOG_FILE, SETTINGS_FILE, "adapter_model.safetensors", "checkpoints/checkpoint-4/x", ".lock"):
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            (folder / file).touch()
+    (tmp_path / "runs" / "b" / "my notes.txt").touch()
+    processes.running = tmp_path / "runs" / "c"
+    with pytest.raises(ApiError, match="going on"):
+        runs.remove(runs.find("runs/c"))
+    for name in "ab":
+        runs.queue.put(f"runs/{name}")
+        runs.remove(runs.find(f"runs/{name}"))
+    assert runs.queue.names() == []
+    assert sorted(one.name for one in (tmp_path / "runs").iterdir() if one.name[0] != ".") == ["b", "c"]
+    assert [one.name for one in (tmp_path / "runs" / "b").iterdir()] == ["my notes.txt"]
+    assert (tmp_path / "runs" / "c" / "adapter_model.safetensors").exists()
+    assert [one["name"] for one in runs.overview()["runs"]] == ["runs/c"]
+
+
+def test_adapters_of_the_library_are_no_runs_that_could_be_deleted(tmp_path: Path):
+    write_run(tmp_path, "library/poet", status="finished")
+    runs = Runs(tmp_path, RunProcesses(), library=tmp_path / "library")
+    assert runs.overview()["runs"] == []
+    with pytest.raises(ApiError, match="no run"):
+        runs.find("library/poet")
+
+
 def test_resume_starts_a_process_by_a_list_of_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     calls: list[Any] = []
 
@@ -263,16 +425,15 @@ def test_resume_starts_a_process_by_a_list_of_words(tmp_path: Path, monkeypatch:
     name = "runs/$(touch x); 'a'"
     runs = _runs(tmp_path)
     write_run(tmp_path, name)
-    assert runs.resume(runs.find(name)) == ["tsugiki", "train", "--resume", name]
+    assert runs.begin(runs.find(name)) is None
     [(words, options)] = calls
     assert words == [sys.executable, "-P", "-m", "tsugiki", "train", "--resume", name]
     assert options["start_new_session"]
     assert "shell" not in options
     assert options["cwd"] == tmp_path
     assert runs.details(runs.find(name))["state"] == "starting"
-    write_run(tmp_path, "runs/b")
-    with pytest.raises(Exception, match="touch x"):  # one at a time
-        runs.resume(runs.find("runs/b"))
+    with pytest.raises(ApiError, match="touch x"):
+        runs.begin(runs.find(name))
 
 
 def test_what_cannot_be_resumed(tmp_path: Path):
@@ -285,10 +446,10 @@ def test_what_cannot_be_resumed(tmp_path: Path):
     used = write_run(tmp_path, "used")
     for name in ("done", "code"):
         with pytest.raises(Exception, match=name):
-            runs.resume(runs.find(name))
+            runs.begin(runs.find(name))
     with sole_use(used), pytest.raises(Exception, match="used"):
-        runs.resume(runs.find("used"))
+        runs.begin(runs.find("used"))
     os.symlink(tmp_path / "target", used / LOG_FILE)
     with pytest.raises(Exception, match="cannot be started"):  # what is printed would go through a link
-        runs.resume(runs.find("used"))
+        runs.begin(runs.find("used"))
     assert not (tmp_path / "target").exists()

@@ -257,7 +257,7 @@ def test_start_writes_the_settings_and_starts_the_command(tmp_path: Path):
         training.start(prepared)
 
 
-def test_start_refuses_links_and_a_second_run(tmp_path: Path):
+def test_start_refuses_links(tmp_path: Path):
     training = _training(tmp_path)
     prepared = training.prepare(RunRequest(name="first", texts=["a.txt"]))
     (tmp_path / "elsewhere").mkdir()
@@ -271,9 +271,20 @@ def test_start_refuses_links_and_a_second_run(tmp_path: Path):
         training.start(prepared)
     assert list((tmp_path / "elsewhere").iterdir()) == []
     (tmp_path / "runs" / "first").unlink()
-    with sole_use(write_run(tmp_path, "other")), pytest.raises(ApiError, match="other"):
-        training.start(prepared)
     assert training.runs.processes.words == []
+
+
+def test_who_starts_beside_another_run_is_queued_and_told_the_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Runs, "watch", lambda _self: None)
+    training = _training(tmp_path)
+    with sole_use(write_run(tmp_path, "other")):
+        for place, name in enumerate(("first", "second"), 1):
+            assert training.start(training.prepare(RunRequest(name=name, texts=["a.txt"]))) == place
+        with pytest.raises(ApiError, match="exists"):  # nobody replaces the settings of a run that waits
+            training.start(training.prepare(RunRequest(name="first", texts=["a.txt"], seed=2)))
+    assert training.runs.processes.words == []
+    training.runs.start_next()
+    assert training.runs.processes.words == [["train", "runs/first/settings.yaml"]]
 
 
 class _Client:

@@ -46,6 +46,13 @@ def with_home(path: Path) -> str:
         return str(path)
 
 
+def without_paths(text: str, *folders: Path) -> str:
+    """Return a text in which files of some folders are named without the folders' paths."""
+    for folder in folders:
+        text = text.replace(f"{folder}{os.sep}", "")
+    return text
+
+
 def entries(folder: Path) -> Iterator[os.DirEntry[str]]:
     """Yield the files and folders that a request could name, sorted; none if the folder cannot be read."""
     try:

@@ -1,4 +1,4 @@
-"""The view Runs: the runs below the working directory, their curves, samples, time left and processes.
+"""The view Runs: the runs below the working directory, their curves, samples, time left, processes and queue.
 
 What a run writes (`run.json`, `output.log`, `.lock.json`) is read while it is written, and may be damaged or hostile:
 files have limits of size, links are not followed, and a record that cannot be read is shown as such.
@@ -7,41 +7,52 @@ files have limits of size, links are not followed, and a record that cannot be r
 import math
 import os
 import re
+import shutil
 import signal
 import stat
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
+from pydantic import Field
 from starlette.routing import Route
 
 from tsugiki.adapters.library import adapter_of_run
-from tsugiki.errors import TsugikiError, error_text
+from tsugiki.errors import TsugikiError, error_text, system_error
+from tsugiki.io.atomic import remove_empty
 from tsugiki.io.digests import FileState, file_state
 from tsugiki.io.file_names import RECORD_FILE
 from tsugiki.io.formatting import format_size
 from tsugiki.io.locks import is_in_use, process_of
-from tsugiki.io.run_folder import CHECKPOINTS, checkpoint_step, checkpoints
+from tsugiki.io.run_folder import CHECKPOINTS, checkpoint_step, checkpoints, remove_run
 from tsugiki.io.system import OWN_GROUP, ask_to_end
-from tsugiki.language import _, reader_environment
-from tsugiki.report.run import RESULTS, run_sections
+from tsugiki.language import _, language, marked, reader_environment, speaking
+from tsugiki.report.run import REPORT_FILE, RESULTS, run_sections
 from tsugiki.report.sections import selected, to_json
 from tsugiki.serve.errors import ApiError
-from tsugiki.serve.folders import entries, inside, read_end, with_home
+from tsugiki.serve.folders import entries, inside, read_end, without_paths
 from tsugiki.serve.protocol import NameRequest
 from tsugiki.serve.routes import get_route, post_route
+from tsugiki.serve.run_queue import RunQueue
+from tsugiki.serve.uploads import FOLDER as UPLOADS
 from tsugiki.serve.uploads import data_names
 from tsugiki.training.record.run_record import RunRecord, read_record
+from tsugiki.training.settings.files import read_yaml
 
 LOG_FILE = "output.log"
 """The file in a run's folder with the output of its process, if the server has started it."""
+SETTINGS_FILE = "settings.yaml"
+"""The file in a run's folder with the settings that the page has given it."""
+RUNS_FOLDER = "runs"
+"""The folder of new runs in the working directory."""
 _NICE = 5  # requests have priority over training steps
 _DEPTH = 4  # levels of folders that are searched below the working directory
 _MOST_FOLDERS = 5000  # folders that are searched
@@ -50,9 +61,13 @@ _NOT_ENTERED = frozenset({"checkpoints", "node_modules", "__pycache__"})
 _LARGEST_RECORD = 64_000_000  # bytes
 _KEPT_RECORDS = 64  # in the cache
 _END_OF_LOG = 8000  # bytes
+_LEAST_DISK = 1_000_000  # bytes; a run whose process ended with an error and that has less has failed by it
+_QUEUE_SECONDS = 2.0  # between two looks whether the next run can start
 
-State: TypeAlias = Literal["starting", "running", "stopping", "stopped", "finished", "failed", "unreadable"]
+State: TypeAlias = Literal["queued", "starting", "running", "stopping", "stopped", "finished", "failed", "unreadable"]
 """stopped: by a signal; failed: the process ended with an error; unreadable: the record cannot be read."""
+_DISK_FULL = marked("the disk is full; make room, for example by deleting runs, and then resume it")
+_OF_FULL_DISK = re.compile(r"No space left on device|Disk quota exceeded|os error (28|122)\b")
 _STOPPED = re.compile(r"(?<![A-Z])SIG(INT|TERM|HUP|BREAK)(?![A-Z])")
 """In the last line of a run that a signal has stopped, in any language."""
 
@@ -159,13 +174,23 @@ class RunFolder:
     """When its record or its output changed, in seconds since 1970."""
 
 
-class Runs:
-    """The runs below the working directory."""
+class QueueRequest(NameRequest):
+    """A request to give a waiting run another place in the queue."""
 
-    def __init__(self, root: Path, processes: RunProcesses, model: str = "") -> None:
-        """Create it; `model` is the server's base, as `--model` names it."""
+    place: Annotated[int, Field(ge=1)]
+
+
+class Runs:
+    """The runs below the working directory, of which one at a time is going on."""
+
+    def __init__(self, root: Path, processes: RunProcesses, model: str = "", library: Path | None = None) -> None:
+        """Create it; `model` is the server's base, as `--model` names it. Adapters in the library are no runs."""
         self.root, self.processes, self.model = root.resolve(), processes, model
-        self._beginning = threading.Lock()
+        self.library = library and library.resolve()
+        self.queue = RunQueue(self.root / RUNS_FOLDER / ".queue.json")
+        self.beginning = threading.RLock()
+        """Held while a run is started, put into the queue or removed."""
+        self._watching = False
 
     def names(self) -> list[str]:
         """Return the names of the runs that have an adapter, the most recently changed first."""
@@ -182,7 +207,7 @@ class Runs:
         """Return the run that a request names."""
         folder = inside(self.root, name)
         run = _run_in(folder, name)
-        if run is None:
+        if run is None or (self.library and folder.is_relative_to(self.library)):
             raise ApiError(404, _("there is no run in {name!r}").format(name=name[:100]), code="not_found")
         return run
 
@@ -205,76 +230,153 @@ class Runs:
                 waiting.extend(
                     (Path(entry.path), depth + 1)
                     for entry in entries(folder)
-                    if entry.is_dir(follow_symlinks=False) and entry.name not in _NOT_ENTERED
+                    if entry.is_dir(follow_symlinks=False)
+                    and entry.name not in _NOT_ENTERED
+                    and Path(entry.path) != self.library
                 )
         found.sort(key=lambda run: -run.changed)
         return found[:_MOST_RUNS], bool(waiting) or len(found) > _MOST_RUNS
 
     def overview(self) -> dict[str, Any]:
         """Return the list of the runs."""
-        found, more = self.all()
-        return {"folder": with_home(self.root), "runs": [self._summary(run) for run in found], "more": more}
+        (found, more), waiting = self.all(), self.queue.names()
+        return {"runs": [self._summary(run, waiting) for run in found], "more": more}
 
     def details(self, run: RunFolder) -> dict[str, Any]:
         """Return the summary of a run, and the sections that the page shows."""
-        record = _record(run.folder)
-        shown = {**self._summary(run), "log": read_end(run.folder / LOG_FILE, _END_OF_LOG)}
+        record, waiting = _record(run.folder), self.queue.names()
+        shown = {**self._summary(run, waiting), "log": self._end_of_log(run.folder)}
+        if shown["state"] == "queued":
+            before = waiting[: waiting.index(run.name)]
+            shown["waits_for"] = before[-1] if before else self.going_on()
         if isinstance(record, RunRecord):
             shown["sections"] = to_json(selected(run_sections(record), *RESULTS, "decisions"))
         return shown
 
     def stop(self, run: RunFolder) -> None:
-        """Ask a run to end after its present step."""
-        if not self.processes.stop(run.folder):
+        """Ask a run to end after its present step, or take it out of the queue."""
+        if not self.queue.remove(run.name) and not self.processes.stop(run.folder):
             message = _("no process that could be stopped from here trains in {name}").format(name=run.name)
             raise ApiError(409, message, code="not_running")
 
-    def resume(self, run: RunFolder) -> list[str]:
-        """Continue a run in a process of its own, and return its command."""
+    def begin(self, run: RunFolder) -> int | None:
+        """Start or continue a run in a process of its own; or, if another one is going on, put it into the queue.
+
+        Returns its place in the queue, counted from 1; None if it has been started.
+        """
+        with self.beginning:
+            self._refuse_going_on(run)
+            words = self._words(run)
+            if self.going_on() is None and not self.queue.names():
+                self.processes.start(run.folder, words, self.root)
+                return None
+            place = self.queue.put(run.name)
+            self.watch()
+            return place
+
+    def move(self, run: RunFolder, place: int) -> None:
+        """Give a waiting run another place in the queue."""
+        with self.beginning:
+            if run.name not in self.queue.names():
+                raise ApiError(409, _("{name} is not in the queue any more").format(name=run.name), code="not_queued")
+            self.queue.put(run.name, place)
+
+    def remove(self, run: RunFolder) -> None:
+        """Delete what a run has written into its folder, and the folder if it is empty then."""
+        with self.beginning:
+            self.queue.remove(run.name)
+            self._refuse_going_on(run)
+            remove_run(run.folder)
+            for name in (LOG_FILE, SETTINGS_FILE, REPORT_FILE, "README.md", ".lock"):
+                try:
+                    (run.folder / name).unlink(missing_ok=True)
+                except OSError as error:
+                    raise system_error(_("cannot remove {path}: {reason}"), f"{run.name}/{name}", error) from error
+            remove_empty([run.folder])
+
+    def going_on(self) -> str | None:
+        """Return the name of a run that is going on here; None if there is none.
+
+        A second one would compete with it for memory and time.
+        """
+        if own := self.processes.any_started():
+            return own.relative_to(self.root).as_posix()
+        return next((run.name for run in self.all()[0] if is_in_use(run.folder)), None)
+
+    def watch(self) -> None:
+        """Start the runs of the queue one after the other, in a thread that ends with the queue or the process."""
+        with self.beginning:
+            if not self._watching and self.queue.names():
+                self._watching = True
+                threading.Thread(target=self._work_off, daemon=True).start()
+
+    def start_next(self) -> None:
+        """Start the first run of the queue if none is going on. One that cannot start any more is left out."""
+        with self.beginning:
+            if self.going_on():
+                return
+            with self.queue.changing() as waiting:
+                name, spoken = waiting.pop(0) if waiting else ("", language())  # another server may have taken it
+                with speaking(spoken), suppress(ApiError, TsugikiError):
+                    run = self.find(name)
+                    self.processes.start(run.folder, self._words(run), self.root)
+
+    def _work_off(self) -> None:
+        while self._watching:
+            time.sleep(_QUEUE_SECONDS)
+            with self.beginning, suppress(TsugikiError):  # such as a full disk: it is tried again
+                self.start_next()
+                self._watching = bool(self.queue.names())
+
+    def _words(self, run: RunFolder) -> list[str]:
+        """Return the command that starts or continues a run, as words after `tsugiki`."""
         record = _record(run.folder)
         if isinstance(record, TsugikiError):
             raise record
-        if record is None or record.status == "finished":
+        if not _can_begin(run, record):
             message = _("the run in {name} cannot be continued: it is finished, or has not begun").format(name=run.name)
             raise ApiError(409, message, code="not_resumable")
-        if (record.config.model_extra or {}).get("trust_remote_code"):
+        if (record.config.to_dict() if record else settings_given(run.folder)).get("trust_remote_code"):
             message = _("the run in {name} runs code of its model; continue it in a terminal").format(name=run.name)
             raise ApiError(409, message, code="not_resumable")
-        words = ["train", "--resume", run.name]
-        with self.only_run():
-            self.processes.start(run.folder, words, self.root)
-        return ["tsugiki", *words]
+        return ["train", "--resume", run.name] if record else ["train", f"{run.name}/{SETTINGS_FILE}"]
 
-    @contextmanager
-    def only_run(self) -> Iterator[None]:
-        """Start a run in the block only if no other one is going on here: two would compete for memory and time."""
-        with self._beginning:
-            own = self.processes.any_started()
-            busy = [own] if own else [run.folder for run in self.all()[0] if is_in_use(run.folder)]
-            if busy:
-                name = busy[0].relative_to(self.root).as_posix()
-                message = _("a run is going on in {name}; stop it, or wait for its end").format(name=name)
-                raise ApiError(409, message, code="busy")
-            yield
+    def is_at_rest(self, folder: Path) -> bool:
+        """Return whether a folder is not that of a run that is going on or waits."""
+        waits = folder.relative_to(self.root).as_posix() in self.queue.names()
+        return not waits and not is_in_use(folder) and self.processes.owner(folder) is None
 
-    def _summary(self, run: RunFolder) -> dict[str, Any]:
-        """Return the entry of a run in the list."""
+    def _refuse_going_on(self, run: RunFolder) -> None:
+        if not self.is_at_rest(run.folder):
+            message = _("the run in {name} is going on or waits; stop it first").format(name=run.name)
+            raise ApiError(409, message, code="busy")
+
+    def _end_of_log(self, folder: Path) -> str:
+        text = read_end(folder / LOG_FILE, _END_OF_LOG)
+        return without_paths(text, *([self.library / UPLOADS, self.library] if self.library else []), self.root)
+
+    def _summary(self, run: RunFolder, waiting: list[str]) -> dict[str, Any]:
+        """Return the entry of a run in the list; `waiting` is the queue."""
         record = _record(run.folder)
-        state = self._state(run.folder, record)
+        state = self._state(run, record, waiting)
         saved = checkpoints(run.folder / CHECKPOINTS)
         going_on = state in ("starting", "running", "stopping")
+        reason = self._reason(run.folder) if state == "failed" else None
         shown: dict[str, Any] = {
             "name": run.name,
             "state": state,
             "changed": run.changed,
             "can_stop": going_on and self.processes.owner(run.folder) is not None,
-            "can_resume": state in ("stopped", "failed") and isinstance(record, RunRecord),
+            "can_resume": state in ("stopped", "failed") and _can_begin(run, record),
+            "place": waiting.index(run.name) + 1 if state == "queued" else None,
             "checkpoint": checkpoint_step(saved[-1]) if saved else None,
-            "reason": self._reason(run.folder) if state == "failed" else None,
+            "reason": reason,
+            # What most likely mends it: to go on from its checkpoint, or with more room; or other settings.
+            "mend": reason and ("resume" if saved or reason == _(_DISK_FULL) else "again"),
             "talks": adapter_of_run(run.folder) is not None,
         }
         if isinstance(record, TsugikiError):
-            return {**shown, "error": str(record)}
+            return {**shown, "error": without_paths(str(record), self.root)}
         if record is None:
             return shown
         training = record.training
@@ -290,17 +392,20 @@ class Runs:
             "step": training.steps if training else 0,
             "steps": steps if isinstance(steps, int) else None,
             "loss": _number(training.loss) if training and training.steps else None,
+            "memory": (training and training.peak_memory) or None,
             "held_out": [_number(entry.loss) for entry in (record.evaluations[:1] + record.evaluations[1:][-1:])],
             "tokens_per_second": _number(record.all_tokens_per_second()),
             "seconds_left": _seconds_left(record) if state == "running" else None,
         }
 
-    def _state(self, folder: Path, record: RunRecord | TsugikiError | None) -> State:
-        in_use = is_in_use(folder)
+    def _state(self, run: RunFolder, record: RunRecord | TsugikiError | None, waiting: list[str]) -> State:
+        folder, in_use = run.folder, is_in_use(run.folder)
         if in_use or self.processes.owner(folder) is not None:
             if self.processes.is_stopping(folder):
                 return "stopping"
             return "running" if in_use and isinstance(record, RunRecord) else "starting"
+        if run.name in waiting:
+            return "queued"
         if isinstance(record, TsugikiError):
             return "unreadable"
         if record is not None and record.status == "finished":
@@ -312,10 +417,14 @@ class Runs:
 
         The command's last line is its error, or names the signal that stopped it.
         """
-        last = (read_end(folder / LOG_FILE, _END_OF_LOG).strip().splitlines() or [""])[-1]
+        last = (self._end_of_log(folder).strip().splitlines() or [""])[-1]
+        status = self.processes.status(folder)
+        if _OF_FULL_DISK.search(last):
+            return _(_DISK_FULL)
         if last.startswith("tsugiki: "):
             return None if _STOPPED.search(last) else last.removeprefix("tsugiki: ")
-        status = self.processes.status(folder)
+        if status and shutil.disk_usage(folder).free < _LEAST_DISK:  # there was no room for the error itself
+            return _(_DISK_FULL)
         if status < 0:
             name = signal.Signals(-status).name
             return _("the system ended it ({signal}), perhaps because memory ran out").format(signal=name)
@@ -324,17 +433,31 @@ class Runs:
 
 def run_routes(runs: Runs) -> list[Route]:
     """Return the routes of the view Runs."""
-
-    def stop(asked: NameRequest) -> dict[str, Any]:
-        runs.stop(runs.find(asked.name))
-        return {}
-
     return [
         get_route("runs", runs.overview),
         get_route("run", lambda name: runs.details(runs.find(name)), "name"),
-        post_route("runs/stop", NameRequest, stop, 202),
-        post_route("runs/resume", NameRequest, lambda asked: {"command": runs.resume(runs.find(asked.name))}, 202),
+        post_route("runs/stop", NameRequest, lambda asked: runs.stop(runs.find(asked.name)), 202),
+        post_route("runs/resume", NameRequest, lambda asked: {"place": runs.begin(runs.find(asked.name))}, 202),
+        post_route("runs/queue", QueueRequest, lambda asked: runs.move(runs.find(asked.name), asked.place)),
+        post_route("runs/remove", NameRequest, lambda asked: runs.remove(runs.find(asked.name))),
     ]
+
+
+def settings_given(folder: Path) -> dict[str, Any]:
+    """Return the settings that a run was given: those of the page's file, or else of its record; may be empty."""
+    path = folder / SETTINGS_FILE
+    with suppress(OSError, TsugikiError):
+        if stat.S_ISREG(path.lstat().st_mode):
+            return read_yaml(path)
+    record = _record(folder)
+    return record.config.to_dict() if isinstance(record, RunRecord) else {}
+
+
+def _can_begin(run: RunFolder, record: RunRecord | TsugikiError | None) -> bool:
+    """Return whether a run that is not going on can be continued, or started by the page's file of settings."""
+    if record is None:
+        return settings_given(run.folder).get("out") == run.name
+    return isinstance(record, RunRecord) and record.status != "finished"
 
 
 def _run_in(folder: Path, name: str) -> RunFolder | None:

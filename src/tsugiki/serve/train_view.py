@@ -37,18 +37,23 @@ from tsugiki.serve.folders import entries, inside, is_allowed, with_home
 from tsugiki.serve.jobs import Jobs
 from tsugiki.serve.protocol import Fields, NameRequest, read
 from tsugiki.serve.routes import get_route, post_route
-from tsugiki.serve.runs_view import LOG_FILE, RunProcesses, Runs, run_routes
+from tsugiki.serve.runs_view import (
+    LOG_FILE,
+    RUNS_FOLDER,
+    SETTINGS_FILE,
+    RunProcesses,
+    Runs,
+    run_routes,
+    settings_given,
+)
 from tsugiki.serve.security import PAGE_API
 from tsugiki.serve.served_adapters import ServedAdapters
 from tsugiki.serve.uploads import FOLDER, Uploads
 from tsugiki.training.record.run_record import read_record
 from tsugiki.training.settings.config import RunConfig
-from tsugiki.training.settings.files import read_yaml, validated
+from tsugiki.training.settings.files import validated
 from tsugiki.training.settings.setting import DATA_KINDS, Setting, settings_of
 
-RUNS_FOLDER = "runs"
-"""The folder of new runs in the working directory."""
-SETTINGS_FILE = "settings.yaml"
 _LEFT_BY_A_FAILED_START = frozenset({SETTINGS_FILE, LOG_FILE, ".lock"})
 _MOST_ENTRIES = 1000  # entries of a folder that are listed
 _MOST_FILES = 20_000  # files in a folder that is trained on
@@ -275,10 +280,7 @@ class Training:
     def again(self, name: str) -> dict[str, Any]:
         """Return what the form for a run had, as far as the page offers it, so that it can be started again."""
         run = self.runs.find(name)
-        try:
-            given = read_yaml(inside(self.runs.root, f"{name}/{SETTINGS_FILE}"))
-        except ApiError:  # it was not started by the page
-            given = read_record(run.folder).config.to_dict()
+        given = settings_given(run.folder) or read_record(run.folder).config.to_dict()
         data = given.get("data") or []
         paths = [(self.runs.root / Path(one).expanduser()) for one in ([data] if isinstance(data, str) else data)]
         values = {name: _filled_in(setting.find(given)) for name, setting in OFFERED.items()}
@@ -292,12 +294,13 @@ class Training:
             "texts": [path.relative_to(self.texts).as_posix() for path in paths if self.texts in path.parents],
         }
 
-    def start(self, prepared: Prepared) -> None:
-        """Start a run in a process of its own."""
-        with self.runs.only_run():
+    def start(self, prepared: Prepared) -> int | None:
+        """Start a run in a process of its own, or put it into the queue; return its place there, None if it starts."""
+        with self.runs.beginning:
             folder = self._new_folder(prepared.name)
             write_text(folder / SETTINGS_FILE, prepared.text)
-            self.runs.processes.start(folder, ["train", prepared.settings_file], self.runs.root)
+            (folder / LOG_FILE).touch()  # it is a run from now on
+            return self.runs.begin(self.runs.find(f"{RUNS_FOLDER}/{prepared.name}"))
 
     def _data(self, text: str) -> str:
         """Return the path of a text for the setting `data`, relative to the working directory if it is below it."""
@@ -315,8 +318,8 @@ class Training:
             if stat.S_ISLNK(folder.parent.lstat().st_mode):
                 raise ApiError(409, _("{name} is a link; runs are not written there").format(name=RUNS_FOLDER))
             folder.mkdir(exist_ok=True)
-            content = os.listdir(folder)
-            if stat.S_ISLNK(folder.lstat().st_mode) or not set(content) <= _LEFT_BY_A_FAILED_START:
+            is_free = set(os.listdir(folder)) <= _LEFT_BY_A_FAILED_START and self.runs.is_at_rest(folder)
+            if stat.S_ISLNK(folder.lstat().st_mode) or not is_free:
                 message = _("{folder} exists already; choose another name").format(folder=f"{RUNS_FOLDER}/{name}")
                 raise ApiError(409, message, param="name", code="exists")
             (folder / LOG_FILE).unlink(missing_ok=True)
@@ -329,18 +332,20 @@ class Training:
 
 def workspace_routes(workspace: Workspace, adapters: ServedAdapters) -> list[Route]:
     """Return the routes of the views Runs and Train, and let requests name the runs."""
-    adapters.runs = runs = Runs(workspace.directory, RunProcesses(), workspace.model)
-    training = Training(workspace, runs, Uploads(adapters.library.absolute() / FOLDER))
+    library = adapters.library.absolute()
+    adapters.runs = runs = Runs(workspace.directory, RunProcesses(), workspace.model, library)
+    training = Training(workspace, runs, Uploads(library / FOLDER))
+    runs.watch()
     return [*run_routes(runs), *training_routes(training, Jobs(workspace.directory, training.uploads.folder))]
 
 
 def training_routes(training: Training, jobs: Jobs) -> list[Route]:
     """Return the routes of the view Train. Previews, plans, searches and downloads are jobs."""
 
-    def start(asked: RunFields) -> dict[str, str]:
+    def start(asked: RunFields) -> dict[str, Any]:
         prepared = training.prepare(asked)
-        training.start(prepared)
-        return {"run": f"{RUNS_FOLDER}/{prepared.name}", **prepared.shown()}
+        place = training.start(prepared)
+        return {"run": f"{RUNS_FOLDER}/{prepared.name}", "place": place, **prepared.shown()}
 
     async def job(function: str, request: Request) -> Response:
         parsed = await read(RunRequest, request)
@@ -350,6 +355,11 @@ def training_routes(training: Training, jobs: Jobs) -> list[Route]:
     async def look(request: Request) -> Response:
         data = training.data(await read(DataRequest, request))
         return JSONResponse(await jobs.run(request, "look", _SEARCH_SECONDS, **data))
+
+    async def plan_of_run(request: Request) -> Response:
+        run = training.runs.find((await read(NameRequest, request)).name)
+        settings = settings_given(run.folder) | {"trust_remote_code": False}
+        return JSONResponse(await jobs.run(request, "plan", _JOB_SECONDS, settings=settings))
 
     async def works(request: Request) -> Response:
         query = (await read(WorksRequest, request)).query()
@@ -381,6 +391,7 @@ def training_routes(training: Training, jobs: Jobs) -> list[Route]:
         post_route("train/start", RunRequest, start, 202),
         *(Route(f"{PAGE_API}train/{name}", partial(job, name), methods=["POST"]) for name in ("preview", "plan")),
         Route(f"{PAGE_API}train/look", look, methods=["POST"]),
+        Route(f"{PAGE_API}runs/plan", plan_of_run, methods=["POST"]),
         Route(f"{PAGE_API}train/works", works, methods=["POST"]),
         Route(f"{PAGE_API}train/fetch", fetch, methods=["POST"]),
     ]

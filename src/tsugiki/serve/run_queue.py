@@ -1,0 +1,60 @@
+"""The runs that wait for the end of another one: their names in order, in a file, so that a restart keeps them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeAlias
+
+from tsugiki.errors import TsugikiError
+from tsugiki.io.json import read_json, write_json
+from tsugiki.io.locks import locked
+from tsugiki.language import LANGUAGES, language
+
+Waiting: TypeAlias = list[tuple[str, str]]
+"""Names of runs, and the languages of who wants them to train."""
+
+
+class RunQueue:
+    """The queue in a file. Several threads and servers can use it."""
+
+    def __init__(self, file: Path) -> None:
+        """Create it; the file need not exist."""
+        self._file = file
+
+    def names(self) -> list[str]:
+        """Return the names of the runs in their order."""
+        return [name for name, _language in self._read()]
+
+    def put(self, name: str, place: int | None = None) -> int:
+        """Add a run at the end, or move it to a place, counted from 1; return its place."""
+        with self.changing() as waiting:
+            known = next((one for one in waiting if one[0] == name), (name, language()))
+            waiting[:] = [one for one in waiting if one != known]
+            at = len(waiting) if place is None else min(place - 1, len(waiting))
+            waiting.insert(at, known)
+            return at + 1
+
+    def remove(self, name: str) -> bool:
+        """Remove a run, and return whether it was in the queue."""
+        if name not in self.names():
+            return False
+        with self.changing() as waiting:
+            waiting[:] = [one for one in waiting if one[0] != name]
+        return True
+
+    @contextmanager
+    def changing(self) -> Iterator[Waiting]:
+        """Within the block, nobody else changes the queue. At its end, the list is written."""
+        with locked(self._file.with_suffix(".lock"), self._file):
+            waiting = self._read()
+            before = list(waiting)
+            yield waiting
+            if waiting != before:
+                write_json(self._file, dict(waiting))
+
+    def _read(self) -> Waiting:
+        try:
+            found = read_json(self._file)
+        except TsugikiError:  # there is none, or it is damaged
+            return []
+        return [(name, spoken) for name, spoken in found.items() if spoken in LANGUAGES]
