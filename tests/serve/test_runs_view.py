@@ -14,9 +14,10 @@ import pytest
 
 pytest.importorskip("starlette")
 from tests.serve.workspace import Place, record_of, serve_in, write_run
+from tsugiki.errors import TsugikiError
 from tsugiki.io import process_of, sole_use
 from tsugiki.language import language, speaking
-from tsugiki.serve import LOG_FILE, SETTINGS_FILE, ApiError, RunProcesses, Runs, runs_view
+from tsugiki.serve import LOG_FILE, SETTINGS_FILE, ApiError, RunProcesses, Runs, run_queue, runs_view
 from tsugiki.training import LossPoint
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no signals and links as these")
@@ -353,6 +354,22 @@ def test_a_queue_is_worked_off_without_a_request(tmp_path: Path, monkeypatch: py
     while runs.queue.names():
         pass
     assert processes.commands == [(["train", "--resume", "runs/a"], "en")]
+
+
+def test_a_queue_that_cannot_be_written_starts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    runs, processes = _by_hand(tmp_path, monkeypatch)
+    write_run(tmp_path, "runs/a")
+    runs.queue.put("runs/a")
+
+    def full(*_given: Any) -> None:
+        raise TsugikiError("no space left")
+
+    monkeypatch.setattr(run_queue, "write_json", full)
+    for _ in range(2):  # it would start again and again
+        with pytest.raises(TsugikiError):
+            runs.start_next()
+    assert processes.commands == []
+    assert runs.queue.names() == ["runs/a"]
 
 
 def test_a_damaged_queue_is_empty(tmp_path: Path):

@@ -46,6 +46,11 @@ def with_home(path: Path) -> str:
         return str(path)
 
 
+def base_name(name: str) -> str:
+    """Return the name of a base as pages show it: that of a model's folder without the path to it."""
+    return Path(name).name if Path(name).is_absolute() else name
+
+
 def without_paths(text: str, *folders: Path) -> str:
     """Return a text in which files of some folders are named without the folders' paths."""
     for folder in folders:

@@ -8,6 +8,7 @@ import asyncio
 import math
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
@@ -55,6 +56,7 @@ from tsugiki.report.record_text import change_of_run, summary_sentence
 from tsugiki.report.run import RESULTS
 from tsugiki.report.sections import selected, to_json
 from tsugiki.serve.errors import ApiError
+from tsugiki.serve.folders import base_name
 from tsugiki.serve.page import HEADERS
 from tsugiki.serve.protocol import Fields, MixField, NameRequest, read
 from tsugiki.serve.security import PAGE_API
@@ -287,7 +289,9 @@ def _origin(metadata: Metadata, record: RunRecord | None) -> dict[str, Any] | No
 def _details(folder: Path) -> dict[str, Any]:
     """Return the part of an adapter's page that is shown first, without its layers."""
     info, provenance, record = read_adapter_info(folder), read_metadata(folder).provenance, record_of(folder)
-    report = AdapterReport(folder, info, provenance, record, (), {}, ())
+    base = info.base.model_copy(update={"name": info.base.name and base_name(info.base.name)})
+    shown = replace(info, base=base)
+    report = AdapterReport(Path(folder.name), shown, provenance, record, (), {}, ())
     return {
         "sections": to_json(selected(adapter_sections(report), "adapter", *RESULTS)),
         "card": _card(folder),

@@ -38,7 +38,7 @@ from tsugiki.language import _, language, marked, reader_environment, speaking
 from tsugiki.report.run import REPORT_FILE, RESULTS, run_sections
 from tsugiki.report.sections import selected, to_json
 from tsugiki.serve.errors import ApiError
-from tsugiki.serve.folders import entries, inside, read_end, without_paths
+from tsugiki.serve.folders import base_name, entries, inside, read_end, without_paths
 from tsugiki.serve.protocol import NameRequest
 from tsugiki.serve.routes import get_route, post_route
 from tsugiki.serve.run_queue import RunQueue
@@ -317,9 +317,9 @@ class Runs:
                 return
             with self.queue.changing() as waiting:
                 name, spoken = waiting.pop(0) if waiting else ("", language())  # another server may have taken it
-                with speaking(spoken), suppress(ApiError, TsugikiError):
-                    run = self.find(name)
-                    self.processes.start(run.folder, self._words(run), self.root)
+            with speaking(spoken), suppress(ApiError, TsugikiError):
+                run = self.find(name)
+                self.processes.start(run.folder, self._words(run), self.root)
 
     def _work_off(self) -> None:
         while self._watching:
@@ -384,7 +384,7 @@ class Runs:
         model = record.config.model
         return {
             **shown,
-            "model": model if isinstance(model, str) else None,
+            "model": base_name(model) if isinstance(model, str) else None,
             "is_served": model == self.model,
             "data": data_names(record.config.data),
             "method": record.config.method,

@@ -106,6 +106,31 @@ export function Select({ options, value, onChoose, ...others }) {
   </select>`;
 }
 
+/** Entries of a list above which there is a field to filter them. */
+export const MANY = 8;
+
+/** @param {{ label: string, value: string, onInput: (value: string) => void }} props a field that filters a list */
+export function Filter({ label, value, onInput }) {
+  return html`<input class="filter" type="search" placeholder=${label} aria-label=${label} value=${value}
+    onInput=${(event) => onInput(event.target.value)} />`;
+}
+
+/**
+ * Names that are chosen from a list, and what can be done with them.
+ *
+ * @param {{ names: string[], least: number, text: string, act: (...names: string[]) => void }} props
+ */
+export function Chosen({ names, least, text, act }) {
+  const { lang } = useApp();
+  if (!names.length) return null;
+  return html`<div class="chosen">
+    <span>${names.join(lang === "ja" ? "、" : ", ")}</span>
+    <button type="button" class="primary" disabled=${names.length < least} onClick=${() => act(...names)}>
+      ${text}
+    </button>
+  </div>`;
+}
+
 /** @param {{ headers: Child[], rows: Child[][] }} props a table that can be scrolled, also by keyboard */
 export function Table({ headers, rows }) {
   const heads = headers.map((text) => (text ? html`<th scope="col">${text}</th>` : html`<td></td>`));

@@ -1,9 +1,9 @@
 /** The view Adapters: the library as a table, a page for each adapter, and mixes of several. */
 
-import { getJson } from "../api.js";
-import { showList } from "./adapters/list.js";
-import { showMix } from "./adapters/mix.js";
-import { showOne } from "./adapters/one.js";
+import { html, mountOf, useApp, useJson } from "../ui.js";
+import { List } from "./adapters/list.js";
+import { Mix } from "./adapters/mix.js";
+import { One } from "./adapters/one.js";
 
 /** In the address in place of a name; no adapter can be called so. */
 const MIX = "*mix";
@@ -32,15 +32,20 @@ const MIX = "*mix";
  * @property {Adapter[]} adapters
  */
 
-/**
- * @param {HTMLElement} root
- * @param {import("../app.js").App} app
- */
-export async function render(root, app) {
-  /** @type {Library} */
-  const library = await getJson("/page/api/adapters", app.signal);
-  const [first, ...names] = app.path;
-  if (!first) showList(root, app, library, (chosen) => app.go("adapters", MIX, ...chosen));
-  else if (first === MIX) showMix(root, app, library, names);
-  else await showOne(root, app, library, first, () => app.go("adapters", MIX, first));
+export const mount = mountOf(Adapters);
+
+function Adapters() {
+  const { path } = useApp();
+  return html`<${Loaded} key=${path.join("/")} path=${path} />`;
+}
+
+/** @param {{ path: string[] }} props nothing, an adapter, or MIX and adapters; the library is loaded for each */
+function Loaded({ path }) {
+  const { go } = useApp();
+  const [library] = useJson("/page/api/adapters");
+  const [first, ...names] = path;
+  if (!library) return null;
+  if (!first) return html`<${List} library=${library} mix=${(...chosen) => go("adapters", MIX, ...chosen)} />`;
+  if (first === MIX) return html`<${Mix} library=${library} names=${names} />`;
+  return html`<${One} library=${library} name=${first} mix=${() => go("adapters", MIX, first)} />`;
 }

@@ -1,9 +1,10 @@
 /** The library as a table. */
 
-import { button, fill, h } from "../../dom.js";
-import { dateText, originText, tags } from "./parts.js";
+import { Chosen, Filter, html, MANY, useApp, useState } from "../../ui.js";
+import { Origin, Tags } from "./parts.js";
 
-const MANY = 8; // adapters above which there is a field to filter them
+/** @typedef {import("../adapters.js").Adapter} Adapter */
+
 const MOST_MIXED = 8; // adapters, as the server allows
 const COLUMNS = {
   name: "column.name",
@@ -15,117 +16,96 @@ const COLUMNS = {
   changed: "column.changed",
 };
 
-/**
- * @param {HTMLElement} root
- * @param {import("../../app.js").App} app
- * @param {import("../adapters.js").Library} library
- * @param {(names: string[]) => void} mix shows a mix of adapters
- */
-export function showList(root, app, library, mix) {
-  const { t } = app;
-  const { adapters } = library;
-  const chosen = new Set();
-  const heading = h("div.heading", {}, h("h1", {}, t("title")));
-  root.append(heading);
+/** @param {{ library: import("../adapters.js").Library, mix: (...names: string[]) => void }} props `mix` shows a mix */
+export function List({ library, mix }) {
+  const { t } = useApp();
+  const [wanted, setWanted] = useState("");
+  const [chosen, setChosen] = useState(/** @type {string[]} */ ([]));
+  const { adapters, base } = library;
+  const heading = html`<div class="heading">
+    <h1>${t("title")}</h1>
+    ${adapters.length > MANY && html`<${Filter} label=${t("filter")} value=${wanted} onInput=${setWanted} />`}
+  </div>`;
   if (!adapters.length) {
-    root.append(h("p", {}, t("none")), h("p.faint", {}, h("a", { href: "#train" }, t("none.hint"))));
-    return;
+    return html`${heading}
+      <p>${t("none")}</p>
+      <p class="faint"><a href="#train">${t("none.hint")}</a></p>`;
   }
-  const body = h("tbody");
-  const bar = h("div.chosen", { hidden: true });
-  const columns = Object.values(COLUMNS);
-  const table = h(
-    "table.library",
-    {},
-    h(
-      "thead",
-      {},
-      h(
-        "tr",
-        {},
-        h("th", {}, h("span.unseen", {}, t("choose"))),
-        ...columns.map((key) => h("th", { scope: "col" }, t(key))),
-      ),
-    ),
-    body,
-  );
-
-  const drawBar = () => {
-    bar.hidden = chosen.size === 0;
-    const names = [...chosen];
-    fill(
-      bar,
-      h("span", {}, names.join(app.lang === "ja" ? "、" : ", ")),
-      button(t("mix_them"), () => mix(names), { class: "primary" }),
-    );
-    for (const box of body.querySelectorAll("input")) {
-      box.disabled = !box.checked && chosen.size >= MOST_MIXED;
-    }
+  const found = adapters.filter((one) => one.name.toLowerCase().includes(wanted.toLowerCase()));
+  const choose = (name, isChosen) => setChosen([...chosen.filter((one) => one !== name), ...(isChosen ? [name] : [])]);
+  const row = (one) => {
+    const isChosen = chosen.includes(one.name);
+    const isFull = !isChosen && chosen.length >= MOST_MIXED;
+    return html`<${Row} key=${one.name} ...${{ one, isChosen, isFull, choose }} />`;
   };
-  /** @param {string} wanted a part of the names that are shown */
-  const drawRows = (wanted) => {
-    const found = adapters.filter((one) => one.name.toLowerCase().includes(wanted.toLowerCase()));
-    fill(body, ...found.map((one) => row(app, one, chosen, drawBar)));
-    if (!found.length) fill(body, h("tr", {}, h("td", { colspan: columns.length + 1 }, t("no_match"))));
-  };
-
-  if (adapters.length > MANY) {
-    const filter = h("input", { type: "search", placeholder: t("filter"), "aria-label": t("filter") });
-    filter.addEventListener("input", () => drawRows(filter.value));
-    heading.append(h("div.filter", {}, filter));
-  }
-  drawRows("");
-  const count = t(adapters.length === 1 ? "one" : "count", { count: adapters.length, base: library.base });
-  root.append(h("p.faint.lead", {}, count), table, bar, h("p.faint.small.note", {}, t("explained")));
+  return html`
+    ${heading}
+    <p class="faint lead">${t(adapters.length === 1 ? "one" : "count", { count: adapters.length, base })}</p>
+    <table class="library">
+      <thead>
+        <tr>
+          <th><span class="unseen">${t("choose")}</span></th>
+          ${Object.values(COLUMNS).map((key) => html`<th scope="col">${t(key)}</th>`)}
+        </tr>
+      </thead>
+      <tbody>
+        ${found.length ? found.map(row) : html`<tr><td colspan="8">${t("no_match")}</td></tr>`}
+      </tbody>
+    </table>
+    <${Chosen} names=${chosen} least=${1} text=${t("mix_them")} act=${mix} />
+    <p class="faint small note">${t("explained")}</p>
+  `;
 }
 
-/**
- * @param {import("../../app.js").App} app
- * @param {import("../adapters.js").Adapter} one
- * @param {Set<string>} chosen names; changed by the row's box
- * @param {() => void} changed
- */
-function row(app, one, chosen, changed) {
-  const { t } = app;
-  const name = h("a.name", { href: `#adapters/${encodeURIComponent(one.name)}` }, one.name);
+/** @param {{ one: Adapter, isChosen: boolean, isFull: boolean, choose: (name: string, yes: boolean) => void }} props */
+function Row({ one, isChosen, isFull, choose }) {
+  const { t, lang } = useApp();
   if (one.broken) {
-    const broken = h("p.broken", {}, t("broken", { problem: one.broken }));
-    return h("tr", {}, h("td"), h("td", { colspan: 7 }, h("span.name", {}, one.name), broken));
+    return html`<tr>
+      <td></td>
+      <td colspan="7">
+        <span class="name">${one.name}</span><p class="broken">${t("broken", { problem: one.broken })}</p>
+      </td>
+    </tr>`;
   }
-  const box = h("input", { type: "checkbox", "aria-label": t("choose_one", { name: one.name }) });
-  box.checked = chosen.has(one.name);
-  box.addEventListener("change", () => {
-    if (box.checked) chosen.add(one.name);
-    else chosen.delete(one.name);
-    changed();
-  });
-  const figures = one.held_out;
-  const cell = (key, ...children) => h("td", { dataset: { label: t(COLUMNS[key]), column: key } }, ...children);
-  return h(
-    "tr",
-    {},
-    h("td", { dataset: { column: "box" } }, one.mixes && !one.other_base && box),
-    h("td", { dataset: { column: "name" } }, name, tags(app, one)),
-    cell("method", one.method, h("span.faint", {}, ` r\u00a0${one.rank}`)),
-    cell("size", one.size),
-    cell("perplexity", figures ? perplexity(figures) : "–"),
-    cell("change", figures ? change(figures) : "–"),
-    cell("origin", originText(app, one)),
-    cell("changed", dateText(app, one.changed)),
-  );
+  const cell = (key, content) => html`<td data-label=${t(COLUMNS[key])} data-column=${key}>${content}</td>`;
+  const date = new Intl.DateTimeFormat(lang, { dateStyle: "medium" }).format(new Date(one.changed * 1000));
+  return html`<tr>
+    <td data-column="box">
+      ${one.mixes &&
+      !one.other_base &&
+      html`<input type="checkbox" aria-label=${t("choose_one", { name: one.name })} checked=${isChosen}
+        disabled=${isFull} onChange=${(event) => choose(one.name, event.target.checked)} />`}
+    </td>
+    <td data-column="name">
+      <a class="name" href=${`#adapters/${encodeURIComponent(one.name)}`}>${one.name}</a><${Tags} one=${one} />
+    </td>
+    ${cell("method", html`${one.method}<span class="faint"> r\u00a0${one.rank}</span>`)}
+    ${cell("size", one.size)}
+    ${cell("perplexity", one.held_out ? perplexity(one.held_out) : "–")}
+    ${cell("change", one.held_out ? change(one.held_out) : "–")}
+    ${cell("origin", html`<${Origin} one=${one} />`)}
+    ${cell("changed", date)}
+  </tr>`;
 }
 
 /** @param {{before: string, after: string}} figures the numbers, each with its interval in a second line */
-function perplexity(figures) {
-  const [before, after] = [figures.before, figures.after].map((text) => {
-    const [value, interval] = text.split("\n");
-    return h("span.figure", {}, value, interval && h("span.interval", {}, interval));
-  });
-  return [before, h("span.arrow", {}, "→"), after];
+function perplexity({ before, after }) {
+  const figure = (text) => withInterval(text.split("\n"));
+  return html`${figure(before)}<span class="arrow">→</span>${figure(after)}`;
 }
 
 /** @param {{change: string, described: string}} figures */
-function change(figures) {
-  const [value, interval] = figures.change.split(/ (?=\[)/);
-  return h("span.figure", { title: figures.described }, value, interval && h("span.interval", {}, interval));
+function change({ change: text, described }) {
+  return withInterval(text.split(/ (?=\[)/), described);
+}
+
+/**
+ * @param {string[]} parts a number, and its interval if it has one
+ * @param {string} [title]
+ */
+function withInterval([value, interval], title) {
+  return html`<span class="figure" title=${title}>
+    ${value}${interval && html`<span class="interval">${interval}</span>`}
+  </span>`;
 }

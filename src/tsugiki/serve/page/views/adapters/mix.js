@@ -1,195 +1,169 @@
 /** A mix of adapters: weights, what it writes, and its place in the library. */
 
-import { getJson, postJson, stream } from "../../api.js";
-import { button, field, fill, h, select } from "../../dom.js";
+import { postJson, stream } from "../../api.js";
+import { Field, html, Select, useApp, useEffect, useJson, useRef, useState, useWork } from "../../ui.js";
+
+/** @typedef {[string, number][]} Weights names of adapters and the factors on their updates */
+/** @typedef {{ prompt: string, seed: string, length: string }} Wanted */
 
 const PAUSE = 350; // ms without a change before the mix writes again
 const LARGEST = 100; // weight, as the server allows
 const MOST = 8; // adapters, as the server allows
+const KEPT = "tsugiki.mix.prompt";
 
-/**
- * @param {HTMLElement} root
- * @param {import("../../app.js").App} app
- * @param {import("../adapters.js").Library} library
- * @param {string[]} names adapters that are mixed at first
- */
-export async function showMix(root, app, library, names) {
-  const { t } = app;
+/** @param {{ library: import("../adapters.js").Library, names: string[] }} props `names` are mixed at first */
+export function Mix({ library, names }) {
+  const { t } = useApp();
+  const [models] = useJson("/page/api/models");
   const usable = library.adapters.filter((one) => !one.broken && one.mixes && !one.other_base);
-  const found = names.map((wanted) => usable.find((one) => one.name === wanted)).filter(Boolean);
-  const chosen = found.slice(0, MOST);
-  const equal = Math.round(100 / Math.max(1, chosen.length)) / 100;
-  /** @type {Map<string, number>} */
-  const weights = new Map(chosen.map((one) => [one.name, equal]));
-  const { base } = await getJson("/page/api/models", app.signal);
-
-  const rows = h("div.weights");
-  const prompt = h("textarea", { rows: 2, placeholder: t("prompt.hint") });
-  prompt.value = sessionStorage.getItem("tsugiki.mix.prompt") ?? "";
-  const seed = h("input", { type: "number", min: 0, max: 2 ** 31, step: 1, value: 1, required: true });
-  const length = h("input", { type: "number", min: 1, max: 2000, step: 1, value: 120, required: true });
-  const sum = h("h2");
-  const text = h("p.text", { "aria-live": "polite", "aria-busy": false });
-  const name = h("input", { required: true, maxlength: 100, spellcheck: false });
-
-  let running = new AbortController();
-  let timer = 0;
-  app.signal.addEventListener("abort", () => {
-    clearTimeout(timer);
-    running.abort();
+  const [weights, setWeights] = useState(() => {
+    const chosen = names.filter((name) => usable.some((one) => one.name === name)).slice(0, MOST);
+    const equal = Math.round(100 / Math.max(1, chosen.length)) / 100;
+    return /** @type {Weights} */ (chosen.map((name) => [name, equal]));
   });
-
-  const write = async () => {
-    running.abort();
-    running = new AbortController();
-    const { signal } = running;
-    const mix = Object.fromEntries(weights);
-    if (!weights.size || !seed.reportValidity() || !length.reportValidity()) return;
-    const chats = base.chat || usable.some((one) => one.chat && weights.get(one.name));
-    const asked = {
-      model: library.base,
-      adapters: mix,
-      seed: seed.valueAsNumber,
-      max_tokens: length.valueAsNumber,
-      temperature: 0.8,
-      stream: true,
-    };
-    const [path, body] = chats
-      ? ["/v1/chat/completions", { ...asked, messages: [{ role: "user", content: prompt.value }] }]
-      : ["/v1/completions", { ...asked, prompt: prompt.value }];
-    text.setAttribute("aria-busy", "true");
-    let written = "";
-    try {
-      for await (const message of stream(path, body, signal)) {
-        const choice = message.choices[0];
-        written += choice?.text ?? choice?.delta?.content ?? "";
-        if (written) fill(text, !chats && h("span.faint", {}, prompt.value), written);
-      }
-      if (!written) fill(text, h("span.faint", {}, t("nothing")));
-    } catch (error) {
-      if (!signal.aborted) app.fail(error);
-    } finally {
-      if (!signal.aborted) text.setAttribute("aria-busy", "false");
-    }
+  const [wanted, setWanted] = useState({ prompt: sessionStorage.getItem(KEPT) ?? "", seed: "1", length: "120" });
+  if (!models) return null;
+  const chats = models.base.chat || usable.some((one) => one.chat && Object.fromEntries(weights)[one.name]);
+  const change = (more) => setWanted({ ...wanted, ...more });
+  const whole = (key, text, min, max) => html`<${Field} label=${text}>
+    <input type="number" required ...${{ min, max }} value=${wanted[key]}
+      onInput=${(event) => event.target.reportValidity() && change({ [key]: event.target.value })} />
+  <//>`;
+  const write = (event) => {
+    sessionStorage.setItem(KEPT, event.target.value);
+    change({ prompt: event.target.value });
   };
-  const soon = () => {
-    sessionStorage.setItem("tsugiki.mix.prompt", prompt.value);
-    fill(sum, sumText(weights));
-    clearTimeout(timer);
-    timer = setTimeout(write, PAUSE);
-  };
+  const texts = { base: library.base, weights, wanted, chats };
+  return html`
+    <p class="back"><a href="#adapters">${t("back")}</a></p>
+    <h1>${t("mix")}</h1>
+    <p class="faint lead">${t("mix.explained")}</p>
+    <div class="mixing">
+      <div class="column">
+        <${Rows} ...${{ usable, weights, setWeights }} />
+        <${Field} label=${t("prompt")}>
+          <textarea rows="2" placeholder=${t("prompt.hint")} value=${wanted.prompt} onInput=${write}></textarea>
+        <//>
+        <div class="numbers">${whole("seed", t("seed"), 0, 2 ** 31)}${whole("length", t("length"), 1, 2000)}</div>
+      </div>
+      <div class="column">
+        <${Written} ...${texts} another=${() => change({ seed: String(Number(wanted.seed) + 1) })} />
+        <${Save} weights=${weights} />
+      </div>
+    </div>
+  `;
+}
 
-  const drawRows = () => {
-    const others = usable.filter((one) => !weights.has(one.name));
-    fill(rows, ...[...weights.keys()].map((key) => weightRow(app, key, weights, soon, drawRows)));
-    if (others.length && weights.size < MOST) {
-      const listed = [["", t("add")], ...others.map((one) => [one.name, one.name])];
-      const add = select(listed, "", (chosen) => (weights.set(chosen, 0.5), drawRows()), { "aria-label": t("add") });
-      rows.append(h("div.add", {}, add));
-    }
-    soon();
-  };
-
-  const save = async (event) => {
-    event.preventDefault();
-    try {
-      const saved = await postJson(
-        "/page/api/save-mix",
-        { adapters: Object.fromEntries([...weights].filter(([, weight]) => weight)), name: name.value },
-        app.signal,
-      );
-      app.go("adapters", saved.name);
-    } catch (error) {
-      app.fail(error);
-    }
-  };
-
-  for (const input of [prompt, seed, length]) input.addEventListener("input", soon);
-  root.append(
-    h("p.back", {}, h("a", { href: "#adapters" }, t("back"))),
-    h("h1", {}, t("mix")),
-    h("p.faint.lead", {}, t("mix.explained")),
-    h(
-      "div.mixing",
-      {},
-      h(
-        "div.column",
-        {},
-        rows,
-        field(t("prompt"), prompt),
-        h("div.numbers", {}, field(t("seed"), seed), field(t("length"), length)),
-      ),
-      h(
-        "div.column",
-        {},
-        h(
-          "div.sheet.written",
-          {},
-          sum,
-          text,
-          h(
-            "div.actions",
-            {},
-            button(t("again"), () => {
-              seed.value = String((seed.valueAsNumber || 0) + 1);
-              soon();
-            }),
-          ),
-        ),
-        h(
-          "form.save",
-          { onsubmit: save },
-          field(t("save.name"), name),
-          h("button", {}, t("save")),
-          h("p.faint.small", {}, t("save.explained")),
-        ),
-      ),
-    ),
-  );
-  drawRows();
+/** The weights. */
+function Rows({ usable, weights, setWeights }) {
+  const { t } = useApp();
+  const others = usable.map((one) => one.name).filter((name) => !weights.some(([used]) => used === name));
+  const set = (name, weight) => setWeights(weights.map((one) => (one[0] === name ? [name, weight] : one)));
+  const without = (name) => setWeights(weights.filter((one) => one[0] !== name));
+  return html`<div class="weights">
+    ${weights.map(([name, weight]) => {
+      const label = t("weight", { name });
+      const leave = t("leave_out", { name });
+      const onInput = ({ target }) => target.value && target.checkValidity() && set(name, target.valueAsNumber);
+      return html`<div class="weight" key=${name}>
+        <a href=${`#adapters/${encodeURIComponent(name)}`}>${name}</a>
+        <input type="range" min="-1" max="2" step="0.05" aria-label=${label} value=${weight} onInput=${onInput} />
+        <input type="number" min=${-LARGEST} max=${LARGEST} step="any" aria-label=${label} value=${weight}
+          onInput=${onInput} />
+        <button type="button" class="quiet" aria-label=${leave} title=${leave} onClick=${() => without(name)}>×</button>
+      </div>`;
+    })}
+    ${others.length > 0 &&
+    weights.length < MOST &&
+    html`<div class="add">
+      <${Select} key=${others.length} aria-label=${t("add")} value=""
+        options=${[["", t("add")], ...others.map((name) => [name, name])]}
+        onChoose=${(name) => setWeights([...weights, [name, 0.5]])} />
+    </div>`}
+  </div>`;
 }
 
 /**
- * @param {import("../../app.js").App} app
- * @param {string} name
- * @param {Map<string, number>} weights changed by the row
- * @param {() => void} changed a weight
- * @param {() => void} removed the row
+ * What the mix writes, again after each change.
+ *
+ * @param {{ base: string, weights: Weights, wanted: Wanted, chats: boolean, another: () => void }} props
  */
-function weightRow(app, name, weights, changed, removed) {
+function Written({ base, weights, wanted, chats, another }) {
+  const app = useApp();
   const { t } = app;
-  const label = t("weight", { name });
-  const slider = h("input", { type: "range", min: -1, max: 2, step: 0.05, "aria-label": label });
-  const number = h("input", { type: "number", min: -LARGEST, max: LARGEST, step: "any", "aria-label": label });
-  slider.value = number.value = String(weights.get(name));
-  slider.addEventListener("input", () => {
-    number.value = slider.value;
-    weights.set(name, slider.valueAsNumber);
-    changed();
-  });
-  number.addEventListener("input", () => {
-    if (!number.value || !number.checkValidity()) return;
-    slider.value = number.value;
-    weights.set(name, number.valueAsNumber);
-    changed();
-  });
-  const remove = () => {
-    weights.delete(name);
-    removed();
+  const [text, setText] = useState(/** @type {string | null} */ (null));
+  const [isBusy, setBusy] = useState(false);
+  const shown = useRef(""); // the prompt of the text
+  const asked = {
+    model: base,
+    adapters: Object.fromEntries(weights),
+    seed: Number(wanted.seed),
+    max_tokens: Number(wanted.length),
+    temperature: 0.8,
+    stream: true,
   };
-  return h(
-    "div.weight",
-    {},
-    h("a", { href: `#adapters/${encodeURIComponent(name)}` }, name),
-    slider,
-    number,
-    button("×", remove, { class: "quiet", "aria-label": t("leave_out", { name }), title: t("leave_out", { name }) }),
-  );
+  const [path, body] = chats
+    ? ["/v1/chat/completions", { ...asked, messages: [{ role: "user", content: wanted.prompt }] }]
+    : ["/v1/completions", { ...asked, prompt: wanted.prompt }];
+  useEffect(() => {
+    const controller = new AbortController();
+    const signal = AbortSignal.any([app.signal, controller.signal]);
+    const write = async () => {
+      setBusy(true);
+      let written = "";
+      try {
+        for await (const message of stream(path, body, signal)) {
+          const choice = message.choices[0];
+          written += choice?.text ?? choice?.delta?.content ?? "";
+          shown.current = chats ? "" : wanted.prompt;
+          if (written) setText(written);
+        }
+        setText(written);
+      } catch (error) {
+        if (!signal.aborted) app.fail(error);
+      } finally {
+        if (!signal.aborted) setBusy(false);
+      }
+    };
+    const timer = weights.length ? setTimeout(write, PAUSE) : 0;
+    return () => (clearTimeout(timer), controller.abort());
+  }, [path, JSON.stringify(body)]);
+  return html`<div class="sheet written">
+    <h2>${sumText(weights)}</h2>
+    <p class="text" aria-live="polite" aria-busy=${String(isBusy)}>
+      ${text === "" && html`<span class="faint">${t("nothing")}</span>`}
+      ${text && html`<span class="faint">${shown.current}</span>${text}`}
+    </p>
+    <div class="actions"><button type="button" onClick=${another}>${t("again")}</button></div>
+  </div>`;
 }
 
-/** @param {Map<string, number>} weights */
+/** @param {{ weights: Weights }} props */
+function Save({ weights }) {
+  const { t, go, signal } = useApp();
+  const [name, setName] = useState("");
+  const [busy, work] = useWork();
+  const save = (event) => {
+    event.preventDefault();
+    const adapters = Object.fromEntries(weights.filter(([, weight]) => weight));
+    return work("save", async () => {
+      const saved = await postJson("/page/api/save-mix", { adapters, name }, signal);
+      go("adapters", saved.name);
+    });
+  };
+  return html`<form class="save" onSubmit=${save}>
+    <${Field} label=${t("save.name")}>
+      <input required maxlength="100" spellcheck=${false} value=${name}
+        onInput=${(event) => setName(event.target.value)} />
+    <//>
+    <button disabled=${Boolean(busy)}>${t("save")}</button>
+    <p class="faint small">${t("save.explained")}</p>
+  </form>`;
+}
+
+/** @param {Weights} weights */
 function sumText(weights) {
-  const terms = [...weights].filter(([, weight]) => weight);
+  const terms = weights.filter(([, weight]) => weight);
   const text = terms.map(([name, weight], index) => {
     const sign = weight < 0 ? (index ? " − " : "−") : index ? " + " : "";
     return `${sign}${Math.abs(weight)} ${name}`;
