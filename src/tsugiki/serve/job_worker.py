@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +55,14 @@ def plan(settings: dict[str, Any]) -> dict[str, Any]:
     """Return the plan of a run as lines and a table, and the settings of the option that was chosen."""
     from tsugiki.io.progress import ProgressDisplay
     from tsugiki.report.plan import plan_lines, plan_table
+    from tsugiki.serve.folders import base_name
     from tsugiki.training.run.load import rows_of_data
     from tsugiki.training.run.plan import plan_run
     from tsugiki.training.settings.config import RunConfig
 
     config = RunConfig.model_validate(settings)
     planned = plan_run(config, rows_of_data(config, ProgressDisplay()))
+    planned = replace(planned, model=base_name(planned.model))
     headers, table = plan_table(planned)
     return {"lines": plan_lines(planned), "headers": headers, "rows": table, "fits": planned.options[0].fits}
 
