@@ -351,8 +351,9 @@ def test_a_queue_is_worked_off_without_a_request(tmp_path: Path, monkeypatch: py
     Runs(tmp_path, processes).queue.put("runs/a")
     runs = Runs(tmp_path, processes)  # of a server that has been started again
     runs.watch()
-    while runs.queue.names():
+    while not processes.commands:
         pass
+    assert runs.queue.names() == []
     assert processes.commands == [(["train", "--resume", "runs/a"], "en")]
 
 
