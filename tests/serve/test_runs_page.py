@@ -105,12 +105,12 @@ def test_runs_in_one_chart(browser: Any, place: Place, problems: list[str], tmp_
     page = open_page(browser, f"{place.running.url}/#runs", problems, lang, width)
     boxes = page.get_by_role("checkbox")
     boxes.first.check()
-    assert page.locator(".chosen button").is_disabled()  # one alone is no comparison
+    assert page.locator(".selection button").is_disabled()  # one alone is no comparison
     for name in "bca":
         page.get_by_role("checkbox", name=f"runs/{name}").check()
     assert boxes.and_(page.locator(":enabled")).count() in (3, 4)
     look(page, "list", tmp_path)
-    page.locator(".chosen button").click()
+    page.locator(".selection button").click()
     page.locator(".plot svg path").first.wait_for()
     names = page.locator(".chart").first.locator(".legend li").all_inner_texts()
     assert set(names) >= {"runs/a", "runs/b", "runs/c"}

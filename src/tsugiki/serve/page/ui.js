@@ -123,7 +123,7 @@ export function Filter({ label, value, onInput }) {
 export function Chosen({ names, least, text, act }) {
   const { lang } = useApp();
   if (!names.length) return null;
-  return html`<div class="chosen">
+  return html`<div class="selection">
     <span>${names.join(lang === "ja" ? "、" : ", ")}</span>
     <button type="button" class="primary" disabled=${names.length < least} onClick=${() => act(...names)}>
       ${text}
