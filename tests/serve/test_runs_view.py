@@ -16,7 +16,7 @@ pytest.importorskip("starlette")
 from tests.serve.workspace import Place, record_of, serve_in, write_run
 from tsugiki.errors import TsugikiError
 from tsugiki.io import process_of, sole_use
-from tsugiki.language import language, speaking
+from tsugiki.language import _, language, speaking
 from tsugiki.serve import LOG_FILE, SETTINGS_FILE, ApiError, RunProcesses, Runs, run_queue, runs_view
 from tsugiki.training import LossPoint
 
@@ -198,6 +198,16 @@ def test_a_full_disk_is_said_in_words_and_the_run_is_resumed(tmp_path: Path, las
     assert shown["mend"] == "resume"
 
 
+@pytest.mark.parametrize("lang", ["en", "ja"])
+def test_a_reason_names_no_flag(tmp_path: Path, lang: str):
+    with speaking(lang):
+        message = _("unexpected {kind}: {error} (--debug shows where; please report it)").format(kind="A", error="b")
+    (write_run(tmp_path, "run") / LOG_FILE).write_text(f"tsugiki: {message}\n", encoding="utf-8")
+    reason = _named(_runs(tmp_path), "run")["reason"]
+    assert "b" in reason
+    assert "--" not in reason
+
+
 def test_what_a_run_printed_has_no_paths_of_the_server(tmp_path: Path):
     library = tmp_path / "library"
     runs = Runs(tmp_path, RunProcesses(), library=library)
@@ -366,7 +376,7 @@ def test_a_queue_that_cannot_be_written_starts_nothing(tmp_path: Path, monkeypat
         raise TsugikiError("no space left")
 
     monkeypatch.setattr(run_queue, "write_json", full)
-    for _ in range(2):  # it would start again and again
+    for _turn in range(2):  # it would start again and again
         with pytest.raises(TsugikiError):
             runs.start_next()
     assert processes.commands == []

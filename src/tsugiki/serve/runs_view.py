@@ -68,6 +68,7 @@ State: TypeAlias = Literal["queued", "starting", "running", "stopping", "stopped
 """stopped: by a signal; failed: the process ended with an error; unreadable: the record cannot be read."""
 _DISK_FULL = marked("the disk is full; make room, for example by deleting runs, and then resume it")
 _OF_FULL_DISK = re.compile(r"No space left on device|Disk quota exceeded|os error (28|122)\b")
+_OF_DEBUG = re.compile(r" ?[(（]--debug[^)）]*[)）]")
 _STOPPED = re.compile(r"(?<![A-Z])SIG(INT|TERM|HUP|BREAK)(?![A-Z])")
 """In the last line of a run that a signal has stopped, in any language."""
 
@@ -422,7 +423,7 @@ class Runs:
         if _OF_FULL_DISK.search(last):
             return _(_DISK_FULL)
         if last.startswith("tsugiki: "):
-            return None if _STOPPED.search(last) else last.removeprefix("tsugiki: ")
+            return None if _STOPPED.search(last) else _OF_DEBUG.sub("", last.removeprefix("tsugiki: "))
         if status and shutil.disk_usage(folder).free < _LEAST_DISK:  # there was no room for the error itself
             return _(_DISK_FULL)
         if status < 0:
