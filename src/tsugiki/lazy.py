@@ -1,9 +1,9 @@
 """The public names of the modules of a package, which are imported only when a name is used."""
 
-import re
+import ast
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -12,8 +12,17 @@ from typing import Any, TypeAlias
 Face: TypeAlias = tuple[Callable[[str], Any], Callable[[], list[str]]]
 """`__getattr__` and `__dir__` of a package."""
 
-_DEFINED = re.compile(r"^(?:def|class) (\w+)|^([A-Za-z]\w*(?:, \w+)*)(?:: [^=\n]+)? = ", re.MULTILINE)
-"""The beginning of a definition in a module: a function, a class, or names that get a value."""
+
+def _defined(source: str) -> Iterator[str]:
+    """Yield the names that a module defines: functions, classes, and names that get a value."""
+    for statement in ast.parse(source).body:
+        match statement:
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                yield name
+            case ast.AnnAssign(target=ast.Name(id=name)):
+                yield name
+            case ast.Assign(targets=[*targets]):
+                yield from (node.id for one in targets for node in ast.walk(one) if isinstance(node, ast.Name))
 
 
 def lazy_names(package: str) -> Face:
@@ -28,9 +37,8 @@ def lazy_names(package: str) -> Face:
         folder, found = Path(sys.modules[package].__path__[0]), defaultdict[str, set[str]](set)
         for path in folder.rglob("*.py"):
             module = ".".join((package, *path.relative_to(folder).with_suffix("").parts))
-            for function, values in _DEFINED.findall(path.read_text(encoding="utf-8")):
-                for name in (function or values).split(", "):
-                    found[name].add(module)
+            for name in _defined(path.read_text(encoding="utf-8")):
+                found[name].add(module)
         hidden = {path.stem for path in folder.iterdir()}
         return {name: modules for name, modules in found.items() if name[0] != "_" and name not in hidden}
 
@@ -40,4 +48,4 @@ def lazy_names(package: str) -> Face:
             raise AttributeError(f"module {package!r} has {len(modules) or 'no'} attributes called {name!r}")
         return getattr(import_module(*modules), name)
 
-    return get, lambda: sorted(modules_of())
+    return get, lambda: sorted(name for name, modules in modules_of().items() if len(modules) == 1)
