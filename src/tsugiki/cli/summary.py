@@ -42,7 +42,7 @@ def print_asked(asked: "Sequence[Asked]") -> None:
     texts = []
     for one in asked[:_SHOWN]:
         before, after = (f"\n{' '.join(answer.split())}" for answer in one.answers)
-        texts.append(Samples(one.question, [(_("before"), before), (_("after"), after)]))
+        texts.append(Samples(one.question, [(_("before"), before), (_("after"), after)], one.expected))
     right = [sum(marks) for marks in zip(*(one.right for one in asked), strict=True)]
     message = _(
         "{count} questions in phrasings that were not learned: {after} answered right, {before} before. Right is an "
