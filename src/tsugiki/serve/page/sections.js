@@ -1,7 +1,7 @@
 /** Sections of a run or an adapter as the server sends them: headings, and parts of several kinds. */
 
 import { Chart } from "./chart.js";
-import { AppContext, html, render, Table } from "./ui.js";
+import { html, Table } from "./ui.js";
 
 /** @typedef {{ name: string, heading: string, parts: any[] }} Section */
 
@@ -43,20 +43,4 @@ export function Sections({ sections, keys }) {
         </div>`}
       </section>`;
     });
-}
-
-/**
- * For views that are not components.
- *
- * @param {import("./app.js").App} app
- * @param {string} keys
- * @returns {(sections: Section[]) => HTMLElement[]}
- */
-export function sectionsDrawer(app, keys) {
-  const root = document.createElement("div");
-  root.className = "sections";
-  return (sections) => {
-    render(html`<${AppContext.Provider} value=${app}><${Sections} ...${{ sections, keys }} /><//>`, root);
-    return [root];
-  };
 }
