@@ -152,6 +152,20 @@ def test_chat(client: Any):
     assert stream[-1].choices[0].finish_reason == choice.finish_reason
 
 
+def test_an_answer_that_is_begun_is_continued_as_in_vllm(server: Running, client: Any):
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "春の"}]
+    fields = {"model": "歌人", "temperature": 0, "max_tokens": 10}
+    with pytest.raises(openai.BadRequestError, match="nothing to answer"):
+        client.chat.completions.create(messages=turns, **fields)
+    more = {"continue_final_message": True, "add_generation_prompt": False}
+    answer = client.chat.completions.create(messages=turns, extra_body=more, **fields).choices[0].message.content
+    begun = [*ids("<|endoftext|>### user\nhi\n\n### assistant\n"), *ids("春の")]
+    assert answer == client.completions.create(prompt=begun, **fields).choices[0].text
+    for wrong in (turns[:1], turns[1:]):
+        with pytest.raises(openai.BadRequestError, match="assistant"):
+            client.chat.completions.create(messages=wrong, extra_body=more, **fields)
+
+
 def test_the_repetition_penalty_of_the_base_applies_if_a_request_has_none(server: Running, client: Any):
     def ask(**fields: Any) -> str:
         answer = client.completions.create(model="base", prompt=PROMPT, temperature=0, max_tokens=30, extra_body=fields)

@@ -140,7 +140,8 @@ class Completions:
             tokenizer = self.adapters.tokenizer(served, parsed.chat_template_of)
             shown = [] if parsed.tool_choice == "none" else parsed.tools
             arguments = served.name, tokenizer, parsed.messages, shown, parsed.tool_choice == "auto"
-            prompts = [await asyncio.to_thread(chat_prompt, model, *arguments)]
+            continued = parsed.continue_final_message
+            prompts = [await asyncio.to_thread(chat_prompt, model, *arguments, continued)]
             logprobs = parsed.top_logprobs if parsed.logprobs else None
         else:
             prompts = await asyncio.to_thread(text_prompts, model, served.tokenizer, parsed.prompts)

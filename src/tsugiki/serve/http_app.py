@@ -32,6 +32,7 @@ from tsugiki.serve.protocol import ChatRequest, CompletionRequest, read
 from tsugiki.serve.responses import ResponsesRequest, response_events, whole_response
 from tsugiki.serve.security import HEALTH, REQUEST_ID, Access, Guard
 from tsugiki.serve.served_adapters import ServedAdapters
+from tsugiki.serve.votes import Votes, vote_routes
 
 _Json: TypeAlias = dict[str, Any]
 _log = logging.getLogger("tsugiki.serve")
@@ -105,6 +106,7 @@ def new_app(
         *page_routes(adapters, page_token),
         *views,
         *library_routes(adapters),
+        *vote_routes(Votes(adapters.library), adapters.base.name),
     ]
     public = {HEALTH, *page_files()}
     app = Starlette(

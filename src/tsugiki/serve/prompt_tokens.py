@@ -77,11 +77,12 @@ def chat_prompt(
     messages: Sequence[ChatMessage],
     tools: Sequence[Tool] = (),
     offered: bool = False,
+    continued: bool = False,
 ) -> Prompt:
     """Return the prompt that asks for the next message of a conversation; `name` is the model's in the request.
 
     The chat template shows the model the tools if it can; it must if they are offered, which is that the model decides
-    itself whether it calls one.
+    itself whether it calls one. If the answer is `continued`, the last message is its beginning.
     """
     if tokenizer.chat_template is None:
         message = _(
@@ -89,10 +90,14 @@ def chat_prompt(
             "or start the server with --chat-template"
         )
         raise ApiError(400, message.format(name=name), param="model", code="no_chat_template")
-    if messages[-1].role == "assistant":
-        raise ApiError(400, _("the last message is the assistant's own, so there is nothing to answer"), "messages")
-    turns = []
-    for place, turn in enumerate(messages):
+    if continued != (messages[-1].role == "assistant") or len(messages) == continued:
+        message = _("the last message is the assistant's own, so there is nothing to answer")
+        if continued:
+            message = _("there is no beginning of an answer; the last of several messages must be the assistant's")
+        raise ApiError(400, message, "messages")
+    turns, begun = [], messages[-1].text if continued else ""
+    _check_text(begun, "messages")
+    for place, turn in enumerate(messages[:-1] if continued else messages):
         of_tools = read_of_tools(turn.model_dump(), turn.role, f"messages.{place}")
         _check_text(turn.text + of_tools, "messages")
         turns.append(Message(_ROLES.get(turn.role, turn.role), turn.text, of_tools=of_tools))
@@ -115,7 +120,8 @@ def chat_prompt(
                 )
             raise ApiError(400, message.format(name=name), "tools", "unsupported_parameter")
         tokens = prompt_tokens(model, tokenizer, turns, tools=shown)
-    return Prompt(tokens.ids, tokens.ids, "", tokens.ends, calls)
+        ids = [*tokens.ids, *(encode(tokenizer, [begun])[0] if begun else ())]
+    return Prompt(ids, ids, "", tokens.ends, calls)
 
 
 def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:

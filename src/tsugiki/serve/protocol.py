@@ -284,6 +284,8 @@ class ChatRequest(SharedFields):
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1000)]
     chat_template_of: str | None = None
     """The model whose chat template is used; None: that of `model`."""
+    continue_final_message: bool = False
+    """The last message is the beginning of the answer, as in vLLM."""
     max_completion_tokens: Annotated[int | None, Field(ge=1)] = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=20)] = 0
@@ -364,6 +366,8 @@ def parse(kind: type[_Parsed], body: bytes) -> _Parsed:
     if fields.get("best_of") == fields.get("n"):  # no choice is left out
         fields.pop("best_of", None)
     unused = {"tools"} if fields.get("tool_choice") == "none" else set()  # the model shall not call any of them
+    if fields.get("continue_final_message") is True:
+        unused.add("add_generation_prompt")  # vLLM wants it to be false there
     for name in _UNSUPPORTED.keys() & fields.keys() - unused - kind.model_fields.keys():
         _check_neutral(name, fields.pop(name))
     if isinstance(messages := fields.get("messages"), list):

@@ -49,6 +49,7 @@ from tsugiki.serve.runs_view import (
 from tsugiki.serve.security import PAGE_API
 from tsugiki.serve.served_adapters import ServedAdapters
 from tsugiki.serve.uploads import FOLDER, Uploads
+from tsugiki.serve.votes import ALL_TRAIN, FILE, NoFields, Votes, holds_few_votes
 from tsugiki.training.settings.config import RunConfig
 from tsugiki.training.settings.files import validated
 from tsugiki.training.settings.setting import DATA_KINDS, Setting, settings_of
@@ -263,6 +264,8 @@ class Training:
             **self.data(parsed),
             "out": f"{RUNS_FOLDER}/{name}",
         }
+        if not parsed.texts and all(holds_few_votes(self.uploads.path(name)) for name in parsed.uploads):
+            given |= ALL_TRAIN
         for field, value in own.items():
             OFFERED[field].put(given, value)
         validated(RunConfig, given, None)
@@ -335,10 +338,11 @@ def workspace_routes(workspace: Workspace, adapters: ServedAdapters) -> list[Rou
     adapters.runs = runs = Runs(workspace.directory, RunProcesses(), workspace.model, library)
     training = Training(workspace, runs, Uploads(library / FOLDER))
     runs.watch()
-    return [*run_routes(runs), *training_routes(training, Jobs(workspace.directory, training.uploads.folder))]
+    jobs = Jobs(workspace.directory, training.uploads.folder)
+    return [*run_routes(runs), *training_routes(training, jobs, Votes(library))]
 
 
-def training_routes(training: Training, jobs: Jobs) -> list[Route]:
+def training_routes(training: Training, jobs: Jobs, votes: Votes) -> list[Route]:
     """Return the routes of the view Train. Previews, plans, searches and downloads are jobs."""
 
     def start(asked: RunFields) -> dict[str, Any]:
@@ -379,8 +383,14 @@ def training_routes(training: Training, jobs: Jobs) -> list[Route]:
         training.uploads.remove(asked.name)
         return training.uploads.listing()
 
+    def take_votes(_asked: NoFields) -> dict[str, str]:
+        if not (content := votes.content()):
+            raise ApiError(400, _("there are no votes to learn from"), code="invalid_value")
+        return {"name": training.uploads.put(FILE, content)}
+
     return [
         get_route("train/uploads", training.uploads.listing),
+        post_route("train/votes", NoFields, take_votes),
         Route(f"{PAGE_API}train/uploads", upload, methods=["PUT"]),
         post_route("train/remove-upload", NameRequest, remove),
         get_route("train/options", training.options),

@@ -3,8 +3,7 @@
  *
  * A view is a module of the folder `views` that exports `mount(root, app)`, made of its component by `mountOf` in
  * ui.js. It is called again when the path below the view changes, and with null when the view is left or the language
- * changes; `app.signal` is aborted then, so pass it to requests. An older view exports `render(root, app)` instead,
- * which gets a new `root` and a new signal for each path.
+ * changes; `app.signal` is aborted then, so pass it to requests.
  */
 
 import { hooks } from "./api.js";
@@ -118,18 +117,13 @@ function View({ view, lang, path, fail }) {
     return () => controller.abort();
   }, []);
   useLayoutEffect(() => { // not an effect, in which Preact loses the effects of what is drawn
-    if (!loaded || loaded.controller.signal.aborted) return undefined;
-    const { module, t } = loaded;
-    const controller = module.mount ? loaded.controller : new AbortController();
-    const root = module.mount ? loaded.root : rootOf(view);
-    const { signal } = controller;
-    const app = { t, lang, path, go, signal, fail: failing(signal, fail) };
+    if (!loaded || loaded.controller.signal.aborted) return;
+    const { module, t, root } = loaded;
+    const { signal } = loaded.controller;
     if (root.parentNode !== frame.current) frame.current?.replaceChildren(root);
-    if (module.mount) module.mount(root, app);
-    else Promise.resolve(module.render(root, app)).catch(app.fail);
-    return () => module.mount || controller.abort();
+    module.mount(root, { t, lang, path, go, signal, fail: failing(signal, fail) });
   }, [loaded, path.join("/")]);
-  useEffect(() => () => loaded?.module.mount?.(loaded.root, null), [loaded]);
+  useEffect(() => () => loaded?.module.mount(loaded.root, null), [loaded]);
   return html`<div class="frame" ref=${frame}></div>`;
 }
 

@@ -90,6 +90,11 @@ export function useWork() {
   return [busy, work];
 }
 
+/** @param {{ act: (event: Event) => void, [attribute: string]: any }} props a button without a frame */
+export function Quiet({ act, children, ...others }) {
+  return html`<button type="button" class="quiet" onClick=${act} ...${others}>${children}</button>`;
+}
+
 /** @param {{ label: Child, children?: Child, [attribute: string]: any }} props a labelled control */
 export function Field({ label, children, ...others }) {
   return html`<label class="field" ...${others}><span>${label}</span>${children}</label>`;

@@ -1,148 +1,123 @@
 /** An answer on the page: its text, whose tokens show their probabilities, and what can be done with it. */
 
-import { button, fill, h } from "../../dom.js";
+import { html, Quiet, useApp, useLayoutEffect, useMemo, useRef, useState } from "../../ui.js";
+import { goOn, isOpen, retry, textOf } from "./conversation.js";
 import { hasMarkup, markdown } from "./markdown.js";
 import { labelOf } from "./models.js";
 
-/**
- * @typedef {object} Answer
- * @property {string} model
- * @property {number} colour 1 to 6
- * @property {string} letter what it is called while the model is hidden
- * @property {import("./generate.js").Part[]} parts
- * @property {"waiting" | "running" | "done" | "stopped" | "failed"} state
- * @property {string | null} reason why it has ended
- * @property {string} error why it has failed
- * @property {number} tokens
- * @property {number} seconds from the first token to the last one
- * @property {number} left turns of the conversation that were left out, because they did not fit in the context
- * @property {AbortController} controller stops it
- * @property {() => void} changed draws what is new
- */
-
-/** @param {Answer} answer */
-export function textOf(answer) {
-  return answer.parts.map((part) => part.text).join("");
-}
-
-/** @param {Answer} answer */
-export function isOpen(answer) {
-  return answer.state === "waiting" || answer.state === "running";
-}
+/** @typedef {import("./conversation.js").Answer} Answer */
+/** @typedef {import("./conversation.js").Turn} Turn */
 
 /**
- * Draw an answer, which then draws what is new by itself.
+ * An answer; it is drawn again only after a change.
  *
- * @param {Answer} answer
- * @param {import("../../app.js").App} app
- * @param {() => boolean} isHidden whether its model is hidden
- * @param {(text: string) => void} say tell it to readers who do not see the page
- * @param {boolean} isChat whether Markdown in it is shown as such
- * @param {() => void} retry ask for it again, with the same seed
- * @returns {HTMLElement}
+ * @param {object} props
+ * @param {Turn} props.turn
+ * @param {Answer} props.answer
+ * @param {boolean} props.isHidden whether its model is hidden
+ * @param {boolean} props.isShaded whether tokens are shaded, which Markdown does not show
+ * @param {(text: string) => void} props.announce tell it to readers who do not see the page
  */
-export function drawAnswer(answer, app, isHidden, say, isChat, retry) {
-  const { t } = app;
-  const name = h("h2");
-  const rich = h("div.rich", { dir: "auto" });
-  let isPlain = false;
-  const text = h("div.text", { tabindex: 0, dir: "auto" });
-  const tip = h("div.tip", { role: "status", hidden: true });
-  const note = h("p.note");
-  const actions = h("div.actions");
-  const body = h("div.body", {}, text, rich, tip);
-  const card = h("section.answer", {}, h("header", {}, name), body, h("footer", {}, note, actions));
-  let drawn = 0;
-
-  answer.changed = () => {
-    const called = isHidden() ? answer.letter : labelOf(answer.model);
-    fill(name, h("i.dot", { dataset: { colour: isHidden() ? 0 : answer.colour } }), called);
-    card.setAttribute("aria-label", called);
-    card.setAttribute("aria-busy", String(isOpen(answer)));
-    card.dataset.state = answer.state;
-    if (drawn > answer.parts.length) {
-      fill(text);
-      fill(rich);
-      drawn = 0;
-    }
-    for (; drawn < answer.parts.length; drawn++) text.append(span(answer.parts[drawn], drawn));
-    fill(note, describe(answer, app, isHidden()));
-    const isMarked = isChat && !isOpen(answer) && hasMarkup(textOf(answer));
-    body.toggleAttribute("data-rich", isMarked && !isPlain);
-    if (isMarked && !rich.hasChildNodes()) fill(rich, markdown(textOf(answer)));
-    const change = () => ((isPlain = !isPlain), answer.changed());
-    fill(
-      actions,
-      isMarked && button(t(isPlain ? "formatted" : "plain"), change, { class: "quiet" }),
-      (answer.state === "failed" || answer.state === "stopped") && button(t("retry"), retry, { class: "quiet" }),
-      isOpen(answer) && button(t("stop"), () => answer.controller.abort(), { class: "quiet" }),
-      !isOpen(answer) && drawn > 0 && button(t("copy"), copy, { class: "quiet" }),
-    );
-  };
-
-  async function copy() {
-    if (navigator.clipboard) {
-      await navigator.clipboard.writeText(textOf(answer));
-      say(t("copied"));
-    } else {
-      getSelection().selectAllChildren(text); // a page that is not from this machine may not write to the clipboard
-      say(t("selected"));
-    }
-  }
-
-  /** @type {HTMLElement | null} */
-  let marked = null;
-  /** @param {HTMLElement | null} next the token whose probability is shown; null: none */
-  function mark(next) {
-    marked?.classList.remove("marked");
-    marked = next;
-    tip.hidden = !next || !answer.parts[Number(next.dataset.part)].tokens.length; // of an earlier visit there are none
-    if (next === null) return;
-    next.classList.add("marked");
-    fill(tip, explain(answer.parts[Number(next.dataset.part)], app));
-    const place = next.getClientRects()[0];
-    const frame = body.getBoundingClientRect();
-    const left = Math.min(place.left - frame.left, frame.width - tip.offsetWidth);
-    tip.style.left = `${Math.max(0, left)}px`;
-    tip.style.top = `${place.bottom - frame.top + 6}px`;
-  }
-  const tokenOf = (event) => event.target.closest("[data-part]");
-  text.addEventListener("pointerover", (event) => mark(tokenOf(event)));
-  text.addEventListener("click", (event) => mark(tokenOf(event)));
-  text.addEventListener("pointerleave", () => mark(null));
-  text.addEventListener("blur", () => mark(null));
-  text.addEventListener("keydown", (event) => {
-    const step = { ArrowRight: "nextElementSibling", ArrowLeft: "previousElementSibling" }[event.key];
-    if (step) {
-      event.preventDefault();
-      mark((marked ? marked[step] : text.firstElementChild) ?? marked);
-    } else if (event.key === "Escape") mark(null);
-  });
-
-  answer.changed();
-  return card;
+export function AnswerCard(props) {
+  const { answer, isHidden, isShaded } = props;
+  return useMemo(() => html`<${Card} ...${props} />`, [answer, answer.version, answer.state, isHidden, isShaded]);
 }
 
-/**
- * @param {import("./generate.js").Part} part
- * @param {number} index
- */
-function span(part, index) {
+function Card({ turn, answer, isHidden, isShaded, announce }) {
+  const app = useApp();
+  const { t } = app;
+  const [isPlain, setPlain] = useState(false);
+  const body = useRef();
+  const text = textOf(answer);
+  const isMarked = turn.isChat && !isShaded && hasMarkup(text);
+  const isRunning = isOpen(answer);
+  const called = isHidden ? answer.letter : labelOf(answer.model);
+  const isCut = answer.state === "stopped" || answer.state === "failed";
+  const quiet = (label, act) => html`<${Quiet} key=${label} act=${act}>${label}<//>`;
+  const copy = async () => {
+    if (navigator.clipboard) await navigator.clipboard.writeText(text);
+    // a page that is not from this machine may not write to the clipboard
+    else if (body.current) getSelection()?.selectAllChildren(body.current);
+    announce(navigator.clipboard ? t("copied") : t("selected"));
+  };
+  const marks = { "aria-label": called, "aria-busy": String(isRunning), "data-state": answer.state };
+  return html`<div class="answer" role="group" ...${marks}>
+    <header><h2><i class="dot" data-colour=${isHidden ? 0 : answer.colour}></i>${called}</h2></header>
+    <div class="body" ref=${body}>
+      ${isMarked && !isPlain
+        ? html`<div class="rich" dir="auto">${markdown(text)}</div>`
+        : html`<${Tokens} answer=${answer} />`}
+    </div>
+    <footer>
+      <p class="note">${describe(answer, app, isHidden)}</p>
+      <div class="actions">
+        ${isMarked && quiet(t(isPlain ? "formatted" : "plain"), () => setPlain(!isPlain))}
+        ${((isCut && text) || answer.reason === "length") && quiet(t("go_on"), () => goOn(turn, answer))}
+        ${isCut && quiet(t("retry"), () => retry(turn, answer))}
+        ${isRunning && quiet(t("stop"), () => answer.controller.abort())}
+        ${!isRunning && text && quiet(t("copy"), copy)}
+      </div>
+    </footer>
+  </div>`;
+}
+
+/** The text of an answer, token by token; one of them can show its probability. */
+function Tokens({ answer }) {
+  const [marked, mark] = useState(-1);
+  const frame = useRef();
+  const tip = useRef();
+  const part = answer.parts[marked];
+  useLayoutEffect(() => {
+    const token = frame.current?.querySelector(".marked");
+    if (!tip.current || !frame.current || !token) return;
+    const place = token.getClientRects()[0] ?? token.getBoundingClientRect();
+    const around = frame.current.getBoundingClientRect();
+    const left = Math.min(place.left - around.left, around.width - tip.current.offsetWidth);
+    tip.current.style.left = `${Math.max(0, left)}px`;
+    tip.current.style.top = `${place.bottom - around.top + 6}px`;
+  }, [marked, answer.version]);
+  const point = (event) => mark(Number(event.target.closest("[data-part]")?.dataset.part ?? -1));
+  const step = (event) => {
+    const change = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (change) {
+      event.preventDefault();
+      mark(Math.min(Math.max(0, marked + change), answer.parts.length - 1));
+    } else if (event.key === "Escape") mark(-1);
+  };
+  const close = () => mark(-1);
+  return html`<div ref=${frame}>
+    <div class="text" tabindex="0" dir="auto" onPointerOver=${point} onClick=${point} onPointerLeave=${close}
+      onBlur=${close} onKeyDown=${step}>
+      ${answer.parts.map((one, index) => drawToken(one, index, index === marked))}
+    </div>
+    <div class="tip" role="status" ref=${tip} hidden=${!part?.tokens.length}>
+      ${part?.tokens.length > 0 && html`<${Probabilities} part=${part} />`}
+    </div>
+  </div>`;
+}
+
+/** Parts that are drawn already, so that a long text costs little for each new token. @type {WeakMap<object, any>} */
+const drawn = new WeakMap();
+
+/** @param {import("./generate.js").Part} part @param {number} index @param {boolean} isMarked */
+function drawToken(part, index, isMarked) {
   const probability = Math.exp(part.tokens.reduce((sum, token) => sum + token.logprob, 0));
   const level = [0.5, 0.2, 0.05, 0.01].filter((bound) => probability < bound).length;
-  return h("span", { dataset: { part: index, level } }, part.text);
+  if (isMarked) return html`<span class="marked" data-part=${index} data-level=${level}>${part.text}</span>`;
+  if (!drawn.has(part)) drawn.set(part, html`<span data-part=${index} data-level=${level}>${part.text}</span>`);
+  return drawn.get(part);
 }
 
 /**
  * @param {Answer} answer
  * @param {import("../../app.js").App} app
- * @param {boolean} hidden whether nothing may be said that tells its model
+ * @param {boolean} isHidden whether nothing may be said that tells its model
  * @returns {string} how it goes, or how it ended
  */
-function describe(answer, { t }, hidden) {
+function describe(answer, { t }, isHidden) {
   if (answer.state === "failed") return answer.error;
   if (answer.state === "waiting") return t("waiting");
-  if (answer.state === "running" || (hidden && answer.parts.length)) return "";
+  if (answer.state === "running" || (isHidden && answer.parts.length)) return "";
   const speed = answer.seconds > 0 ? (answer.tokens - 1) / answer.seconds : 0;
   if (!answer.parts.length) return answer.state === "stopped" ? t("stopped") : t("nothing");
   const facts = [answer.tokens === 1 ? t("one_token") : t("tokens", { count: answer.tokens })];
@@ -153,34 +128,24 @@ function describe(answer, { t }, hidden) {
   return facts.join(" · ");
 }
 
-/**
- * @param {import("./generate.js").Part} part
- * @param {import("../../app.js").App} app
- * @returns {HTMLElement} the probabilities of its token and of others there, or of each of its tokens
- */
-function explain(part, { t, lang }) {
+/** The probabilities of the token of a part and of others there, or of each of its tokens. */
+function Probabilities({ part }) {
+  const { t, lang } = useApp();
   const single = part.tokens.length === 1;
   const [token] = part.tokens;
   let rows = part.tokens.map((one) => [one.text, one.logprob]);
   if (single) {
     rows = token.top.some(([text]) => text === token.text) ? token.top : [...token.top, [token.text, token.logprob]];
   }
-  return h(
-    "table",
-    {},
-    h("caption", {}, single ? t("probability") : t("several_tokens")),
-    rows.map(([text, logprob]) => {
-      const bar = h("i.bar");
-      bar.style.width = `${Math.max(2, 100 * Math.exp(logprob))}%`;
-      return h(
-        "tr",
-        { "aria-current": single && text === token.text },
-        h("td.mono", {}, visible(text)),
-        h("td", {}, bar),
-        h("td.number", {}, percent(Math.exp(logprob), lang)),
-      );
-    }),
-  );
+  const row = ([text, logprob]) => html`<tr aria-current=${single && text === token.text ? "true" : null}>
+    <td class="mono">${visible(text)}</td>
+    <td><i class="bar" style=${{ width: `${Math.max(2, 100 * Math.exp(logprob))}%` }}></i></td>
+    <td class="number">${percent(Math.exp(logprob), lang)}</td>
+  </tr>`;
+  return html`<table>
+    <caption>${single ? t("probability") : t("several_tokens")}</caption>
+    <tbody>${rows.map(row)}</tbody>
+  </table>`;
 }
 
 /** @param {string} text of a token; spaces and line ends become visible */

@@ -1,5 +1,7 @@
 /** Conversations of earlier visits. They are kept in this browser, and can be exported and imported as JSON. */
 
+import { Field, html, openDialog, Quiet, saveFile, useState } from "../../ui.js";
+
 const STORED = "tsugiki.history";
 const OPEN = "tsugiki.talk.open";
 const FORMAT = "tsugiki-conversations-1";
@@ -9,7 +11,8 @@ const MOST = 100; // conversations
  * @typedef {object} Conversation
  * @property {string} id
  * @property {number} when it was changed, in milliseconds since 1970
- * @property {object[]} turns as `plain` makes them
+ * @property {any[]} turns as `plain` makes them
+ * @property {Record<string, string>} [shown] as in conversation.js
  */
 
 /** @returns {Conversation[]} the last changed first */
@@ -21,27 +24,26 @@ export function conversations() {
   }
 }
 
-/** @param {string} id @param {import("../talk.js").Turn[]} turns whose answers are finished */
-export function keep(id, turns) {
+/** @param {string} id @param {import("./conversation.js").Turn[]} turns @param {Record<string, string>} shown */
+export function keepConversation(id, turns, shown) {
   sessionStorage.setItem(OPEN, id);
-  store([{ id, when: Date.now(), turns: turns.map(plain) }, ...conversations().filter((one) => one.id !== id)]);
+  if (turns.length) store([{ id, when: Date.now(), turns: turns.map(plain), shown }, ...withoutOne(id)]);
 }
 
-/** @param {string | null} id of one that is forgotten; null: of all */
-export function forget(id) {
-  store(id === null ? [] : conversations().filter((one) => one.id !== id));
-}
-
-/** @returns {Conversation | undefined} the one that was open before the page was loaded again */
+/** @returns {string | null} the id of the one that was open before the page was loaded again */
 export function lastOpen() {
-  const id = sessionStorage.getItem(OPEN);
-  return conversations().find((one) => one.id === id);
+  return sessionStorage.getItem(OPEN);
 }
 
-/** @returns {Blob} all conversations */
-export function exported() {
+/** @param {string} id */
+function withoutOne(id) {
+  return conversations().filter((one) => one.id !== id);
+}
+
+/** Let the browser save all conversations. */
+function save() {
   const content = JSON.stringify({ format: FORMAT, conversations: conversations() }, null, 1);
-  return new Blob([content], { type: "application/json" });
+  saveFile("tsugiki-conversations.json", new Blob([content], { type: "application/json" }));
 }
 
 /**
@@ -50,7 +52,7 @@ export function exported() {
  * @param {string} text of the file
  * @returns {number | null} how many; null: it is no such file
  */
-export function imported(text) {
+function imported(text) {
   try {
     const content = JSON.parse(text);
     if (content.format !== FORMAT || !content.conversations.every(isConversation)) return null;
@@ -76,13 +78,15 @@ function store(all) {
   }
 }
 
-/** @param {import("../talk.js").Turn} turn @returns {object} without the probabilities, which take too much room */
-function plain({ prompt, isChat, isBlind, hasVoted, seed, answers }) {
-  const kept = answers.map(({ model, colour, letter, parts, state, reason, error, tokens, seconds, left }) => {
-    const text = parts.map((part) => part.text).join("");
-    return { model, colour, letter, text, state, reason, error, tokens, seconds, left };
-  });
-  return { prompt, isChat, isBlind, hasVoted, seed, answers: kept };
+/** @param {import("./conversation.js").Turn} turn @returns {object} without the probabilities, which take much room */
+function plain({ answers, ...turn }) {
+  return {
+    ...turn,
+    answers: answers.map(({ parts, controller, version, ...rest }) => ({
+      ...rest,
+      text: parts.map((part) => part.text).join(""),
+    })),
+  };
 }
 
 /** @param {any} one @returns {boolean} whether it has the fields of a conversation, of the right types */
@@ -94,4 +98,46 @@ function isConversation(one) {
 
 function isListOf(list, isRight) {
   return Array.isArray(list) && list.every(isRight);
+}
+
+/**
+ * Show the conversations of earlier visits.
+ *
+ * @param {import("../../app.js").App} app
+ * @returns {Promise<Conversation | undefined>} the one that the reader opens
+ */
+export function chooseConversation({ t, lang }) {
+  return openDialog(t("history"), (close) => html`<${History} ...${{ t, lang, close }} />`);
+}
+
+function History({ t, lang, close }) {
+  const [all, setAll] = useState(conversations);
+  const [said, setSaid] = useState("");
+  const forget = (rest) => (store(rest), setAll(conversations()));
+  const read = async (event) => {
+    const count = imported(await event.target.files[0].text());
+    setSaid(count === null ? t("history.wrong") : t("history.imported", { count }));
+    setAll(conversations());
+  };
+  const item = (one) => {
+    const when = new Date(one.when).toLocaleString(lang, { dateStyle: "medium", timeStyle: "short" });
+    const title = one.turns[0]?.prompt.slice(0, 40) || "…";
+    return html`<li key=${one.id}>
+      <button type="button" class="link" onClick=${() => close(one)}>${title}</button>
+      <span class="faint small">${when}</span>
+      <${Quiet} aria-label=${t("history.remove", { title })} act=${() => forget(withoutOne(one.id))}>×<//>
+    </li>`;
+  };
+  return html`<div class="in-dialog" data-view="talk">
+    <h2>${t("history")}</h2>
+    <p class="faint small">${t("history.where")}</p>
+    <ul class="listed">${all.map(item)}</ul>
+    <p class="small" role="status">${said}</p>
+    <${Field} label=${t("history.import")}><input type="file" accept=".json" onChange=${read} /><//>
+    <div class="actions">
+      <button type="button" class="danger" onClick=${() => forget([])}>${t("history.forget")}</button>
+      <button type="button" onClick=${save}>${t("history.export")}</button>
+      <button type="button" class="primary" onClick=${() => close()}>${t("close")}</button>
+    </div>
+  </div>`;
 }

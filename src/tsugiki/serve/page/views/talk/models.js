@@ -1,12 +1,61 @@
 /**
- * What answers: the base, an adapter, or a mix of adapters. Each is a text: a name, or MIX and the factors of the
- * adapters as JSON. No adapter's name has a colon.
+ * What answers: the base, an adapter, a run, or a mix of adapters. Each is a text: a name, or MIX and the factors of
+ * the adapters as JSON. No adapter's name has a colon.
  */
 
-import { button, field, h } from "../../dom.js";
+import { Field, html, openDialog, Quiet, useEffect, useRef, useState } from "../../ui.js";
 
 const MIX = "mix:";
-const MOST = 8; // adapters in a mix, as the server allows
+const MOST_IN_MIX = 8; // as the server allows
+export const MOST = 6; // models that answer a prompt
+
+/** @typedef {{ name: string, chat: boolean, given?: boolean }} Model */
+
+/**
+ * @typedef {object} Known what the server has
+ * @property {Model & { repetition_penalty: number }} base
+ * @property {Model[]} adapters
+ * @property {Model[]} runs
+ * @property {number} context tokens
+ * @property {Model[]} models the base, the adapters and the runs
+ */
+
+/**
+ * @param {any} answer of the server
+ * @param {string} lang
+ * @returns {Known} with the adapters in the order of their names
+ */
+export function knownOf(answer, lang) {
+  const collator = new Intl.Collator(lang, { numeric: true });
+  const adapters = answer.adapters.toSorted((a, b) => collator.compare(a.name, b.name));
+  return { ...answer, adapters, models: [answer.base, ...adapters, ...answer.runs] };
+}
+
+/**
+ * Return what the settings become when the view is opened: the models that the address, the command or the last visit
+ * names, and chat where one of them can.
+ *
+ * @param {import("./settings.js").Settings} settings
+ * @param {Known} known
+ * @param {string | undefined} opened the model that the address names
+ * @returns {Partial<import("./settings.js").Settings>}
+ */
+export function chosenAtFirst(settings, known, opened) {
+  const names = known.models.map((one) => one.name);
+  const commanded = known.adapters.filter((one) => one.given).map((one) => one.name);
+  const given = commanded.join("/");
+  let { models: wanted, mode } = settings;
+  if (given !== settings.given && given) {
+    wanted = [names[0], ...commanded].slice(0, MOST);
+    mode = null;
+  }
+  if (opened) wanted = [names[0], opened];
+  let models = (wanted ?? names.slice(0, 2)).filter((model) => isKnown(model, names));
+  if (!models.length) models = names.slice(0, 1);
+  if (opened || !mode) mode = known.models.some((one) => one.chat && models.includes(one.name)) ? "chat" : "continue";
+  if (!known.models.some((one) => one.chat)) mode = "continue";
+  return { given, models, mode };
+}
 
 /**
  * @param {string} model
@@ -31,7 +80,7 @@ export function labelOf(model) {
 /**
  * @param {string} model
  * @param {string} base the base's name
- * @returns {object} the fields of a request that choose it
+ * @returns {{ model: string, adapters?: Record<string, number> }} the fields of a request that choose it
  */
 export function requestOf(model, base) {
   const factors = factorsOf(model);
@@ -43,7 +92,7 @@ export function requestOf(model, base) {
  * @param {string[]} names of the base and the adapters
  * @returns {boolean} whether it can be asked
  */
-export function isKnown(model, names) {
+function isKnown(model, names) {
   const factors = factorsOf(model);
   const used = factors ? Object.keys(factors) : [model];
   return used.length > 0 && used.every((name) => names.includes(name));
@@ -60,47 +109,74 @@ export function namesIn(model, base) {
 }
 
 /**
- * Ask for the factors of a mix.
+ * Let the reader choose a model, by a search among all or as a mix.
  *
- * @param {string} model an earlier mix, whose factors are shown; another model: none
- * @param {string[]} names of the adapters
+ * @param {Known} known
+ * @param {string} model the one that is chosen; "": none
  * @param {import("../../messages.js").Translate} t
- * @returns {Promise<string | null>} the mix; null: the reader does not want one
+ * @returns {Promise<string | undefined>} undefined: the reader does not want another one
  */
-export function askMix(model, names, t) {
-  const factors = factorsOf(model) ?? {};
-  return new Promise((resolve) => {
-    const inputs = names.map((name) =>
-      h("input", { type: "number", step: "any", min: -100, max: 100, name, value: factors[name] ?? "" }),
-    );
-    const mixed = () => inputs.filter((input) => input.value && input.valueAsNumber !== 0);
-    const check = () => {
-      const count = mixed().length;
-      inputs[0].setCustomValidity(count < 1 || count > MOST ? t("mix.count", { most: MOST }) : "");
-    };
-    const dialog = h(
-      "dialog.mix",
-      { "aria-label": t("mix"), oninput: check, onclose: () => done() },
-      h(
-        "form",
-        { method: "dialog" },
-        h("p", {}, t("mix.explanation")),
-        h("div.factors", {}, names.map((name, index) => field(name, inputs[index]))),
-        h(
-          "div.actions",
-          {},
-          button(t("cancel"), () => dialog.close(), { class: "quiet" }),
-          h("button.primary", { value: "mix" }, t("mix.use")),
-        ),
-      ),
-    );
-    const done = () => {
-      dialog.remove();
-      const chosen = Object.fromEntries(mixed().map((input) => [input.name, input.valueAsNumber]));
-      resolve(dialog.returnValue === "mix" ? MIX + JSON.stringify(chosen) : null);
-    };
-    check();
-    document.body.append(dialog);
-    dialog.showModal();
-  });
+export async function chooseModel(known, model, t) {
+  const picked = await openDialog(t("choose"), (close) => html`<${Picker} ...${{ known, model, t, close }} />`);
+  if (picked !== MIX) return picked;
+  const names = [...known.adapters, ...known.runs].map((one) => one.name);
+  return openDialog(t("mix"), (close) => html`<${MixForm} ...${{ names, given: factorsOf(model) ?? {}, t, close }} />`);
+}
+
+function Picker({ known, model, t, close }) {
+  const [sought, setSought] = useState("");
+  const plain = (text) => text.normalize("NFKC").toLowerCase();
+  const words = plain(sought).split(/\s+/);
+  const groups = [[t("base"), [known.base]], [t("adapters"), known.adapters], [t("runs"), known.runs]]
+    .map(([title, models]) => [title, models.filter(({ name }) => words.every((word) => plain(name).includes(word)))])
+    .filter(([, models]) => models.length);
+  const submit = (event) => {
+    event.preventDefault();
+    if (sought.trim() && groups.length) close(groups[0][1][0].name);
+  };
+  const item = (/** @type {Model} */ { name }) => html`<li>
+    <button type="button" class="link" aria-current=${name === model ? "true" : null} onClick=${() => close(name)}>
+      ${name}
+    </button>
+  </li>`;
+  return html`<form class="in-dialog" data-view="talk" onSubmit=${submit}>
+    <${Field} label=${t("search")}>
+      <input type="search" autofocus value=${sought} onInput=${(event) => setSought(event.target.value)} />
+    <//>
+    <div class="listed" role="status" aria-live="off">
+      ${groups.map(([title, models]) => html`<h3>${title}</h3><ul>${models.map(item)}</ul>`)}
+      ${!groups.length && html`<p class="faint">${t("search.none")}</p>`}
+    </div>
+    <div class="actions">
+      ${known.models.length > 1 && html`<button type="button" onClick=${() => close(MIX)}>${t("mix")}</button>`}
+      <${Quiet} act=${() => close()}>${t("cancel")}<//>
+    </div>
+  </form>`;
+}
+
+function MixForm({ names, given, t, close }) {
+  const form = useRef();
+  const inputs = () => [...form.current.querySelectorAll("input")];
+  const mixed = () => inputs().filter((input) => input.value && input.valueAsNumber !== 0);
+  const check = () => {
+    const count = mixed().length;
+    const problem = count < 1 || count > MOST_IN_MIX ? t("mix.count", { most: MOST_IN_MIX }) : "";
+    inputs()[0].setCustomValidity(problem);
+  };
+  const submit = (event) => {
+    event.preventDefault();
+    close(MIX + JSON.stringify(Object.fromEntries(mixed().map((input) => [input.name, input.valueAsNumber]))));
+  };
+  useEffect(check, []);
+  const field = (name) => html`<${Field} label=${name}>
+    <input type="number" step="any" min="-100" max="100" name=${name} defaultValue=${given[name] ?? ""} />
+  <//>`;
+  return html`<form class="in-dialog" data-view="talk" ref=${form} onInput=${check} onSubmit=${submit}>
+    <p>${t("mix.explanation")}</p>
+    <div class="listed">${names.map(field)}</div>
+    <div class="actions">
+      <${Quiet} act=${() => close()}>${t("cancel")}<//>
+      <button class="primary">${t("mix.use")}</button>
+    </div>
+  </form>`;
 }

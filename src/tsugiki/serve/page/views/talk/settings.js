@@ -1,6 +1,6 @@
 /** How tokens are chosen. The settings are kept in the browser. */
 
-import { field, h } from "../../dom.js";
+import { Field, html, useApp } from "../../ui.js";
 
 const STORED = "tsugiki.talk";
 
@@ -27,15 +27,16 @@ const DEFAULTS = {
 
 /** @typedef {typeof DEFAULTS} Settings */
 
-const NUMBERS = {
-  temperature: { min: 0, max: 2, step: "any" },
-  top_p: { min: 0.01, max: 1, step: "any" },
-  top_k: { min: 0, max: 100000, step: 1 },
-  min_p: { min: 0, max: 1, step: "any" },
-  repetition_penalty: { min: 0.5, max: 2, step: "any" },
-  max_tokens: { min: 1, max: 100000, step: 1 },
-  seed: { min: 0, max: 2 ** 31, step: 1 },
-};
+/** @type {[string, { min: number, max: number, step: number | "any" }][]} */
+const NUMBERS = [
+  ["temperature", { min: 0, max: 2, step: "any" }],
+  ["top_p", { min: 0.01, max: 1, step: "any" }],
+  ["top_k", { min: 0, max: 100000, step: 1 }],
+  ["min_p", { min: 0, max: 1, step: "any" }],
+  ["repetition_penalty", { min: 0.5, max: 2, step: "any" }],
+  ["max_tokens", { min: 1, max: 100000, step: 1 }],
+  ["seed", { min: 0, max: 2 ** 31, step: 1 }],
+];
 
 /** @returns {Settings} those of the last visit */
 export function loadSettings() {
@@ -50,7 +51,7 @@ export function saveSettings(settings) {
 /**
  * @param {Settings} settings
  * @param {number} seed
- * @returns {object} fields of a request
+ * @returns {{ max_tokens: number, [field: string]: any }} fields of a request
  */
 export function samplingOf(settings, seed) {
   const { temperature, top_p, top_k, min_p, repetition_penalty, max_tokens } = settings;
@@ -59,57 +60,29 @@ export function samplingOf(settings, seed) {
 }
 
 /**
- * @param {Settings} settings changed by the fields
- * @param {number} penalty the base's own repetition penalty, which an empty field stands for
- * @param {import("../../messages.js").Translate} t
- * @param {() => void} changed
- * @returns {HTMLElement}
+ * @param {object} props
+ * @param {Settings} props.settings
+ * @param {number} props.penalty the base's own repetition penalty, which an empty field stands for
+ * @param {(settings: Partial<Settings>) => void} props.change
  */
-export function settingsFields(settings, penalty, t, changed) {
-  const labels = {
-    temperature: t("temperature"),
-    top_p: t("top_p"),
-    top_k: t("top_k"),
-    min_p: t("min_p"),
-    repetition_penalty: t("repetition_penalty"),
-    max_tokens: t("max_tokens"),
-    seed: t("seed"),
+export function SettingsFields({ settings, penalty, change }) {
+  const { t } = useApp();
+  const set = (name) => (/** @type {any} */ { target }) => {
+    const value = target.type !== "number" ? target.value : target.value === "" ? null : target.valueAsNumber;
+    if (target.checkValidity()) change({ [name]: value });
+    else target.value = settings[name];
   };
-  const number = (name) =>
-    field(
-      labels[name],
-      h("input", {
-        type: "number",
-        inputmode: "decimal",
-        required: name !== "repetition_penalty",
-        placeholder: name === "repetition_penalty" ? String(penalty) : null,
-        ...NUMBERS[name],
-        value: settings[name],
-        onchange: ({ target }) => {
-          if (target.checkValidity()) settings[name] = target.value === "" ? null : target.valueAsNumber;
-          else target.value = settings[name];
-          changed();
-        },
-      }),
-    );
-  const text = (name, label, hint) =>
-    field(
-      label,
-      h("textarea", {
-        rows: 2,
-        placeholder: hint,
-        value: settings[name],
-        onchange: ({ target }) => {
-          settings[name] = target.value;
-          changed();
-        },
-      }),
-    );
-  return h(
-    "div.settings",
-    {},
-    Object.keys(NUMBERS).map(number),
-    text("stop", t("stop_strings"), t("stop_strings_hint")),
-    settings.mode === "chat" && text("system", t("system"), ""),
-  );
+  const number = ([name, limits]) => html`<${Field} label=${t(name)}>
+    <input type="number" inputmode="decimal" ...${limits} defaultValue=${settings[name]} onChange=${set(name)}
+      required=${name !== "repetition_penalty"} placeholder=${name === "repetition_penalty" ? penalty : null} />
+  <//>`;
+  const text = (name, label, hint = "") =>
+    html`<${Field} label=${label}>
+      <textarea rows="2" placeholder=${hint} defaultValue=${settings[name]} onChange=${set(name)} />
+    <//>`;
+  return html`<div class="settings">
+    ${NUMBERS.map(number)}
+    ${text("stop", t("stop_strings"), t("stop_strings_hint"))}
+    ${settings.mode === "chat" && text("system", t("system"))}
+  </div>`;
 }

@@ -1,4 +1,13 @@
-/** Votes for answers whose models were hidden. They are kept in the browser, for each base. */
+/**
+ * Votes for answers whose models were hidden. How often a model won is kept in the browser, for each base; the pairs of
+ * answers are kept by the server, so that a run can learn from them.
+ */
+
+import { getBlob, postJson } from "../../api.js";
+import { ask, html, openDialog, Quiet, saveFile, Table, useApp, useReducer, useWork } from "../../ui.js";
+import { percent } from "./answer.js";
+import { keep, messagesFor, textOf } from "./conversation.js";
+import { labelOf } from "./models.js";
 
 const STORED = "tsugiki.votes";
 const Z = 1.96; // of a 95 % interval
@@ -6,21 +15,29 @@ const Z = 1.96; // of a 95 % interval
 /** @typedef {{ won: number, lost: number, tied: number }} Tally */
 
 /**
+ * Count a vote, and let the server keep its pairs.
+ *
  * @param {string} base
- * @returns {Record<string, Tally>} by model
+ * @param {import("./conversation.js").Turn} turn
+ * @param {number | null} best the place of the best answer; null: there is no difference
  */
-export function tallies(base) {
-  return stored()[base] ?? {};
+export async function vote(base, turn, best) {
+  const answers = turn.answers.map((answer) => ({ model: labelOf(answer.model), text: textOf(answer) }));
+  turn.hasVoted = true;
+  count(base, answers.map((one) => one.model), best === null ? null : answers[best].model);
+  keep();
+  if (best === null) return;
+  const prompt = turn.isChat ? messagesFor(turn) : turn.prompt;
+  turn.pairs = await postJson("/page/api/vote", { prompt, answers, best });
+  keep();
 }
 
 /**
- * Count a vote.
- *
  * @param {string} base
  * @param {string[]} models those that were compared
  * @param {string | null} best null: there is no difference
  */
-export function vote(base, models, best) {
+function count(base, models, best) {
   const all = stored();
   const own = (all[base] ??= {});
   for (const model of new Set(models)) {
@@ -31,7 +48,7 @@ export function vote(base, models, best) {
 }
 
 /** @param {string} base whose votes are forgotten */
-export function forget(base) {
+function forget(base) {
   const all = stored();
   delete all[base];
   localStorage.setItem(STORED, JSON.stringify(all));
@@ -53,4 +70,69 @@ export function interval(won, count) {
 /** @returns {Record<string, Record<string, Tally>>} by base and model */
 function stored() {
   return JSON.parse(localStorage.getItem(STORED) ?? "{}");
+}
+
+/** The votes so far, if there are any, and the pairs that they gave. */
+export function Votes({ base, isOpen, kept, setKept }) {
+  const { t, lang } = useApp();
+  const [, redraw] = useReducer((times) => times + 1, 0);
+  const tally = Object.entries(stored()[base] ?? {});
+  if (!tally.length && !kept?.pairs) return null;
+  const share = (/** @type {Tally} */ { won, lost }) => {
+    if (won + lost === 0) return "–";
+    const [low, high] = interval(won, won + lost).map((value) => percent(value, lang));
+    return t("share_is", { share: percent(won / (won + lost), lang), low, high });
+  };
+  const heads = [t("model"), t("won"), t("lost"), t("tied"), t("share")];
+  const rows = tally.map(([model, one]) => [model, one.won, one.lost, one.tied, share(one)]);
+  return html`<details class="votes" open=${isOpen}>
+    <summary>${t("votes")}</summary>
+    ${tally.length > 0 &&
+    html`<${Table} headers=${heads} rows=${rows} />
+      <${Quiet} act=${() => (forget(base), redraw(null))}>${t("forget")}<//>`}
+    ${kept?.pairs > 0 && html`<${Pairs} ...${{ kept, setKept }} />`}
+  </details>`;
+}
+
+/** The pairs on the server, and what can be done with them. */
+function Pairs({ kept, setKept }) {
+  const { t, signal } = useApp();
+  const [busy, work] = useWork();
+  const { pairs, offered, few } = kept;
+  const save = () => work("save", async () => saveFile("votes.jsonl", await getBlob("/page/api/votes/file", signal)));
+  const remove = () =>
+    work("remove", async () => {
+      const yes = await ask(t("pairs.remove_all", { count: pairs }), t("pairs.remove"), t("cancel"));
+      if (yes) setKept(await postJson("/page/api/votes/remove", {}, signal));
+    });
+  const look = () => openDialog(t("pairs.look"), (close) => html`<${PairList} ...${{ kept, t, close }} />`);
+  return html`<div class="pairs">
+    <p>${t("pairs.kept", { count: pairs })} ${pairs < offered && t("pairs.wait", { count: offered })}</p>
+    <div class="actions">
+      ${pairs >= offered && html`<a class="learn" href="#train/votes">${t("pairs.learn")}</a>`}
+      <${Quiet} act=${look}>${t("pairs.look")}<//>
+      <${Quiet} disabled=${busy} act=${save}>${t("pairs.save")}<//>
+      <${Quiet} disabled=${busy} act=${remove}>${t("pairs.remove")}<//>
+    </div>
+    ${pairs >= offered && pairs < few && html`<p class="small faint">${t("pairs.few", { count: few })}</p>`}
+  </div>`;
+}
+
+/** The last pairs, each with its prompt and both answers. */
+function PairList({ kept, t, close }) {
+  const text = (part) =>
+    typeof part === "string" ? part : (part ?? []).map((one) => one.content).join("\n");
+  const answer = (label, row, name) => html`<div>
+    <dt>${label} · ${row.models[name]}</dt><dd dir="auto">${text(row[name])}</dd>
+  </div>`;
+  const pair = (row) => html`<li>
+    ${row.prompt && html`<p class="prompt" dir="auto">${text(row.prompt)}</p>`}
+    <dl>${answer(t("pairs.chosen"), row, "chosen")}${answer(t("pairs.rejected"), row, "rejected")}</dl>
+  </li>`;
+  return html`<div class="in-dialog" data-view="talk">
+    <h2>${t("pairs.look")}</h2>
+    ${kept.last.length < kept.pairs && html`<p class="small faint">${t("pairs.last", { count: kept.last.length })}</p>`}
+    <ol class="listed" tabindex="0">${kept.last.map(pair)}</ol>
+    <div class="actions"><button type="button" class="primary" onClick=${() => close()}>${t("close")}</button></div>
+  </div>`;
 }
