@@ -98,7 +98,7 @@ def refuse_programs(rules: Any, source: object) -> None:
     """Check that rules which a file names, `source`, run no code: only a command line or a call may do so."""
     for text in [rules] if isinstance(rules, str) else rules:
         if parse_rule(str(text)).is_program:
-            message = _("{source} names a rule that runs code, which only a command may: add --reward {quoted}")
+            message = _("{source} names a rule that runs code, {quoted}: only the command itself may do so")
             raise TsugikiError(message.format(source=source, quoted=shlex.quote(str(text))))
 
 
