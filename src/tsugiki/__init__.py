@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tsugiki.errors import TsugikiError
     from tsugiki.fast.mixed_batch import mixed_batch
     from tsugiki.fast.paths import use_fast_paths, use_plain_paths
-    from tsugiki.functions import evaluate, generate, preview, train
+    from tsugiki.functions import evaluate, generate, pairs, preview, train
     from tsugiki.lora.config import LoraConfig
     from tsugiki.lora.graft import remove_adapter, trainable_parameters, ungraft
     from tsugiki.lora.hold import active_adapter, disable_adapter, set_adapter
@@ -34,6 +34,7 @@ __all__ = [
     "load_adapter",
     "merge",
     "mixed_batch",
+    "pairs",
     "preview",
     "print_trainable_parameters",
     "reference_model",
@@ -61,6 +62,7 @@ _MODULE_OF = {
     "mixed_batch": "tsugiki.fast.mixed_batch",
     "evaluate": "tsugiki.functions",
     "generate": "tsugiki.functions",
+    "pairs": "tsugiki.functions",
     "preview": "tsugiki.functions",
     "print_trainable_parameters": "tsugiki.adapters.pretrained",
     "graft": "tsugiki.adapters.pretrained",

@@ -24,6 +24,7 @@ from tsugiki.training.settings.config import RunConfig
 from tsugiki.training.settings.files import validated
 
 if TYPE_CHECKING:
+    from tsugiki.preference.sampling import AnswerCounts
     from tsugiki.report.evaluations import Results
     from tsugiki.training.record.run_record import RunRecord
     from tsugiki.training.run.preview import Preview
@@ -75,11 +76,12 @@ def train(*, resume: bool = False, **settings: Any) -> "RunRecord":
     """
     from tsugiki.io.progress import quiet_libraries
     from tsugiki.report.run import ShownRecord, write_report
+    from tsugiki.training.run.reward import train_by_reward
     from tsugiki.training.run.stages import train as train_run
 
     config = validated(RunConfig, settings, None)
     with quiet_libraries():
-        record = train_run(config, resume=resume)
+        record = (train_by_reward if config.reward else train_run)(config, resume=resume)
     write_report(Path(config.out))
     return ShownRecord.model_construct(record.model_fields_set, **dict(record))
 
@@ -105,6 +107,31 @@ def preview(*, rows: int = 3, **settings: Any) -> "Preview":
     config = validated(RunConfig, {"out": "preview", **settings}, None)
     with quiet_libraries():
         return ShownPreview(**vars(preview_run(config, rows)))
+
+
+@partial(_with_settings_of_a_run, without="out")
+def pairs(*, out: str, **settings: Any) -> "AnswerCounts":
+    """Sample answers to all prompts, score them, and write the best and the worst to each, as `tsugiki pairs` does.
+
+    Args:
+        out: file to write, such as pairs.jsonl: data for `preference`. Beside it, pairs.answers.jsonl gets all answers
+            with their scores.
+        settings: the settings of a run with a `reward`, listed below; nothing is held out unless they say so.
+
+    Returns:
+        Counts of prompts, answers and pairs, and the mean reward.
+
+    Raises:
+        TsugikiError: a rule, the prompts or a model cannot be used, or all answers to each prompt score alike.
+    """
+    from tsugiki.io.progress import quiet_libraries
+    from tsugiki.training.run.reward import write_pairs_once
+
+    config = validated(RunConfig, {"held_out": "none", "validation": "none", **settings, "out": out}, None)
+    if not config.reward:
+        raise TsugikiError(_("reward missing: give a rule that scores the answers, such as field:answer"))
+    with quiet_libraries():
+        return write_pairs_once(config, Path(out))
 
 
 def evaluate(

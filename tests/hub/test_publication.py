@@ -1,6 +1,7 @@
 """What is sent of an adapter: nothing of this machine's paths, nothing of the data."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,21 @@ def test_nothing_private_is_sent(tmp_path: Path):
     assert json.loads(sent.files["adapter_config.json"])["base_model_name_or_path"] is None
     assert json.loads(sent.files["tsugiki.json"])["provenance"]["sources"][0]["name"] == "a"
     assert any("--base" in note for note in sent.notes)
+
+
+def test_of_a_run_by_a_rule_no_prompt_and_no_rule_is_sent(tmp_path: Path):
+    config = {"data": "prompts.jsonl", "method": "lora", "reward": ["command:python /anna/secret.py"]}
+    one = {"held_out": [0.5], "validation": [], "length": 3, "distinct": 1, "samples": [["my love?", "yes"]]}
+    rounds = [{"round": number, **one} for number in (0, 1)]
+    folder = saved(tmp_path / "run", "embedded", config=config, rounds=rounds, kept_round=1)
+    path = folder / "run.json"
+    run = json.loads(path.read_text())
+    run["samples"] = [{"step": 0, "prompt": "my love?", "text": "yes"}]
+    run["resolved_settings"] = {"rules": ["1*command:python /anna/secret.py"]}
+    path.write_text(json.dumps(run))
+    sent = publication(folder, "me/it", published_base(folder, None))
+    assert not {"secret", "my love"} & set(re.findall("secret|my love", text_of(sent)))
+    assert json.loads(sent.files["run.json"])["rounds"][1]["held_out"] == [0.5]
 
 
 def test_the_base_is_named_as_the_hub_does(tmp_path: Path):

@@ -28,6 +28,7 @@ _TRANSLATING = {"_", "ngettext", "format_duration", "summarise_list", "_type_nam
 _PHRASES = {"advice", "what", "why"}  # translated by those who pass them on
 _NAMES = """
     references beta likelihood llguidance
+regex schema field command answer rounds samples tokens temperature seconds forgetting
 accelerate
 bitsandbytes chmod git glibc lfs mmproj pip pull pyarrow pickle safetensors small split state dict tensorboard
 torch torchrun transformers wandb zip auth login echo install launch tsugiki sqrt graft ungraft unmerge bias alpha scale

@@ -15,6 +15,7 @@ from tsugiki.cli import adapters
 from tsugiki.cli.before_a_run import aozora_command, new_command, plan_command, preview_command
 from tsugiki.cli.help import Commands, Group, new_group
 from tsugiki.cli.look import evaluate_command, methods_command, report_command
+from tsugiki.cli.pairs import pairs_command
 from tsugiki.cli.serve import serve_command
 from tsugiki.cli.share import export_command, merge_command, pull_command, push_command
 from tsugiki.cli.talk import chat_command, generate_command
@@ -64,6 +65,7 @@ _COMMANDS: Commands = {
     "new": (MAKE, new_command),
     "aozora": (MAKE, aozora_command),
     "train": (MAKE, train_command),
+    "pairs": (MAKE, pairs_command),
     "compare": (MAKE, compare_command),
     "sweep": (MAKE, sweep_command),
     "plan": (LOOK, plan_command),

@@ -314,7 +314,7 @@ def plan_command(
 
     progress = ProgressDisplay()
     rows = None
-    if config is not None or "data" in given:
+    if (config is not None or "data" in given) and not run_config.reward:
         rows = rows_of_data(run_config, progress)
     with progress.stage(_("measuring blocks of the model"), None):
         plan = plan_run(run_config, rows, memory_size=None if memory is None else parse_size(memory))

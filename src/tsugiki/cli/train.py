@@ -61,6 +61,7 @@ def train_command(
         tsugiki train --model embedded --data ichiyo.jsonl --out runs/ichiyo
         tsugiki train --model embedded --data ichiyo.jsonl --out runs/short --minutes 10 --prompts 秋の夜、
         tsugiki train --model USER/NAME --data chat.jsonl --out runs/chat --method dora --r 8
+        tsugiki train --model USER/NAME --data prompts.jsonl --out runs/sums --reward field:answer
         tsugiki train run.yaml --learning-rate 2e-4
         tsugiki train --resume runs/ichiyo --epochs 6
         tsugiki train --print-config
@@ -95,9 +96,13 @@ def train_command(
         return
 
     import_libraries("tsugiki.training.run.stages")
-    from tsugiki.training.run.stages import train
+    from tsugiki.preference.rewards import absolute_programs
+    from tsugiki.training.run.reward import train_by_reward
+    from tsugiki.training.run.stages import train as train_texts
 
-    words = ["train", "--resume", str(out)]
+    if rules := settings.get("reward"):
+        settings["reward"] = absolute_programs(rules)  # a run that is resumed goes to the directory where it began
+    words = ["train", "--resume", str(out), *(word for rule in rules or () for word in ("--reward", rule))]
     with continued_by(words, out):
         if resume:
             assert out is not None
@@ -106,6 +111,7 @@ def train_command(
         else:
             run_config = load_config(path, settings, method_settings, preset)
             run_config = _fitted(run_config) if fit else run_config
+        train = train_by_reward if run_config.reward else train_texts
         record = train(run_config, resume=resume, overwrite=overwrite)
     _show(record)
 
@@ -211,6 +217,10 @@ def resumed_settings(folder: Path, given: Mapping[str, Any], path: Path | None) 
     from tsugiki.training.settings.files import validated
 
     recorded = recorded_settings(folder, RunConfig.model_construct().model_dump(mode="json", warnings=False))
+    if recorded.get("reward") and "reward" not in given:
+        from tsugiki.preference.rewards import refuse_programs
+
+        refuse_programs(recorded["reward"], folder)
     if any(name in given for name in _LENGTH):
         recorded = {name: value for name, value in recorded.items() if name not in _LENGTH}
     merged = {**recorded, **given, "out": str(folder)}

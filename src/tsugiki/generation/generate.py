@@ -5,6 +5,7 @@ random numbers of its own, so its text does not depend on the others, up to roun
 """
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 from weakref import ReferenceType, WeakKeyDictionary, ref
@@ -29,6 +30,7 @@ from tsugiki.model.inference import seeded
 
 _ROWS = 16
 """The most rows of a batch."""
+_PREFIX_BYTES = 500_000_000  # of the keys and values of prompts that several rows have
 _MODES: WeakKeyDictionary[Any, dict[object, tuple[ReferenceType[Any], BatchMode | None]]] = WeakKeyDictionary()
 """The answers of `_batch_mode` for each model, with the adapter that was active, or the model if none was."""
 
@@ -78,11 +80,16 @@ def continue_rows(
     ends: Collection[int],
     advance: Callable[[int], None] = lambda done: None,
     emit: Callable[[str], None] = lambda text: None,
+    seeds: Sequence[int] = (),
+    finish: Callable[[int, str], None] = lambda index, reason: None,
+    at_once: int = _ROWS,
 ) -> list[str]:
-    """Return the new text of each prompt, computed in batches if the model allows it.
+    """Return the new text of each prompt, in batches of at most `at_once` rows if the model allows it.
 
     `rows` are the tokens of each prompt, fewer than the model's context, and `ends` the tokens that end a text. Every
-    prompt has the same seed. `advance` is called with the number of prompts done since the last call.
+    prompt has the same seed, or one of `seeds`; with these, prompts that are the same are computed once. `advance` is
+    called with the number of prompts done since the last call, and `finish` with the index of each of them and the
+    reason why its text ends (see `Output`).
     """
     if not rows:
         return []
@@ -97,6 +104,7 @@ def continue_rows(
             if event.text:
                 emit(event.text)
             if event.finish_reason:
+                finish(index, event.finish_reason)
                 advance(1)
         except Exception as error:
             errors.append(error)
@@ -104,6 +112,7 @@ def continue_rows(
 
     words, grammar = model.config.get_text_config().vocab_size, sampling.grammar
     matcher = None if grammar is None else Grammars(tokenizer, words).compile(grammar)
+    sampling = with_penalty_of(model, sampling)
     with generating(model), seeded(sampling.seed or 0):
         mode, context = _batch_mode(model, len(rows)), context_length(model)
         requests = [
@@ -112,8 +121,9 @@ def continue_rows(
                 tokenizer,
                 min(max_new_tokens, context - len(row)),
                 partial(receive, index),
+                content="" if seeds else None,
                 batch_mode=mode or "alone",
-                sampling=with_penalty_of(model, sampling),
+                sampling=replace(sampling, seed=seeds[index]) if seeds else sampling,
                 matcher=matcher and matcher.copy(),
                 ends=ends,
             )
@@ -123,7 +133,7 @@ def continue_rows(
             for request in requests:
                 _by_transformers(model, request)
             return texts
-        scheduler = Scheduler(model, _ROWS if mode == "mixed" else 1, _ROWS * context)
+        scheduler = Scheduler(model, at_once if mode == "mixed" else 1, at_once * context, _PREFIX_BYTES)
         scheduler.add(sorted(requests, key=lambda request: len(request.prompt)))
         while scheduler.busy and not errors:
             scheduler.step()
@@ -151,11 +161,13 @@ def _batch_mode(model: PreTrainedModel, rows: int) -> BatchMode | None:
 def _by_transformers(model: PreTrainedModel, request: Request) -> None:
     """Continue a prompt by transformers' `generate`, which knows the caches of all models."""
     chooser = Chooser(request.sampling, request.matcher, request.ends)
-    stream = TextStream(request.tokenizer, request.prompt)
+    stream, reason = TextStream(request.tokenizer, request.prompt), "length"
 
     def only_chosen(ids: Tensor, scores: Tensor) -> Tensor:
         """Choose the next token, and give all other tokens the score -inf."""
+        nonlocal reason
         token = chooser.choose(scores[0].float(), ids[0].tolist(), ())
+        reason = "stop" if token in request.ends else "length"
         request.deliver(Output("" if token in request.ends else stream.add(token), None))
         chosen = torch.full_like(scores, -torch.inf)
         chosen[0, token] = 0
@@ -173,4 +185,4 @@ def _by_transformers(model: PreTrainedModel, request: Request) -> None:
         repetition_penalty=1.0,  # the chooser applies it
         logits_processor=LogitsProcessorList([only_chosen]),
     )
-    request.deliver(Output(stream.finish(), None, "stop"))
+    request.deliver(Output(stream.finish(), None, reason))

@@ -8,6 +8,7 @@ from tsugiki.language import _, counts, listed, marked
 from tsugiki.methods.table import family_of
 from tsugiki.report.formatting import format_number, format_with_interval
 from tsugiki.report.pairs import pair_notes
+from tsugiki.report.rewards import reward_sentence
 from tsugiki.report.sections import Note, Sentence
 from tsugiki.report.table import Table
 from tsugiki.training.record.interval import Change, Interval
@@ -30,6 +31,8 @@ _DOCUMENT_MASKING = {
 
 def summary_sentence(record: RunRecord) -> str:
     """Return what was learned in one sentence: the result on what was held out, and how certain it is."""
+    if record.rounds:
+        return reward_sentence(record)
     if record.data is not None and not record.data.held_out.documents:
         return _("Nothing is held out, so nothing is measured on text that the run has not seen.")
     if not record.evaluations:
@@ -131,8 +134,13 @@ def held_out_table(record: RunRecord) -> Table:
 
 
 def run_notes(record: RunRecord) -> list[Sentence]:
-    """Return the decisions that a run made from its losses, and hints from its figures; what is wrong is a `Note`."""
+    """Return the decisions that a run made from its losses, and hints from its figures; what is wrong is a `Note`.
+
+    A run that learns by a reward has none: its table says what there is to know.
+    """
     notes: list[Sentence] = []
+    if record.rounds:
+        return notes
     for restart in record.restarts:
         message = _(
             "The training loss rose until step {step:,} at a learning rate of {rate:g}, so the run began again with a "

@@ -32,6 +32,7 @@ from tsugiki.report.record_text import (
     speed_text,
     summary_sentence,
 )
+from tsugiki.report.rewards import reward_curves, reward_table
 from tsugiki.report.sections import (
     Code,
     Curves,
@@ -54,7 +55,7 @@ from tsugiki.training.record.result import StepEvaluation, change_of_bits, warni
 from tsugiki.training.record.run_record import RunRecord, read_record, samples_by_prompt
 
 REPORT_FILE = "report.html"
-RESULTS = ("answers", "samples", "result", "pairs", "held_out")
+RESULTS = ("answers", "samples", "result", "rewards", "pairs", "held_out")
 """The sections that are shown where there is no room for all."""
 _SHOWN = 3
 """Prompts, and questions, whose texts are not folded."""
@@ -89,6 +90,7 @@ def run_sections(record: RunRecord) -> list[Section]:
         section("samples", _("Samples"), *samples_of([("", record)])[:_SHOWN]),
         section("result", _("Result"), Lead(summary_sentence(record))),
         section("notes", "", *map(Sentence, _unfinished(record)), *run_notes(record)),
+        section("rewards", _("Reward by round"), reward_table(record), *reward_curves(record)),
         section("pairs", _("Pairs"), pair_table(record), *pair_curves(record)),
         section("held_out", _("Held-out text and loss"), *_held_out(record)),
         section("all samples", "", _all_answers(record), _all_samples(record)),
@@ -128,7 +130,7 @@ def _unfinished(record: RunRecord) -> list[str]:
         return []
     steps = record.training.steps if record.training else 0
     planned = record.resolved_settings.get("steps")
-    done = f"{steps:,}"
+    done = _("round {step}").format(step=record.rounds[-1].round) if record.rounds else f"{steps:,}"
     if isinstance(planned, int):
         done = _("{done:,} of {planned:,}").format(done=steps, planned=planned)
     message = _(
@@ -374,6 +376,8 @@ def _sample_label(name: str, step: int, record: RunRecord) -> str:
     when = _("step {step}")
     if step == 0:
         when = _("base model")
+    elif record.rounds:
+        when = _("round {step}")
     elif step == last:
         when = _("step {step}, the end")
     elif last is not None and step == record.kept_step:

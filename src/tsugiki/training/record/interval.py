@@ -90,6 +90,15 @@ def change_interval(before: Sequence[Score], after: Sequence[Score]) -> Interval
     return ratio and (ratio[0] - 1, ratio[1] - 1)
 
 
+def mean_interval(values: Sequence[float]) -> Interval | None:
+    """Return the 95 % interval of the mean of independent values by Student's t; None for fewer than three."""
+    if len(values) < FEWEST_DOCUMENTS:
+        return None
+    degrees = np.array(len(values) - 1.0)
+    half = float(t_percentile(degrees) * np.std(values, ddof=1) / math.sqrt(len(values)))
+    return float(np.mean(values)) - half, float(np.mean(values)) + half
+
+
 def ratio_intervals(parts: npt.NDArray[np.float64], wholes: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Return the ends of the 95 % interval of sum(parts) / sum(wholes) [2, ...]; the lower one is at least 0.
 

@@ -25,6 +25,7 @@ from tsugiki.language import _
 from tsugiki.native import is_compiled
 from tsugiki.training.record.pairs import StepPairs
 from tsugiki.training.record.result import StepAnswers, StepEvaluation
+from tsugiki.training.record.rewards import RewardRound
 
 FORMAT = 2
 """Version of the format of `run.json`."""
@@ -357,6 +358,11 @@ class RunRecord(BaseModel):
     """The adapter that training began with; None: new values."""
     restarts: list[Restart] = Field(default_factory=list)
     """Restarts of the run with a lower learning rate, because the loss had risen."""
+    rounds: list[RewardRound] = Field(default_factory=list)
+    """Of a run that learns by a reward: its rounds. Each has a record of its own in `rounds`, and `samples` have the
+    number of the round as their step."""
+    kept_round: int | None = None
+    """The round whose adapter the run ended with."""
 
     def __repr__(self) -> str:
         steps = f", {self.training.steps:,} steps" if self.training else ""

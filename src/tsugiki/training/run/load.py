@@ -2,10 +2,12 @@
 
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tsugiki.annotations import PreTrainedModel, PreTrainedTokenizerBase
 from tsugiki.base.loading import load_meta_model, load_model, load_tokenizer
 from tsugiki.data.chat import use_template
+from tsugiki.errors import TsugikiError
 from tsugiki.fast.recomputation import recompute_blocks
 from tsugiki.io.progress import ProgressDisplay
 from tsugiki.language import _
@@ -18,6 +20,9 @@ from tsugiki.training.run.start import Start
 from tsugiki.training.settings.config import AUTO, RunConfig
 from tsugiki.training.tools.memory import return_freed_memory
 from tsugiki.training.tools.processes import main_first
+
+if TYPE_CHECKING:
+    from tsugiki.base.new_words import NewWords
 
 
 def find_facts(start: Start) -> Facts:
@@ -64,6 +69,9 @@ def load_run_tokenizer(config: RunConfig) -> PreTrainedTokenizerBase:
 
 def read_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase, progress: ProgressDisplay) -> DatasetSplit:
     """Read, tokenise and split the data of a run: texts, with other text mixed into them, or answers."""
+    if config.reward:
+        message = _("reward is for `tsugiki train` alone, which samples what it learns; `tsugiki pairs` shows it")
+        raise TsugikiError(message)
     read = split_texts if config.preference is None else read_preferences
     return read(config, tokenizer, progress)
 
@@ -77,13 +85,13 @@ def rows_of_data(config: RunConfig, progress: ProgressDisplay) -> int:
 
 def load_base(start: Start, facts: Facts, texts: Texts) -> Base:
     """Load the base model, and pack the data into rows for it. New words are added to its vocabulary."""
-    model = _load_model(start, facts, texts)
+    model = load_run_model(start, facts, texts.new_words)
     data = pack_data(texts.split, model, texts.tokenizer, start.config.block_size, start.config.virtual_tokens)
     return Base(model, texts.tokenizer, data, facts.dtype)
 
 
-def _load_model(start: Start, facts: Facts, texts: Texts) -> PreTrainedModel:
-    """Load the base model, and add the run's new words to its vocabulary.
+def load_run_model(start: Start, facts: Facts, new_words: "NewWords | None" = None) -> PreTrainedModel:
+    """Load the base model of a run, and add the run's new words to its vocabulary.
 
     It is moved to the accelerator's device, but not if its weights will be split over the processes.
     """
@@ -92,10 +100,10 @@ def _load_model(start: Start, facts: Facts, texts: Texts) -> PreTrainedModel:
     load = partial(load_model, config.model, facts.dtype, trust_remote_code=config.trust_remote_code)
     model = main_first(start.accelerator, load)
     return_freed_memory()  # loading stacks the weights of experts, and frees the unstacked copies
-    if texts.new_words is not None:
+    if new_words is not None:
         from tsugiki.base.new_words import add_rows
 
-        add_rows(model, texts.new_words)
+        add_rows(model, new_words)
     if not start.in_shards:  # `shard` moves a part of the weights only
         model.to(start.device)
     if config.recompute == AUTO:

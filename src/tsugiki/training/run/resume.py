@@ -17,7 +17,12 @@ from tsugiki.training.step.checkpoint import Checkpoint, load_training_state, ne
 
 LENGTH = ("epochs", "max_steps", "minutes")
 """The settings that give the length of a run."""
-_MAY_CHANGE = frozenset({*LENGTH, "patience", "prompts", "report_to", "sample_steps", "sample_tokens", "save_steps"})
+_MAY_CHANGE = frozenset(
+    {
+        *(*LENGTH, "reward_settings.rounds", "patience", "prompts", "report_to", "sample_steps", "sample_tokens"),
+        *("save_steps", "reward"),  # rules are compared by their content (`run.reward`)
+    }
+)
 """The settings whose values may change when a run is continued."""
 
 
@@ -89,6 +94,11 @@ def resumed(settings: dict[str, Any], out: Path) -> tuple[RunRecord, Path | None
             "the run in {out} is finished, after {steps} steps; a larger {flag:epochs} or "
             "{flag:max_steps}, or more {flag:minutes}, continues it"
         )
+        if record.rounds:
+            steps = record.rounds[-1].round
+            message = _(
+                "the run in {out} is finished, after round {steps}; more rounds in {flag:reward_settings} continue it"
+            )
         raise TsugikiError(message.format(out=out, steps=steps))
     if checkpoint is None:
         record.forget_after(-1)
@@ -106,7 +116,8 @@ def resumed(settings: dict[str, Any], out: Path) -> tuple[RunRecord, Path | None
 
 
 def _has_other_length(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    return any(before.get(name) != now.get(name) for name in LENGTH)
+    rounds = [(settings.get("reward_settings") or {}).get("rounds") for settings in (before, now)]
+    return rounds[0] != rounds[1] or any(before.get(name) != now.get(name) for name in LENGTH)
 
 
 def recorded_run(out: Path) -> RunRecord:

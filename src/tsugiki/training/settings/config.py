@@ -111,7 +111,7 @@ DataSetting: TypeAlias = Annotated[
 LORA_PLUS = "lora+"
 UNRECORDED_IF_UNSET = (
     "columns", "drop_duplicates", "trust_remote_code", "minutes", "add_tokens", "start_from", "mix", "chat_template",
-    "system", "allow_overlap", "softmax", "preference", "preference_settings",
+    "system", "allow_overlap", "softmax", "preference", "preference_settings", "reward", "reward_settings",
 )  # fmt: skip
 
 
@@ -234,6 +234,20 @@ class DataSettings(Settings):
     a LoRA method; the tokenizer is saved with the adapter."""
 
 
+class RewardSettings(BaseModel):
+    """The settings of a run with a reward; `MethodSettings.reward_settings` describes them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rounds: Count = 4
+    prompts: Count = 64
+    samples: Annotated[int, Field(ge=2)] = 6
+    tokens: Count = 96
+    temperature: Positive = 0.8
+    seconds: Positive = 10
+    forgetting: Positive = 0.1
+
+
 class MethodSettings(Settings):
     """What a run trains, on what base."""
 
@@ -254,6 +268,15 @@ class MethodSettings(Settings):
     ] = {}
     """Settings of the preference loss, such as beta=0.2,likelihood=0.5; can be repeated. likelihood is the weight of
     the chosen answer's own likelihood, 1 by default; orpo has it in its formula."""
+    reward: Annotated[tuple[Text, ...], BeforeValidator(_as_tuple), About(first=True)] = ()
+    """Learn by a rule that scores the model's own answers to the prompts in data: regex:PATTERN, schema:FILE.json,
+    field:NAME, a Python file with a function reward, or command:PROGRAM; with a weight: 0.5*regex:PATTERN. Can be
+    repeated. The loss is that of preference, simpo by default."""
+    reward_settings: Annotated[RewardSettings | None, BeforeValidator(_as_settings)] = None
+    """Settings of a run with a reward, such as rounds=6,samples=8: rounds (4), in which the model is asked and learns;
+    prompts of a round (64); samples, answers to each (6); tokens of an answer (96); temperature (0.8); seconds that a
+    program may take for an answer (10); forgetting, the share by which the loss on the retention text may rise
+    (0.1)."""
     start_from: Annotated[Text | None, About(other_flag="--from")] = None
     """Adapter that training begins with, a folder or a name in the library, instead of new values. Its method and
     settings are taken as well; only r can be set, to a larger rank."""
@@ -424,6 +447,26 @@ class RunConfig(
             return settings_to_start_from(settings["start_from"], settings)
         except TsugikiError as error:
             raise ValueError(str(error)) from error
+
+    @model_validator(mode="before")
+    @classmethod
+    def _choose_loss_of_reward(cls, settings: Any) -> Any:
+        is_open = isinstance(settings, dict) and settings.get("reward") and settings.get("preference") is None
+        return {**settings, "preference": "simpo"} if is_open else settings
+
+    @model_validator(mode="after")
+    def _check_reward(self) -> Self:
+        if not self.reward:
+            if self.reward_settings:
+                raise ValueError(_("reward_settings are those of a reward: set reward, such as field:answer"))
+            return self
+        given = [name for name in ("minutes", "add_tokens") if getattr(self, name)]
+        given += ["preference kto"] if self.preference == "kto" else []
+        given += [] if self._method().trains_adapter else [f"method {self.method}"]
+        if given:
+            message = _("reward cannot be combined with {other}; leave one of the two out")
+            raise ValueError(message.format(other=given[0]))
+        return self
 
     @model_validator(mode="after")
     def _check_preference(self) -> Self:

@@ -44,6 +44,10 @@ def merged_settings(
     from tsugiki.methods.table import METHODS
 
     given = read_yaml(path) if path is not None else {}
+    if given.get("reward") and "reward" not in overrides:
+        from tsugiki.preference.rewards import refuse_programs
+
+        refuse_programs(given["reward"], path)
     settings = {**{name: value for name, value in preset.items() if name != "lora"}, **given}
     method = METHODS.get(str(overrides.get("method", settings.get("method", "lora"))))
     own = "lora" if method is not None and method.config is LoraConfig else "method_config"

@@ -1,0 +1,62 @@
+"""Read prompts to which a model is to write answers, from tables with the column `prompt`.
+
+A prompt is a text, or a list of messages the last of which the assistant answers. All other columns of a row are kept:
+rules that score answers need them, such as the right answer.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tsugiki.data.read.files import Data, read_wanted
+from tsugiki.data.read.schemas import NO_COLUMNS, Columns, Wanted
+from tsugiki.data.records import Document, Reading
+from tsugiki.errors import TsugikiError
+from tsugiki.language import _
+
+_ROW = "row"  # the field of a record that has all columns
+
+
+@dataclass(frozen=True)
+class PromptRow:
+    """A prompt, and the row that it is from."""
+
+    prompt: str | list[dict[str, str]]
+    """A text, or messages with `role` and `content`."""
+    fields: Mapping[str, Any]
+    """The other columns of the row."""
+    source: str
+    """`file:line`."""
+
+    @property
+    def text(self) -> str:
+        """The prompt in one text, for display and comparison."""
+        return self.prompt if isinstance(self.prompt, str) else "\n".join(turn["content"] for turn in self.prompt)
+
+
+def read_prompts(data: Data, columns: Columns = NO_COLUMNS) -> list[PromptRow]:
+    """Return the prompts in tables, in order; the arguments are those of `read_records`."""
+    records = read_wanted(data, Wanted({"prompt": ("prompt",)}, _read_row, columns), Reading())
+    return [_prompt_row(record.fields, record.source) for record in records]
+
+
+def _read_row(row: Mapping[str, Any], source: str, reading: Reading) -> list[Document]:
+    return [Document("", source, {_ROW: json.dumps(row, default=str)})]
+
+
+def _prompt_row(fields: Mapping[str, str], source: str) -> PromptRow:
+    row = json.loads(fields.get(_ROW, "{}"))
+    prompt = row.pop("prompt", None)
+    roles = [_role(turn) for turn in prompt] if isinstance(prompt, list) else []
+    if not isinstance(prompt, str) and (not roles or None in roles or roles[-1] == "assistant"):
+        message = _(
+            "{source} has no prompt: a column with texts, or with lists of messages for the assistant to answer"
+        )
+        raise TsugikiError(message.format(source=source))
+    return PromptRow(prompt, row, source)
+
+
+def _role(turn: Any) -> str | None:
+    is_message = isinstance(turn, dict) and all(isinstance(turn.get(name), str) for name in ("role", "content"))
+    return turn["role"] if is_message else None

@@ -1,0 +1,367 @@
+"""A run that learns by a reward: rounds of asking the model, scoring its answers, and learning pairs of them.
+
+    round 0      the start is judged: answers to the validation and the held-out prompts are sampled and scored
+    each round   ask     answers of the model to some prompts, with the adapter of the round before, are sampled, scored
+                         by the rules and stored (`rounds/N.answers.jsonl`, `rounds/N.pairs.jsonl`)
+                 learn   the best against the worst answer to each prompt: a run of preference tuning (`rounds/N`)
+                 judge   as in round 0
+    the end      the adapter of the best round on the validation prompts is the result (`training.record.rewards`)
+
+What is stored is not computed again, so that a run which is resumed has the same answers, also by a rule that scores at
+random. Prompts whose answers scored all alike when they were drawn last teach nothing, and are drawn less often.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from tsugiki.adapters.library import adapter_folder
+from tsugiki.adapters.pretrained import load_adapter
+from tsugiki.annotations import PreTrainedModel, PreTrainedTokenizerBase
+from tsugiki.data.encoding import document_end
+from tsugiki.data.read.prompts import PromptRow
+from tsugiki.data.records import NONE, Message
+from tsugiki.dtypes import BaseDtype
+from tsugiki.errors import TsugikiError, summarise_list
+from tsugiki.fast.paths import use_plain_paths
+from tsugiki.generation.generate import continue_rows
+from tsugiki.generation.prompt import Prompt, as_prompt, prompt_tokens
+from tsugiki.generation.sampling import Sampling
+from tsugiki.io.atomic import check_new_file, make_folder, refuse_existing, write_bytes
+from tsugiki.io.file_names import RECORD_FILE
+from tsugiki.io.run_folder import CHECKPOINTS, remove_run
+from tsugiki.language import _, counts
+from tsugiki.lora.graft import ungraft
+from tsugiki.lora.hold import is_grafted
+from tsugiki.lowbit.nf4 import product_dtype
+from tsugiki.lowbit.quantized_layer import decide
+from tsugiki.model.context import context_length
+from tsugiki.preference.rewards import Rule, parse_rule, reward_of, scores_of
+from tsugiki.preference.sampling import (
+    Answer,
+    AnswerCounts,
+    PromptAnswers,
+    answer_of,
+    count_answers,
+    nothing_to_learn,
+    read_answers,
+    seeds_of,
+    write_answers,
+    write_completions,
+    write_pairs,
+)
+from tsugiki.training.data.packing import pack_data
+from tsugiki.training.data.prompts import split_prompts
+from tsugiki.training.measure.facts import given_facts
+from tsugiki.training.record.progress import RunProgress
+from tsugiki.training.record.rewards import RewardRound, best_round
+from tsugiki.training.record.run_record import RunRecord, Sample, read_record
+from tsugiki.training.run.load import find_facts, load_run_model, load_run_tokenizer, read_texts
+from tsugiki.training.run.stage_results import Base
+from tsugiki.training.run.stages import train_on
+from tsugiki.training.run.start import Start, started, unwritten
+from tsugiki.training.settings.config import RewardSettings, RunConfig
+from tsugiki.training.settings.files import validated
+from tsugiki.training.tools.processes import on_main
+
+ROUNDS = "rounds"
+"""The folder in the run's folder that holds the answers and the runs of the rounds."""
+_RETENTION = "retention.jsonl"
+_JUDGED = 3  # answers to each validation and held-out prompt
+_RETAINED = 48  # prompts whose answers are the retention text where no prompts are judged
+_SHOWN = 3  # prompts whose first answers are shown
+_ROWS = 48
+"""The most answers of a batch."""
+_ALIKE = 0.25
+"""How often a prompt is drawn whose answers scored all alike, relative to the others."""
+
+
+def train_by_reward(
+    config: RunConfig, resume: bool = False, progress: RunProgress | None = None, overwrite: bool = False
+) -> RunRecord:
+    """Train by the rules of `config.reward`; the arguments, the folder and the record are those of `stages.train`.
+
+    Raises:
+        TsugikiError: an error that the user can correct, such as answers that all score alike, a rule that fails too
+            often, or no round that is better than the start.
+    """
+    rules = [parse_rule(text) for text in config.reward]
+    with started(config, resume, progress, overwrite) as start:
+        _begin(start, [rule.identity() for rule in rules])
+        run = _loaded(start, rules)
+        if not start.record.rounds:
+            run.judge_start()
+        while len(start.record.rounds) <= run.numbers.rounds and run.learn_round(len(start.record.rounds)):
+            pass
+        return run.finish()
+
+
+def write_pairs_once(config: RunConfig, out: Path) -> AnswerCounts:
+    """Ask the model about all prompts as a round does, and write the pairs to the file `out`.
+
+    Beside it, `out` with the suffix `.answers.jsonl` gets all answers.
+    """
+    files = out, out.with_suffix(".answers.jsonl")
+    for file in files:
+        check_new_file(file)
+    run = _loaded(unwritten(config), [parse_rule(text) for text in config.reward])
+    answers = run.ask(0, run.parts["training"], run.numbers.samples, "round 1")
+    write_answers(files[1], answers)
+    counted = count_answers(answers)
+    if not counted.pairs:
+        raise TsugikiError(nothing_to_learn(counted, files[1]))
+    write_pairs(out, answers)
+    return counted
+
+
+def _begin(start: Start, rules: Sequence[str]) -> None:
+    """Check that the rules are those with which the run was started, and write the record of a new run."""
+    before, folder = start.before.get("rules"), start.out / ROUNDS
+    if before and (changed := sorted({*before} ^ {*rules})):
+        message = _("the rules have changed since the run was started: {names}; start another run for other rules")
+        raise TsugikiError(message.format(names=summarise_list(changed)))
+
+    def begin() -> None:
+        if start.overwrite:
+            remove_run(start.out)
+            shutil.rmtree(folder, ignore_errors=True)
+        elif not before:
+            refuse_existing(folder)
+        start.record.resolved_settings["rules"] = list(rules)
+        start.record.write(start.out)
+        make_folder(folder)
+
+    on_main(start.accelerator, begin)
+
+
+def _loaded(start: Start, rules: Sequence[Rule]) -> "_Rounds":
+    """Return a run with its prompts and its base, whose dtype all rounds have."""
+    parts, facts, resolved = split_prompts(start.config), find_facts(start), start.record.resolved_settings
+    model = load_run_model(start, facts)
+    if "product_dtype" in resolved:
+        decide(model.dtype, resolved["product_dtype"] == "int8")
+    elif start.device.type == "cpu" and (multiplied := product_dtype(model)) is not None:
+        resolved["product_dtype"] = multiplied
+    resolved["base_dtype"] = facts.dtype
+    numbers = start.config.reward_settings or RewardSettings()
+    return _Rounds(start, rules, numbers, parts, model, load_run_tokenizer(start.config), facts.dtype)
+
+
+@dataclass(frozen=True)
+class _Rounds:
+    """The rounds of a run. The main process asks and judges; all processes learn."""
+
+    start: Start
+    rules: Sequence[Rule]
+    numbers: RewardSettings
+    parts: Mapping[str, list[PromptRow]]
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    dtype: BaseDtype
+
+    def path(self, name: object) -> Path:
+        """Return a path in the folder of the rounds."""
+        return self.start.out / ROUNDS / str(name)
+
+    def judge_start(self) -> None:
+        """Judge the model before the first round, and keep some of its answers as retention text."""
+
+        def judge() -> RewardRound:
+            found, judged = self._judged(0)
+            of_start = judged or self.ask(0, self.parts["training"][:_RETAINED], 1, "start")
+            write_completions(self.path(_RETENTION), of_start)
+            return found
+
+        self._add(on_main(self.start.accelerator, judge))
+
+    def learn_round(self, number: int) -> bool:
+        """Ask, learn and judge; False if there are no pairs to learn, which before the first step is an error."""
+        times, file = [_cpu_seconds()], self.path(f"{number}.answers.jsonl")
+
+        def asked() -> list[PromptAnswers]:
+            if not file.exists():
+                found = self.ask(number - 1, self._drawn(number), self.numbers.samples, f"round {number}")
+                write_answers(file, found)
+            write_pairs(self._pairs(number), read_answers(file))
+            return read_answers(file)
+
+        answers = on_main(self.start.accelerator, asked)
+        counted = count_answers(answers)
+        if not counted.pairs and number == 1:
+            raise TsugikiError(nothing_to_learn(counted, file))
+        for line in self._teach_nothing(answers) if counted.pairs else [nothing_to_learn(counted, file)]:
+            self.start.display.print(line)
+        if not counted.pairs:
+            return False
+        times.append(_cpu_seconds())
+        retention = [one.loss for one in self._learn(number).retention_evaluations]
+        times.append(_cpu_seconds())
+        found, _answers = on_main(self.start.accelerator, lambda: self._judged(number))
+        times.append(_cpu_seconds())
+        seconds = dict(zip(("asking", "learning", "judging"), np.diff(times).tolist(), strict=True))
+        forgotten = retention[-1] / retention[0] if retention else None
+        self._add(found.model_copy(update={"learned": counted, "retention": forgotten, "seconds": seconds}))
+        return True
+
+    def finish(self) -> RunRecord:
+        """Copy the adapter of the best round, and return the record, which has what the best round's run has, too.
+
+        If no round is better than the start, this is an error.
+        """
+        record, out = self.start.record, self.start.out
+        kept = best_round(record.rounds, self.numbers.forgetting)
+        own = {name: getattr(record, name) for name in ("config", "resolved_settings", "rounds")}
+        own["samples"] = [sample for sample in record.samples if sample.step in (0, kept // 2, kept)]
+        record = read_record(self.path(kept or 1)).model_copy(update={**own, "kept_round": kept, "status": "finished"})
+
+        def write() -> None:
+            for path in sorted(self.path(kept).iterdir()) if kept else ():
+                if path.is_file() and path.name != RECORD_FILE and not path.name.startswith("."):
+                    write_bytes(out / path.name, path.read_bytes())
+            record.write(out)
+
+        on_main(self.start.accelerator, write)
+        if not kept:
+            message = _("no round has a higher validation reward than the start; their adapters are in {rounds}")
+            raise TsugikiError(message.format(rounds=self.path("")))
+        return record
+
+    def ask(self, number: int, rows: Sequence[PromptRow], samples: int, seed: str) -> list[PromptAnswers]:
+        """Return answers with rewards of the model with the adapter of a round; of round 0, with that of `start_from`.
+
+        A prompt that is a text is the user's turn if the tokenizer has a chat template, as in training.
+        """
+        seed, folder, display = f"{self.start.config.seed} {seed}", self._adapter(number), self.start.display
+        if folder is not None:
+            load_adapter(self.model, folder, allow_base_mismatch=True)
+        with display.stage(_("sampling answers"), len(rows) * samples) as advance:
+            answers = self._sampled(rows, samples, seed, advance)
+        self._remove_adapter()
+        answered = [(rows[place // samples], one.text) for place, one in enumerate(answers)]
+        with display.stage(_("scoring answers"), None):
+            scores = scores_of(self.rules, answered, seed, self.numbers.seconds, display.print)
+        both = zip(answers, scores, strict=True)
+        scored = [replace(one, scores=results, reward=reward_of(self.rules, results)) for one, results in both]
+        return [PromptAnswers(row, scored[place * samples : (place + 1) * samples]) for place, row in enumerate(rows)]
+
+    def _sampled(
+        self, rows: Sequence[PromptRow], samples: int, seed: str, advance: Callable[[int], None]
+    ) -> list[Answer]:
+        model, tokenizer, is_chat = self.model, self.tokenizer, bool(self.tokenizer.chat_template)
+        ids, ends, reasons = list[list[int]](), {document_end(tokenizer)}, dict[int, str]()
+        for row in rows:
+            prompt: Prompt = [Message(turn["role"], turn["content"]) for turn in row.prompt if isinstance(turn, dict)]
+            if isinstance(row.prompt, str):
+                prompt = as_prompt(row.prompt, is_chat, self.start.config.system)
+            found = prompt_tokens(model, tokenizer, prompt, row.source)
+            if len(found.ids) >= context_length(model):
+                message = _("{source}: the prompt has {count} tokens, more than the model's context; shorten it")
+                raise TsugikiError(message.format(source=row.source, count=len(found.ids)))
+            ids += [found.ids] * samples
+            ends |= found.ends
+        more: Any = {"seeds": seeds_of(seed, len(ids)), "finish": reasons.__setitem__, "at_once": _ROWS}
+        sampling = Sampling(self.numbers.temperature, top_p=1.0, repetition_penalty=1.0)
+        texts = continue_rows(model, tokenizer, ids, self.numbers.tokens, sampling, ends, advance, **more)
+        return [answer_of(text, reasons[place] != "stop") for place, text in enumerate(texts)]
+
+    def _remove_adapter(self) -> None:
+        if is_grafted(self.model):
+            ungraft(self.model)
+            use_plain_paths(self.model)
+
+    def _adapter(self, number: int) -> Path | None:
+        begun = self.start.config.start_from
+        return self.path(number) if number else None if begun is None else adapter_folder(begun)
+
+    def _pairs(self, number: int) -> Path:
+        return self.path(f"{number}.pairs.jsonl")
+
+    def _drawn(self, number: int) -> list[PromptRow]:
+        """Return the prompts of a round, which are drawn without replacement, in their order."""
+        rows, most = self.parts["training"], self.numbers.prompts
+        weights = dict.fromkeys((row.source for row in rows), 1.0)
+        for earlier in range(1, number):
+            found = read_answers(self.path(f"{earlier}.answers.jsonl"))
+            weights |= {one.row.source: _ALIKE if one.are_alike else 1.0 for one in found}
+        shares = np.array(list(weights.values())) / sum(weights.values())
+        rng = np.random.default_rng([self.start.config.seed, number])
+        places = rng.choice(len(rows), min(most, len(rows)), replace=False, p=shares)
+        return [rows[place] for place in np.sort(places)]
+
+    def _learn(self, number: int) -> RunRecord:
+        """Learn the pairs of a round, unless that was done before, and return the record of this run."""
+        out = self.path(number)
+        earlier = read_record(out) if (out / RECORD_FILE).is_file() else None
+        if earlier is not None and earlier.status == "finished":
+            return earlier
+        progress = RunProgress(shown=False)  # a line for each round suffices
+        with (
+            self.start.display.stage(_("learning pairs"), None),
+            started(self._config_of(number), earlier is not None, progress) as start,
+        ):
+            texts = read_texts(start)
+            data = pack_data(texts.split, self.model, texts.tokenizer, start.config.block_size)
+            facts = given_facts(start.config, start.record, start.device)
+            train_on(start, facts, Base(self.model, texts.tokenizer, data, self.dtype))
+        self._remove_adapter()
+        on_main(start.accelerator, lambda: shutil.rmtree(out / CHECKPOINTS, ignore_errors=True))
+        return start.record
+
+    def _config_of(self, number: int) -> RunConfig:
+        """Return the settings of the run that learns the pairs of a round."""
+        config, before = self.start.config, self._adapter(number - 1)
+        settings = config.model_dump(mode="json", exclude_unset=True)
+        of_adapter = ("lora", "method", "method_config") if number > 1 else ()  # that of the round before has them
+        for name in ("reward", "reward_settings", "columns", "drop_duplicates", *of_adapter):
+            settings.pop(name, None)
+        files = {"data": str(self._pairs(number)), "out": str(self.path(number))}
+        files |= {"retention_data": config.retention_data or str(self.path(_RETENTION))}
+        parts = {"held_out": NONE, "validation": NONE, "keep": "last", "allow_overlap": True}
+        base = {"start_from": None if before is None else str(before), "base_dtype": self.dtype}
+        return validated(RunConfig, {**settings, **files, **parts, **base}, None)
+
+    def _judged(self, number: int) -> tuple[RewardRound, list[PromptAnswers]]:
+        """Return the rewards of the model after a round on validation and held-out prompts, and its answers."""
+        validation, held_out = self.parts["validation"], self.parts["held_out"]
+        answers = self.ask(number, [*validation, *held_out], _JUDGED, "judged")
+        texts = [one.text for of_row in answers for one in of_row.answers]
+        means = [fmean(one.rewards or [0.0]) for one in answers]
+        grams = [[text[at : at + 3] for at in range(len(text) - 2)] for text in texts if len(text) > 2]
+        worth: Any = {"validation": means[: len(validation)], "held_out": means[len(validation) :]}
+        length, distinct = fmean(map(len, texts or [""])), fmean([len(set(one)) / len(one) for one in grams] or [0.0])
+        shown = [(one.row.text, one.answers[0].text) for one in [*answers[len(validation) :], *answers][:_SHOWN]]
+        return RewardRound(round=number, **worth, length=length, distinct=distinct, samples=shown), answers
+
+    def _add(self, found: RewardRound) -> None:
+        """Add a round to the record, write it, and say what it was worth."""
+        record = self.start.record
+        record.rounds.append(found)
+        samples = [(one.round, *sample) for one in record.rounds for sample in one.samples]
+        record.samples = [Sample(step=step, prompt=prompt, text=text) for step, prompt, text in samples]
+        on_main(self.start.accelerator, lambda: record.write(self.start.out))
+        message = _("round {round}: mean reward {validation:.3f} on validation prompts, learned {pairs}")
+        if not found.validation:
+            message = _("round {round}: learned {pairs}")
+        worth = fmean(found.validation or [0.0])
+        self.start.display.print(
+            message.format(round=found.round, validation=worth, pairs=counts.pairs(found.learned.pairs))
+        )
+
+    def _teach_nothing(self, answers: Sequence[PromptAnswers]) -> Iterator[str]:
+        """Yield a note on each rule that gives the same score to all answers, such as 0, because none reaches it."""
+        for place, rule in enumerate(self.rules):
+            given = {answer.scores[place] for one in answers for answer in one.answers}
+            if len(given) == 1:
+                message = _("the rule {rule} gives {score} to all answers of this round, so it teaches nothing")
+                yield message.format(rule=rule.text, score=given.pop())
+
+
+def _cpu_seconds() -> float:
+    """Return the processor time of this process, and of programs that it has started and that have ended."""
+    return sum(os.times()[:4])

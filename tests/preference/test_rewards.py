@@ -1,0 +1,176 @@
+"""Rules score answers as they say, and one that fails is named with its prompt and answer."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tsugiki import TsugikiError
+from tsugiki.data.read.prompts import PromptRow, read_prompts
+from tsugiki.preference.rewards import parse_rule, refuse_programs, reward_of, scores_of
+
+
+def scores(rule: str, *answers: str, seconds: float = 10.0, notes: list[str] | None = None, **fields: Any) -> list[Any]:
+    """The results of a rule for answers to one prompt."""
+    row = PromptRow("Why?", fields, "prompts.jsonl:1")
+    note = (notes if notes is not None else []).append
+    return [one for (one,) in scores_of([parse_rule(rule)], [(row, answer) for answer in answers], "1", seconds, note)]
+
+
+def python(folder: Path, text: str) -> str:
+    path = folder / "rule.py"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def test_a_pattern_is_found_anywhere():
+    assert scores("regex:[0-9]+$", "it is 12", "12 it is") == [1.0, 0.0]
+    with pytest.raises(TsugikiError, match=r"\(\["):
+        parse_rule("regex:([")
+
+
+def test_the_right_answer_is_the_whole_or_the_last_word_or_number():
+    assert scores("field:right", "12", "So it is 1,200.", "12 apples", "", right=1200) == [0.0, 1.0, 0.0, 0.0]
+    assert scores("field:right", "Ｙｅｓ。", "Oh, yes!", "yes or no", right="yes") == [1.0, 1.0, 0.0]
+    assert scores("field:right", "x", other="x") == [None], "the rule does not apply to a row without the field"
+
+
+def test_of_an_object_the_share_of_its_fields_counts():
+    record = {"name": "Anna Berg", "age": 3, "member": True}
+    answers = [
+        '{"age": 3, "member": true, "name": "anna berg"}',
+        '{"name": "Anna Berg", "age": "3", "member": 1}',
+        "no",
+    ]
+    assert scores("field:record", *answers, record=record) == [1.0, pytest.approx(1 / 3), 0.0]
+    assert scores("field:record", '{"name": "Anna Berg", "age": 3, "member": true, "job": 1}', record=record) == [0.75]
+
+
+def test_a_schema_allows_any_order_of_fields(tmp_path: Path):
+    schema = tmp_path / "s.json"
+    fields = {"name": {"type": "string"}, "age": {"type": "integer"}}
+    schema.write_text(json.dumps({"type": "object", "properties": fields, "required": ["name", "age"]}))
+    answers = ['{"age": 3, "name": "春"}', '{"age": 3.5, "name": "x"}', '{"age": 3}', "age", '{"age": NaN, "name": ""}']
+    assert scores(f"schema:{schema}", *answers) == [1.0, 0.0, 0.0, 0.0, 0.0]
+    schema.write_text('{"type": "unknown"}')
+    with pytest.raises(TsugikiError, match="unknown"):
+        parse_rule(f"schema:{schema}")
+
+
+def test_a_function_gets_the_prompt_the_answer_and_the_fields_that_it_takes(tmp_path: Path):
+    rule = python(
+        tmp_path, "def reward(prompt, answer, right, answer_):\n    return len(prompt + answer) + right + answer_"
+    )
+    assert scores(rule, "ab", "", right=10, answer=100, more="unused") == [116.0, 114.0]
+    other = python(tmp_path, "import random\ndef other(prompt, answer, **fields):\n    return random.random()")
+    assert scores(f"{other}:other", "a", "b") == scores(f"{other}:other", "a", "b"), "random numbers come again"
+
+
+def test_a_function_of_trl_runs_unchanged(tmp_path: Path):
+    text = (
+        "def reward(completions, solution, **kwargs):\n"
+        "    texts = [one[0]['content'] if isinstance(one, list) else one for one in completions]\n"
+        "    print('a line that is no score')\n"
+        "    return [None if text == '' else float(text == right) for text, right in zip(texts, solution)]\n"
+    )
+    rule = python(tmp_path, text)
+    assert scores(rule, "4", "5", "", solution="4") == [1.0, 0.0, None]
+    row = PromptRow([{"role": "user", "content": "2+2"}], {"solution": "4"}, "p:1")
+    assert scores_of([parse_rule(rule)], [(row, "4")], "1", 10, print) == [(1.0,)]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("raise ValueError('odd')", "ValueError: odd"),
+        ("return float('nan')", "nan"),
+        ("return 'good'", "'good'"),
+        ("import os; os._exit(3)", "process ended"),
+        ("while True: pass", "0.3 s"),
+    ],
+)
+def test_an_answer_for_which_a_rule_fails_has_no_reward(line: str, reason: str, tmp_path: Path):
+    rule = python(tmp_path, f"def reward(prompt, answer):\n    if answer == '5':\n        {line}\n    return 1")
+    notes: list[str] = []
+    found = scores(rule, *map(str, range(10)), seconds=0.3, notes=notes)
+    assert [isinstance(one, str) for one in found] == [answer == 5 for answer in range(10)]
+    assert found[6:] == [1.0] * 4, "the answers after it are scored"
+    assert reward_of([parse_rule(rule)], [found[5]]) is None
+    assert all(part in notes[0] for part in (reason, "prompts.jsonl:1", "'Why?'", "'5'"))
+
+
+def test_a_rule_that_fails_too_often_is_an_error(tmp_path: Path):
+    rule = python(tmp_path, "def reward(prompts, completions):\n    return [1, 2]")
+    with pytest.raises(TsugikiError, match=r"failed for 3 of 3.*it returned 2 numbers"):
+        scores(rule, "a", "b", "c")
+    with pytest.raises(TsugikiError, match=r"SyntaxError"):
+        scores(python(tmp_path, "def reward(:"), "a")
+    with pytest.raises(TsugikiError, match="no_such"):
+        scores(f"{python(tmp_path, '')}:no_such", "a")
+
+
+def test_a_command_writes_a_number_for_each_line(tmp_path: Path):
+    program = tmp_path / "score"
+    program.write_text(
+        "import json, sys\nfor row in map(json.loads, sys.stdin):\n    print(len(row['answer']) + row['more'])\n"
+    )
+    command = f"command:{sys.executable} {program}"
+    assert scores(command, "a", "bcd; rm -rf $HOME", more=1) == [2.0, 18.0]
+    with pytest.raises(TsugikiError, match="status 1, and 0 numbers for 2 answers"):
+        scores(command, "a", "b")
+    program.write_text("print(1)")
+    with pytest.raises(TsugikiError, match="1 numbers for 2 answers"):
+        scores(command, "a", "b")
+    program.write_text("import time\ntime.sleep(9)")
+    with pytest.raises(TsugikiError, match="longer than 0.2 s"):
+        scores(command, "a", seconds=0.2)
+    program.write_text("print('null')\nprint('nan')")
+    with pytest.raises(TsugikiError, match="nan"):
+        scores(command, "a", "b")
+    with pytest.raises(TsugikiError, match="cannot be started"):
+        scores("command:no-such-program", "a")
+
+
+def test_weights_add_up_and_rules_can_leave_answers_out():
+    rules = [parse_rule(text) for text in ("0.5*regex:a", "-1 * regex:b", "field:right")]
+    assert [(rule.weight, rule.text) for rule in rules] == [(0.5, "regex:a"), (-1.0, "regex:b"), (1.0, "field:right")]
+    assert reward_of(rules, [1.0, 1.0, None]) == -0.5
+    assert reward_of(rules, [None, None, None]) is None
+
+
+@pytest.mark.parametrize("text", ["exact:4", "regex:", "rule.txt", "0.5*", ""])
+def test_what_is_no_rule_is_an_error(text: str):
+    with pytest.raises(TsugikiError, match="no rule"):
+        parse_rule(text)
+
+
+def test_a_changed_rule_has_another_identity(tmp_path: Path):
+    path = python(tmp_path, "def reward(prompt, answer): return 1")
+    rules = (path, f"command:cat {path}", f"schema:{path}")
+    before = [parse_rule(text).identity() for text in rules[:2]]
+    python(tmp_path, "def reward(prompt, answer): return 2")
+    assert all(parse_rule(text).identity() != old for text, old in zip(rules, before, strict=False))
+
+
+def test_only_a_command_may_name_a_program(tmp_path: Path):
+    refuse_programs(["regex:a", "0.5*field:right"], "run.yaml")
+    for rule in (python(tmp_path, ""), "2*command:cat"):
+        with pytest.raises(TsugikiError, match="run.yaml"):
+            refuse_programs(rule, "run.yaml")
+
+
+def test_prompts_are_texts_or_messages_and_keep_their_fields(tmp_path: Path):
+    path = tmp_path / "p.jsonl"
+    turns = [{"role": "user", "content": "x" * 300}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in ({"prompt": "a", "right": {"n": 1}}, {"prompt": turns})))
+    rows = read_prompts(str(path))
+    assert [(row.prompt, row.fields) for row in rows] == [("a", {"right": {"n": 1}}), (turns, {})]
+    assert rows[1].text == "x" * 300
+    path.write_text(json.dumps({"prompt": [{"role": "assistant", "content": "a"}]}))
+    with pytest.raises(TsugikiError, match=r"p\.jsonl:1"):
+        read_prompts(str(path))
+    (tmp_path / "t.txt").write_text("a text")
+    with pytest.raises(TsugikiError, match=r"t\.txt"):
+        read_prompts(str(tmp_path / "t.txt"))

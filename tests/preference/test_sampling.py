@@ -1,0 +1,69 @@
+"""Answers: what is cut off, which two make a pair, and what is stored."""
+
+from pathlib import Path
+
+import pytest
+
+from tsugiki.data.read.prompts import PromptRow
+from tsugiki.preference.sampling import (
+    Answer,
+    PromptAnswers,
+    answer_of,
+    count_answers,
+    nothing_to_learn,
+    read_answers,
+    write_answers,
+)
+
+ROW = PromptRow("Why?", {"right": "so"}, "p.jsonl:1")
+
+
+def answers(*given: tuple[str, float | None], whole: bool = True) -> PromptAnswers:
+    return PromptAnswers(ROW, [Answer(text, False, whole, (reward,), reward) for text, reward in given])
+
+
+@pytest.mark.parametrize(
+    ("text", "taken"),
+    [
+        ("花が咲いた。鳥が", "花が咲いた。"),
+        ("「来た。」と彼は", "「来た。」"),
+        ("It is 3.5 m. And th", "It is 3.5 m."),
+        ('He said "no!" and', 'He said "no!"'),
+        ("no end at al", None),
+    ],
+)
+def test_an_answer_that_was_cut_ends_with_its_last_sentence(text: str, taken: str | None):
+    assert answer_of(text, was_cut=False) == Answer(text, was_cut=False, is_whole=True)
+    assert answer_of(text, was_cut=True) == Answer(taken or text, was_cut=True, is_whole=taken is not None)
+
+
+def test_a_pair_has_the_best_and_the_worst_answer_of_the_nearest_length():
+    pair = answers(("good", 1.0), ("bad, and long", -2.0), ("middle", 0.0), ("good, and long", 1.0), ("b", -2.0)).pair()
+    assert pair is not None
+    assert [one.text for one in pair] == ["good, and long", "bad, and long"]
+
+
+def test_there_is_no_pair_without_a_better_whole_answer_with_text():
+    assert answers(("a", 1.0), ("b", 1.0), ("c", None)).pair() is None
+    assert answers(("a", -1.0), ("b", -2.0), whole=False).pair() is None
+    assert answers((" ", 1.0), ("b", 0.0)).pair() is None
+    assert answers(("a", 1.0), ("", 0.0)).pair() is None
+
+
+def test_it_is_said_why_nothing_can_be_learned():
+    def why(*one: PromptAnswers) -> str:
+        return nothing_to_learn(count_answers(one), Path("all.jsonl"))
+
+    assert "no rule applies to any of the 2 answers (all.jsonl)" in why(answers(("a", None), ("b", None)))
+    assert "score alike (0.5 on average)" in why(answers(("a", 0.5), ("b", 0.5)))
+    cut = PromptAnswers(ROW, [answer_of("no end", True), answer_of("none", True)])
+    scored = PromptAnswers(ROW, [Answer(one.text, True, False, (), float(n)) for n, one in enumerate(cut.answers)])
+    assert "2 of 2 were cut off" in why(scored)
+
+
+def test_answers_are_read_as_they_were_written(tmp_path: Path):
+    given = answers(("春。\n", 1.0), ("b", None))
+    write_answers(tmp_path / "a.jsonl", [given])
+    (found,) = read_answers(tmp_path / "a.jsonl")
+    assert found.row == ROW
+    assert [(one.text, one.reward) for one in found.answers] == [("春。\n", 1.0), ("b", None)]
