@@ -110,7 +110,9 @@ def _label(label: Any, source: str) -> str:
 
 def _is_empty(answer: Any) -> bool:
     """Return whether an answer, or its last message, has no text."""
-    last = answer[-1] if isinstance(answer, list) and answer else answer
-    if isinstance(last, Mapping):
-        last = last.get("tool_calls") or last.get("content", last.get("value"))
+    last = answer
+    if isinstance(answer, list) and answer:
+        last = answer[-1]
+        if isinstance(last, Mapping):
+            last = last.get("tool_calls") or last.get("content", last.get("value"))
     return last is None or last == [] or (isinstance(last, str) and not last.strip())
