@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import DynamicCache
 
 from tests.tiny import tiny_model
 from tsugiki.fast import fast_generation
@@ -127,7 +128,7 @@ def test_layers_that_compute_something_else_stay_as_they_are(kind: str):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("case", ["several threads", "no compiler"])
+@pytest.mark.parametrize("case", ["several threads", "no compiler", "a cache with a prefix"])
 def test_otherwise_the_layers_class_computes(case: str, monkeypatch: pytest.MonkeyPatch):
     model, undo, before = tiny_model("llama").eval(), list[Undo](), torch.get_num_threads()
     use_decode_attention(model, undo)
@@ -136,6 +137,8 @@ def test_otherwise_the_layers_class_computes(case: str, monkeypatch: pytest.Monk
     if case == "no compiler":
         monkeypatch.setattr(decoding, "native_for", lambda *_: None)
     cache = GrowingCache()
+    if case == "a cache with a prefix":
+        cache.layers = DynamicCache(config=model.config).layers
     try:
         torch.set_num_threads(2 if case == "several threads" else 1)
         model(torch.arange(5)[None], past_key_values=cache, use_cache=True)

@@ -132,6 +132,8 @@ def _decode(module: Any, x: Tensor, arguments: dict[str, Any]) -> Tensor | None:
     if not isinstance(cache, GrowingCache) or len(cache.layers) <= number:
         return None
     cached = cache.layers[number]
+    if not isinstance(cached, GrowingLayer):  # it holds the prefix of an adapter
+        return None
     if embeddings is None or embeddings[0].shape[-1] != width or not cached.is_initialized or not cached.keys.numel():
         return None
     modules = module._modules
