@@ -115,9 +115,11 @@ class Uploads:
 
 
 def data_names(data: str | Sequence[str]) -> str:
-    """Return the names of a run's data in one line, those of uploaded texts without their folder."""
-    paths = [data] if isinstance(data, str) else data
-    return describe_data([Path(path).name if Path(path).parent.name == FOLDER else path for path in paths])
+    """Return the names of a run's data in one line, those of uploads and of absolute paths without their folder."""
+    paths = [Path(path) for path in ([data] if isinstance(data, str) else data)]
+    return describe_data(
+        [path.name if path.parent.name == FOLDER or path.is_absolute() else str(path) for path in paths]
+    )
 
 
 def _clean(given: str) -> tuple[str, str]:
