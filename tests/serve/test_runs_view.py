@@ -383,6 +383,14 @@ def test_a_queue_that_cannot_be_written_starts_nothing(tmp_path: Path, monkeypat
     assert runs.queue.names() == ["runs/a"]
 
 
+def test_a_run_that_another_server_has_just_taken_is_not_removed_from_the_queue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    queue = _runs(tmp_path).queue
+    monkeypatch.setattr(queue, "names", lambda: ["runs/a"])  # read before it was taken
+    assert not queue.remove("runs/a")
+
+
 def test_a_damaged_queue_is_empty(tmp_path: Path):
     runs = _runs(tmp_path)
     (tmp_path / "runs").mkdir()

@@ -40,11 +40,13 @@ def reference_model(model: Model) -> Model:
     tensors = [*base.parameters(), *base.buffers()]
     copies: dict[int, Any] = {id(shared): shared for shared in (state, *(t for t in tensors if not t.requires_grad))}
     reference: Any = copy.deepcopy(base, copies)
+    # A copy of the model has the same function in its own `forward`. That of TRL has captured the `forward` of the
+    # model that trains, and would still call it.
     forward = vars(reference).get("forward")
     if isinstance(forward, MethodType):
         reference.forward = MethodType(_copied_function(forward.__func__, copies), reference)
     for layer in repacking_layers(reference):
-        keep_unpacked(layer)  # the weight is the model's, too, which trains
+        keep_unpacked(layer)  # `eval` would repack a weight that the model shares, and then no gradient passes through
     delattr(reference, STATE_ATTRIBUTE)
     setattr(reference, _REFERENCE_OF, state)
     return reference.requires_grad_(False).eval()  # type: ignore[no-any-return]

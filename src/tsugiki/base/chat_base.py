@@ -31,7 +31,7 @@ def chat_base() -> str:
 
     if _is_cached():
         return CHAT_BASE
-    path, problem = _carried()
+    path, problem = _packaged_file()
     if path is not None:
         return str(path)
     try:
@@ -49,8 +49,11 @@ def _is_cached() -> bool:
     return all(isinstance(try_to_load_from_cache(CHAT_BASE, file), str) for file in files)
 
 
-def _carried() -> tuple[Path | None, str]:
-    """Return the GGUF file of the installed package, or None and what to do if the hub cannot be reached, either."""
+def _packaged_file() -> tuple[Path | None, str]:
+    """Return the GGUF file of the installed package and "", or None and the error message if the hub fails, too.
+
+    It is called if the hub's cache has no model. A file whose digest is not that of the package's metadata is refused.
+    """
     try:
         package = distribution(PACKAGE)
     except PackageNotFoundError:

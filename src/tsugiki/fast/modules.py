@@ -124,7 +124,8 @@ def rms_norm_of(module: nn.Module) -> tuple[str, float] | None:
 def _match_gated(module: nn.Module) -> _Equivalent | None:
     """Match a gated feed-forward network, on a copy with small layers: its own may be large, grafted or quantised.
 
-    A child that an adapter added is ignored, because a hook calls it after any `forward`.
+    Returns the name, such as "gated_silu", and the fused `forward`; None if the module is not such a network. A child
+    that an adapter added is ignored, because a hook calls it after any `forward`.
     """
     acts = [name for name, child in module._modules.items() if child is not None and _may_be_activation(child)]
     if len(acts) != 1 or module._modules.keys() - {*acts, CHILD} not in _PROJECTIONS:
@@ -133,6 +134,8 @@ def _match_gated(module: nn.Module) -> _Equivalent | None:
     activation = _SWISHES.get(found.name) if found else None
     if found is None or activation is None:
         return None
+    # Outer width 8 and inner width 6 differ, so that a module of other products does not fit and raises. The factor 3
+    # gives values of a few units: a module that limits its values would pass a trial near 0.
     shapes = {"gate_proj": (8, 6), "up_proj": (8, 6), "gate_up_proj": (8, 12), "down_proj": (6, 8)}
     small = with_modules(module, {name: nn.Linear(*shapes[name]) for name in module._modules if name in shapes})
     probe = 3 * torch.randn(4, 8)

@@ -200,6 +200,7 @@ class ActiveAdapters:
         model, names = self._model, [row.request.adapter for row in rows]
         first = names[0]
         if first is not None and rows[0].request.batch_mode != "mixed":
+            # All rows have this adapter: the scheduler batches them by `Row.turn`.
             if self._present != (first,):
                 self._leave()
                 set_adapter(model, first)

@@ -121,7 +121,10 @@ class PeftConfig(Protocol):
 
 
 def config_of_peft(config: PeftConfig) -> LoraConfig:
-    """Return the settings of PEFT's `LoraConfig` for a new adapter; one that would change the result is refused."""
+    """Return the settings of PEFT's `LoraConfig` for a new adapter; one that would change the result is refused.
+
+    A setting that ours does not have is left out if its value is empty, false or 0, which is taken to mean off.
+    """
     kind = type(config).__name__
     if getattr(config.peft_type, "value", config.peft_type) != "LORA":
         message = _(

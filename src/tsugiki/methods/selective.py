@@ -119,7 +119,10 @@ class SelectiveAdapter:
     """Modules that train as a whole, by name; only for normalisation layers, as in PEFT."""
 
     def attach(self, model: nn.Module, undo: list[Undo]) -> None:
-        """Replace the base's parameters by the copies, and let their layers compute in the base's dtypes."""
+        """Replace the selected parameters and modules of the base by the adapter's copies.
+
+        Layers of copied parameters compute in the base's dtypes. What undoes each replacement is appended to `undo`.
+        """
         for path, own in self.copies.items():
             replace_parameter(model, path, own, undo)
         casts: dict[int, tuple[nn.Module, dict[str, torch.dtype]]] = {}

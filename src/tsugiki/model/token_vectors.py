@@ -39,7 +39,7 @@ class TokenVectors(nn.Module):
         self.register_buffer("indices", torch.tensor(indices, device=vectors.device), persistent=False)
 
     def embed(self, ids: Tensor, embedded: Tensor, scale: Tensor | float, padding: int | None = None) -> Tensor:
-        """Replace the vectors of the chosen tokens in the embedding's output [..., width] for ids [...].
+        """Return the embedding's output [..., width] for ids [...], with these vectors for the chosen tokens.
 
         The vector of the token `padding` gets no gradient from it, as in torch's `nn.Embedding`.
         """
@@ -51,7 +51,7 @@ class TokenVectors(nn.Module):
         return torch.where((self.indices[number] == ids)[..., None], own, embedded)
 
     def score(self, hidden: Tensor, logits: Tensor) -> Tensor:
-        """Replace the logits of the chosen tokens, in [..., vocabulary], for hidden states [..., width]."""
+        """Return logits [..., vocabulary], with those of the chosen tokens computed from hidden states [..., width]."""
         own = F.linear(hidden, self.vectors.to(hidden.dtype))
         return logits.index_copy(-1, self.indices, own.to(logits.dtype))
 

@@ -116,8 +116,8 @@ class ShownRecord(RunRecord):
 
 
 def adapter_commands(base: str | None, folder: Path, prompt: str) -> Code:
-    """Return commands that use an adapter."""
-    model, adapter = shlex.quote(base or "BASE"), shlex.quote(str(folder))
+    """Return commands that use an adapter, for a shell."""
+    model, adapter, prompt = shlex.quote(base or "BASE"), shlex.quote(str(folder)), shlex.quote(prompt)
     return Code(
         f"tsugiki generate --model {model} --adapter {adapter} --prompt {prompt}\n"
         f"tsugiki eval --adapter {adapter} --data other.txt\n"
@@ -273,11 +273,11 @@ def _usage(record: RunRecord, folder: Path) -> list[Code]:
     """Return commands for the trained adapter or model; none before the run has finished."""
     if record.status != "finished":
         return []
-    prompt = shlex.quote((record.config.prompts or ["…"])[0])
+    prompt = (record.config.prompts or ["…"])[0]
     if family_of(record.config.method) == "full fine-tuning":
         model = shlex.quote(str(folder))
         commands = (
-            f"tsugiki generate --model {model} --prompt {prompt}\n"
+            f"tsugiki generate --model {model} --prompt {shlex.quote(prompt)}\n"
             f"tsugiki eval --model {model} --data other.txt\n"
             f"tsugiki train --model {model} --data other.txt --out another"
         )

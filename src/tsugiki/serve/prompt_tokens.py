@@ -81,8 +81,9 @@ def chat_prompt(
 ) -> Prompt:
     """Return the prompt that asks for the next message of a conversation; `name` is the model's in the request.
 
-    The chat template shows the model the tools if it can; it must if they are offered, which is that the model decides
-    itself whether it calls one. If the answer is `continued`, the last message is its beginning.
+    The chat template shows the model the tools if it can. `offered`: the model itself decides whether it calls one, so
+    the template must show them, and `Prompt.calls` is set. If the answer is `continued`, the last message is its
+    beginning.
     """
     if tokenizer.chat_template is None:
         message = _(
@@ -90,7 +91,7 @@ def chat_prompt(
             "or start the server with --chat-template"
         )
         raise ApiError(400, message.format(name=name), param="model", code="no_chat_template")
-    if continued != (messages[-1].role == "assistant") or len(messages) == continued:
+    if continued != (messages[-1].role == "assistant") or (continued and len(messages) == 1):
         message = _("the last message is the assistant's own, so there is nothing to answer")
         if continued:
             message = _("there is no beginning of an answer; the last of several messages must be the assistant's")
@@ -101,12 +102,12 @@ def chat_prompt(
         of_tools = read_of_tools(turn.model_dump(), turn.role, f"messages.{place}")
         _check_text(turn.text + of_tools, "messages")
         turns.append(Message(_ROLES.get(turn.role, turn.role), turn.text, of_tools=of_tools))
-    shown = read_tools([tool.function.tool for tool in tools], "tools")
-    _check_text(shown, "tools")
+    given, shown = read_tools([tool.function.tool for tool in tools], "tools"), ""
+    _check_text(given, "tools")
     with _tokenizing:
-        if shown:
-            template = replace(read_template(tokenizer, "messages"), tools=shown)
-            shown = shown if template.shows_tools([turn.fields for turn in turns], "messages") else ""
+        if given:
+            template = replace(read_template(tokenizer, "messages"), tools=given)
+            shown = given if template.shows_tools([turn.fields for turn in turns], "messages") else ""
         calls = response_template(tokenizer) if offered and shown else None
         if offered and tools and calls is None:
             message = _(
@@ -193,6 +194,7 @@ def tokenize_route(adapters: ServedAdapters) -> Route:
             return chat_prompt(model, served.name, tokenizer, parsed.messages).ids
         assert parsed.prompt is not None
         prompt = text_prompts(model, served.tokenizer, [parsed.prompt])[0]
+        # `shown` are the tokens of the text alone; `ids` begin with the special token that begins a document.
         return prompt.shown if parsed.add_special_tokens is False else prompt.ids
 
     return Route("/tokenize", tokenize, methods=["POST"])

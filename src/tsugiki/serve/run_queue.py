@@ -36,11 +36,12 @@ class RunQueue:
 
     def remove(self, name: str) -> bool:
         """Remove a run, and return whether it was in the queue."""
-        if name not in self.names():
+        if name not in self.names():  # few are; the lock would create the folder
             return False
         with self.changing() as waiting:
+            before = len(waiting)  # another server may have started the run since
             waiting[:] = [one for one in waiting if one[0] != name]
-        return True
+            return len(waiting) < before
 
     @contextmanager
     def changing(self) -> Iterator[Waiting]:

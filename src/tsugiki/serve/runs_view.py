@@ -190,7 +190,7 @@ class Runs:
         self.library = library and library.resolve()
         self.queue = RunQueue(self.root / RUNS_FOLDER / ".queue.json")
         self.beginning = threading.RLock()
-        """Held while a run is started, put into the queue or removed."""
+        """A lock, held while a run is started, put into the queue, moved in it or removed."""
         self._watching = False
 
     def names(self) -> list[str]:
@@ -309,7 +309,7 @@ class Runs:
         with self.beginning:
             if not self._watching and self.queue.names():
                 self._watching = True
-                threading.Thread(target=self._work_off, daemon=True).start()
+                threading.Thread(target=self._work_through_queue, daemon=True).start()
 
     def start_next(self) -> None:
         """Start the first run of the queue if none is going on. One that cannot start any more is left out."""
@@ -322,10 +322,11 @@ class Runs:
                 run = self.find(name)
                 self.processes.start(run.folder, self._words(run), self.root)
 
-    def _work_off(self) -> None:
+    def _work_through_queue(self) -> None:
+        """Start the next run of the queue whenever none is going on, until the queue is empty."""
         while self._watching:
             time.sleep(_QUEUE_SECONDS)
-            with self.beginning, suppress(TsugikiError):  # such as a full disk: it is tried again
+            with self.beginning, suppress(TsugikiError):  # such as a full disk: tried again at the next tick
                 self.start_next()
                 self._watching = bool(self.queue.names())
 

@@ -61,7 +61,8 @@ Data: TypeAlias = str | Path | Sequence[str]
 
 _PAGES, _DELIMITED = (".html", ".htm"), (".csv", ".tsv")
 _TEXTS = (".txt", ".md", *_PAGES)
-_IN_ZIP = (*_TEXTS, ".jsonl", ".json", *_DELIMITED)
+_FROM_STREAM = (*_TEXTS, ".jsonl", ".json", *_DELIMITED)
+"""Suffixes of files that are read from a stream, so that they can also be in a zip."""
 _JAPANESE = ("euc_jp", "cp932")
 _MAX_ZIP = 1 << 30  # bytes that a zip may unpack to
 # Files that accompany data in a folder or a zip; they are read only if they are given by name.
@@ -244,7 +245,7 @@ def _is_beside(name: str) -> bool:
 def _openers(sources: Iterable[_File | str]) -> Iterator[OpenFile]:
     """Yield functions that open the texts and tables among files."""
     for source in sources:
-        if isinstance(source, _File) and source.path.suffix.lower() in _IN_ZIP:
+        if isinstance(source, _File) and source.path.suffix.lower() in _FROM_STREAM:
             yield opener(source.path)
 
 
@@ -296,7 +297,11 @@ def _read_file(source: _File, wanted: Wanted, reading: Reading, usual: Callable[
 def _read_stream(
     open_file: OpenFile, name: str, suffix: str, wanted: Wanted, reading: Reading, usual: Callable[[], str]
 ) -> Iterator[Record]:
-    """Yield the records of a text or a table with one of the suffixes `_IN_ZIP`, which is opened several times."""
+    """Yield the records of a text or a table with one of the suffixes `_FROM_STREAM`.
+
+    `open_file` is called several times: to find the encoding, and to read. `usual` says which encoding, EUC-JP or
+    Shift_JIS, is tried first if the text can be in both.
+    """
     encoding = detect_encoding(open_file, name, usual)
     if encoding in NAMES:
         reading.encodings.setdefault(NAMES[encoding], []).append(name)
@@ -352,11 +357,11 @@ def _document(text: str, name: str, title: str, author: str) -> Document:
 def _read_zip(path: Path, wanted: Wanted, reading: Reading) -> Iterator[Record]:
     """Yield the records of the texts and tables in a zip. Nothing is unpacked to the disk."""
     members = {name: is_link for name, is_link in zip_members(path).items() if not _is_beside(name)}
-    chosen = [name for name, is_link in members.items() if _is_data(name, _IN_ZIP) and not is_link]
+    chosen = [name for name, is_link in members.items() if _is_data(name, _FROM_STREAM) and not is_link]
     if not chosen:
         raise NotDataError(
             _("{path} contains no {known} file; unpack it, and give the folder").format(
-                path=path, known=", ".join(_IN_ZIP)
+                path=path, known=", ".join(_FROM_STREAM)
             )
         )
     others = set(members).difference(chosen)

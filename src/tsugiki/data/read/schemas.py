@@ -180,12 +180,12 @@ def with_fields(row: Mapping[str, Any], columns: Columns) -> Mapping[str, Any]:
 
 def unused_columns(row: Iterable[str], schema: str, keys: SchemaKeys) -> list[str]:
     """Return the fields of a row that are neither learned nor known to describe the record."""
-    beside = {
+    also_learned = {
         "text": (),
         "instruction and output": ("input", "system"),
         "chosen and rejected": (*PROMPTS, "system"),
     }.get(schema, ("system", "tools"))
-    return [name for name in row if name not in {*keys[schema], *beside, *_ABOUT_RECORDS}]
+    return [name for name in row if name not in {*keys[schema], *also_learned, *_ABOUT_RECORDS}]
 
 
 def parse_columns(texts: str | Iterable[str]) -> dict[str, str]:

@@ -294,7 +294,7 @@ def _without_repeated(
         if validation.index is index:
             train = np.setdiff1d(train, validation.numbers)
         _leave_out_of_validation(config, validation, parts.held_out, repeated, parts.texts, notes)
-    return _left_out(allow_overlap, index, train, repeated, notes)
+    return _leave_out_repeats(allow_overlap, index, train, repeated, notes)
 
 
 def _windows(
@@ -424,12 +424,16 @@ def _leave_out_of_validation(
     notes.append(message.format(records=counts.records(len(found)), names=names))
 
 
-def _left_out(
+def _leave_out_repeats(
     allow_overlap: bool, index: RecordIndex, train: Integers, repeated: Repeated, notes: list[str]
 ) -> tuple[Integers, LeftOutCounts]:
-    """Return the training records without those that repeat held-out or validation text, and their counts; add notes.
+    """Return the training records that do not repeat held-out or validation text, and counts of the others.
 
-    One record must be left.
+    With `allow_overlap`, all are returned. Notes name the records that repeat such text, and those among the returned
+    ones that repeat the retention text.
+
+    Raises:
+        TsugikiError: no record would be left.
     """
     repeated = {number: repeated[number] for number in np.intersect1d(train, list(repeated)).tolist()}
     found = {number: kinds for number, kinds in repeated.items() if kinds.keys() & {"held-out", "validation"}}

@@ -47,7 +47,7 @@ def plan_memory(
     `before` blocks were recomputed before the run was interrupted; `recompute` auto recomputes at least these.
     """
     device = torch.device("cpu")
-    available = total_memory(device)
+    available = memory_for_process(device)
     if available is None:
         return None
     threads = torch.get_num_threads()
@@ -105,7 +105,7 @@ def memory_limit(available: int) -> int:
     return round(_SPARE * available)
 
 
-def total_memory(device: torch.device) -> int | None:
-    """Return the bytes of a device's memory that this process uses or could use; None if they are not reported."""
+def memory_for_process(device: torch.device) -> int | None:
+    """Return the bytes of a device's memory that are free or that this process uses; None if they are not reported."""
     free = memory.available(device)
     return None if free is None else free + (memory.resident(device) or 0)

@@ -33,7 +33,7 @@ from tsugiki.training.choose.choices import choices_for
 from tsugiki.training.choose.output_head import leaves_layers_open, with_output_head
 from tsugiki.training.measure.cost import Need, need_of
 from tsugiki.training.measure.facts import load_dtype
-from tsugiki.training.measure.memory_plan import computing_dtype, memory_limit, micro_batch_sizes, total_memory
+from tsugiki.training.measure.memory_plan import computing_dtype, memory_for_process, memory_limit, micro_batch_sizes
 from tsugiki.training.measure.shapes import Shapes, find_shapes
 from tsugiki.training.settings.config import AUTO, RunConfig
 from tsugiki.training.tools.processes import device_type, has_device, planned_compute_dtype
@@ -124,7 +124,7 @@ def plan_run(
     choices = choices_for(config, shapes.model, rows or 100 * threads, tokens)
     steps = None if rows is None else choices.steps
     in_step = choices.batch_size if rows is None else min(choices.batch_size, rows)
-    available = memory_size or total_memory(device)
+    available = memory_size or memory_for_process(device)
     options, needs = [], {}
     for base_dtype in base_dtypes or _dtypes(config, device):
         for size in micro_batch_sizes(config, device, tokens, in_step):

@@ -195,7 +195,7 @@ class _Rounds:
         counted = count_answers(answers)
         if not counted.pairs and number == 1:
             raise TsugikiError(nothing_to_learn(counted, file))
-        for line in self._teach_nothing(answers) if counted.pairs else [nothing_to_learn(counted, file)]:
+        for line in self._uninformative_rules(answers) if counted.pairs else [nothing_to_learn(counted, file)]:
             self.start.display.print(line)
         if not counted.pairs:
             return False
@@ -353,8 +353,8 @@ class _Rounds:
             message.format(round=found.round, validation=worth, pairs=counts.pairs(found.learned.pairs))
         )
 
-    def _teach_nothing(self, answers: Sequence[PromptAnswers]) -> Iterator[str]:
-        """Yield a note on each rule that gives the same score to all answers, such as 0, because none reaches it."""
+    def _uninformative_rules(self, answers: Sequence[PromptAnswers]) -> Iterator[str]:
+        """Yield a note on each rule that gave all answers the same score, such as 0 because no answer satisfies it."""
         for place, rule in enumerate(self.rules):
             given = {answer.scores[place] for one in answers for answer in one.answers}
             if len(given) == 1:
