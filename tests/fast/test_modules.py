@@ -2,6 +2,7 @@
 
 import copy
 import io
+import math
 import pickle
 from collections import Counter
 from typing import Any
@@ -191,19 +192,21 @@ def test_transformers_activations_are_recognised(name: str, got: str | None):
 class Doubled(nn.Module):
     """A gated feed-forward network that differs slightly from ours."""
 
-    def __init__(self, act: nn.Module, factor: float = 1.0) -> None:
+    def __init__(self, act: nn.Module, factor: float = 1.0, limit: float = math.inf) -> None:
         super().__init__()
         self.gate_proj, self.up_proj, self.down_proj = nn.Linear(5, 7), nn.Linear(5, 7), nn.Linear(7, 5)
         self.act = act
-        self.factor = factor
+        self.factor, self.limit = factor, limit
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x) * self.factor)
+        gate = self.gate_proj(x).clamp(max=self.limit)
+        return self.down_proj(self.act(gate) * self.up_proj(x) * self.factor)
 
 
 def test_similar_modules_are_left_alone():
     assert names(use_fused_modules(Doubled(nn.SiLU()), [])) == {"gated_silu": 1}
     assert names(use_fused_modules(Doubled(nn.SiLU(), 1.001), [])) == {"silu": 1}
+    assert names(use_fused_modules(Doubled(nn.SiLU(), limit=10.0), [])) == {"silu": 1}  # as DeepSeek-V4 has it
     assert names(use_fused_modules(Doubled(nn.Tanh()), [])) == {}
     assert names(use_fused_modules(nn.LayerNorm(8, bias=False), [])) == {}
     assert names(use_fused_modules(nn.Dropout(0.1), [])) == {}

@@ -134,11 +134,11 @@ def _match_gated(module: nn.Module) -> _Equivalent | None:
     activation = _SWISHES.get(found.name) if found else None
     if found is None or activation is None:
         return None
-    # Outer width 8 and inner width 6 differ, so that a module of other products does not fit and raises. The factor 3
-    # gives values of a few units: a module that limits its values would pass a trial near 0.
+    # Outer width 8 and inner width 6 differ, so that a module of other products does not fit and raises. Some
+    # networks limit gate and up, to 10 for example, so half of the rows give values beyond that.
     shapes = {"gate_proj": (8, 6), "up_proj": (8, 6), "gate_up_proj": (8, 12), "down_proj": (6, 8)}
     small = with_modules(module, {name: nn.Linear(*shapes[name]) for name in module._modules if name in shapes})
-    probe = 3 * torch.randn(4, 8)
+    probe = torch.randn(16, 8) * torch.tensor([3.0, 100.0] * 8)[:, None]
     if not _computes(small, probe, _gated_forward(small, probe, activation)):
         return None
     return _Equivalent(f"gated_{found.name}", partial(_gated_forward, module, activation=activation))
