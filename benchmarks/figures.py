@@ -105,6 +105,8 @@ class Figures:
     """By language: `en`, `ja`."""
     rows: Sequence[Sequence[str]]
     command: str
+    remark: Mapping[str, str] = field(default_factory=dict)
+    """By language: what a reader must know beside the command, in brackets."""
     machine: Mapping[str, Any] = field(default_factory=lambda: describe_machine(default_device()).model_dump())
     date: str = field(default_factory=lambda: datetime.now(UTC).date().isoformat())
     versions: Mapping[str, str] = field(default_factory=installed_versions)

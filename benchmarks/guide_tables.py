@@ -80,14 +80,15 @@ def main(*guides: str) -> None:
 def _markdown(file: Path, language: Language) -> str:
     values = read_json(file, missing=f"no figures at {file}")
     source = Figures(**values) if values.get("kind") == KIND else read_results(file)
+    remark = ""
     if isinstance(source, Figures):
-        table = source.table(language)
+        table, remark = source.table(language), source.remark.get(language, "")
     else:
         table = results_table(source) if language == "en" else _in_japanese(results_table(source))
     where = f"{computer(source.machine)}, {source.date}"
     if language == "ja":
         where = re.sub(r", (\d+) threads, ", r"、\1 スレッド、", where)
-    return f"\n{table.to_markdown()}\n`{source.command}` · {where}\n\n"
+    return f"\n{table.to_markdown()}\n`{source.command}`{remark} · {where}\n\n"
 
 
 def _in_japanese(table: Table) -> Table:
