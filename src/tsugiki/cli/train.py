@@ -264,7 +264,7 @@ def quickstart_command(
 
 
 def _quickstart_of_questions(config: "RunConfig") -> None:
-    """Train as the settings say, and print the command, answers before and after, and how many are right."""
+    """Train with these settings; print the equivalent command, answers before and after, and how many are right."""
     from tsugiki.cli.summary import print_adapter, print_asked
     from tsugiki.report.run import write_report
     from tsugiki.training.run.quickstart import ask_unseen

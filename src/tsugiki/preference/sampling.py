@@ -1,4 +1,4 @@
-"""PromptAnswers of a model to prompts, several to each, their rewards, and pairs of the best and the worst of them.
+"""Answers of a model to prompts, several to each, their rewards, and pairs of the best and the worst of them.
 
 Each answer has a seed of its own, from a text that names the run and the round, and its place. So the same answers come
 again.

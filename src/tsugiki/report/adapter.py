@@ -240,7 +240,7 @@ def kinds_table(layers: Sequence[Layer]) -> Table:
 
 
 def _layer_parts(layers: Sequence[Layer]) -> Iterator[Part]:
-    """Yield curves of norms, ranks and spectra with a line for each kind of layer, and tables."""
+    """Yield the curves of norms, ranks and singular values, one line for each kind of layer, and their tables."""
     if not layers:
         return
     kinds = by_kind(layers)

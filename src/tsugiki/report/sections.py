@@ -106,7 +106,7 @@ class Samples:
     texts: Sequence[Row]
     """(label, text)."""
     expected: str = ""
-    """The answer that is right, if the prompt is a question."""
+    """The expected answer, if the prompt is a question."""
 
     @property
     def asked(self) -> list[Row]:

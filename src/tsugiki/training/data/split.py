@@ -320,7 +320,7 @@ def _windows(
 
 
 def _question_notes(index: RecordIndex, train: Integers, parts: ScoredParts) -> Iterator[str]:
-    """Yield a note if many records ask the same question, so that its answers are split one by one."""
+    """Yield a note if one question has so many records that they are split one by one, not kept together."""
     here = np.concatenate([train, *(part.numbers for part in parts.all if part.index is index)])
     asked = index.questions[here]
     common = int(np.count_nonzero(asked != 0) - np.count_nonzero(rare(index.questions)[here]))

@@ -1,4 +1,4 @@
-"""The first stages of a run: what is known of its model, its texts, and the base with packed rows."""
+"""The first stages of a run: find the facts of its model, read its texts, and load the base with the texts in rows."""
 
 from functools import partial
 from pathlib import Path
