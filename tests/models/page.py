@@ -11,13 +11,10 @@ In a guide, a table is between two comments, of which the first names it:
 import re
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as PEFT_TARGETS
-
-from tests.models.life import CHECKS, Life
-from tests.models.peft_targets import EXPLAINED, comparable, compare
+from tests.models.life import Life
 from tests.models.walk import read_results
 from tsugiki.model import ARCHITECTURES, Architecture
 from tsugiki.report import Table
@@ -31,20 +28,9 @@ _JAPANESE = {
     "with experts in one parameter": "一つのパラメータにエキスパートを持つ",
     "adapted by default": "既定の対象",
     "experts": "エキスパート",
-    "documents in a row": "1 行の文書",
     "checks": "検査",
-    "type": "種類",
     "reason": "理由",
-    "not run": "未実行",
-    "both": "両方",
-    "Tsugiki alone": "Tsugiki だけ",
-    "PEFT alone": "PEFT だけ",
-    "of": "/",
-    "yes": "はい",
-    "no": "いいえ",
-    "position ids": "位置 ID",
-    "attention mask": "マスク",
-    "separate rows": "1 文書 1 行",
+    "exported for llama.cpp": "llama.cpp 用に書き出せる種類",
     "causal": "因果言語モデル",
     "seq2seq": "エンコーダー・デコーダー",
     "speech": "音声認識",
@@ -62,6 +48,8 @@ _NO_TINY = (
     "検査用の小さなモデルを共通の規則では作れない",
 )
 _EXPLAINED = "reason: "
+_MARKS = {"attention_mask": "‡", "separate_rows": "†"}
+"""How documents in a row are kept apart -> the mark of a type in the table; position ids have none."""
 REASONS: dict[str, tuple[str, str]] = {
     "build": _NO_TINY,
     "cpmant": _LATER,
@@ -90,7 +78,9 @@ def main(results: str, *guides: str) -> None:
 
 def tables_of(lives: Sequence[Life]) -> dict[str, Table]:
     """The headers and rows of each table, in English."""
-    return {"summary": _summary(lives), "types": _types(lives), "failures": _failures(lives), "peft": _peft()}
+    return {
+        "summary": _summary(lives), "types": _types(lives), "exported": _exported(lives), "failures": _failures(lives)
+    }  # fmt: skip
 
 
 def fill(text: str, tables: Mapping[str, Table], japanese: bool) -> str:
@@ -108,50 +98,35 @@ def _summary(lives: Sequence[Life]) -> Table:
 
 
 def _types(lives: Sequence[Life]) -> Table:
-    headers = ["type", "task", "adapted by default", "experts", "documents in a row", "PEFT", "llama.cpp", "checks"]
-    rows = []
-    for life in lives:
-        if not life.layers:
-            continue
-        checks = [name for name in CHECKS if _applies(name, life)]
-        passed = len(checks) - len(life.failed)
-        rows.append(
-            [
-                life.model_type,
-                life.task,
-                _names(life.layers),
-                _names(life.experts),
-                life.masking.replace("_ids", " ids").replace("_", " ") or "–",
-                "yes" if _peft_reads(life) else "no",
-                ARCHITECTURES.get(life.model_type, Architecture()).llama_cpp or "–",
-                f"{passed} of {len(checks)}",
-            ]
-        )
-    return headers, rows
+    """A row for each set of layers, with the types that have it."""
+    groups: dict[tuple[frozenset[str], frozenset[str]], list[Life]] = {}
+    for life in (life for life in lives if life.layers):
+        groups.setdefault((frozenset(_names(life.layers)), frozenset(_names(life.experts))), []).append(life)
+    rows = [
+        [_listed(f"{life.model_type}{_MARKS.get(life.masking, '')}" for life in own)]
+        + [" ".join(names) or "–" for names in (_names(own[0].layers), _names(own[0].experts))]
+        for own in sorted(groups.values(), key=len, reverse=True)
+    ]
+    return ["types", "adapted by default", "experts"], rows
+
+
+def _exported(lives: Sequence[Life]) -> Table:
+    names = {life.model_type: ARCHITECTURES.get(life.model_type, Architecture()).llama_cpp for life in lives}
+    found = [name if name == theirs else f"{name} ({theirs})" for name, theirs in names.items() if theirs]
+    return ["exported for llama.cpp"], [[_listed(found)]]
 
 
 def _failures(lives: Sequence[Life]) -> Table:
-    rows = [[life.model_type, life.task, ", ".join(life.failed), _reason(life)] for life in lives if life.failed]
-    return ["type", "task", "checks", "reason"], rows
+    groups: dict[tuple[str, str], list[str]] = {}
+    for life in (life for life in lives if life.failed):
+        groups.setdefault((", ".join(life.failed), _reason(life)), []).append(life.model_type)
+    return ["types", "checks", "reason"], [[_listed(types), *found] for found, types in groups.items()]
 
 
 def _reason(life: Life) -> str:
-    if life.model_type in REASONS:
-        return f"{_EXPLAINED}{life.model_type}"
+    if reason := REASONS.get(life.model_type):
+        return f"{_EXPLAINED}{next(name for name, each in REASONS.items() if each == reason)}"
     return f"{_EXPLAINED}build" if "build" in life.failed else "; ".join(life.failed.values())
-
-
-def _peft() -> Table:
-    rows = []
-    for model_type, task in comparable():
-        found = compare(model_type, task)
-        alone = _names(found.peft_alone)
-        reason = EXPLAINED.get((model_type, task))
-        rows.append(
-            [model_type, task, _names(found.both), _names(found.ours_alone), f"{alone}: {reason}" if reason else alone]
-        )
-    others = [name for name in PEFT_TARGETS if name not in dict(comparable())]
-    return ["type", "task", "both", "Tsugiki alone", "PEFT alone"], [*rows, [", ".join(others), "–", "–", "–", "–"]]
 
 
 def _passed(lives: Sequence[Life]) -> int:
@@ -162,13 +137,13 @@ def _peft_reads(life: Life) -> bool:
     return bool(life.layers) and "PEFT" not in life.failed
 
 
-def _applies(check: str, life: Life) -> bool:
-    return {"experts": bool(life.experts), "isolation": life.task == "causal"}.get(check, True)
-
-
-def _names(paths: Sequence[str]) -> str:
+def _names(paths: Sequence[str]) -> list[str]:
     """The different last components of names, in their order."""
-    return " ".join(dict.fromkeys(path.rpartition(".")[2] for path in paths)) or "–"
+    return list(dict.fromkeys(path.rpartition(".")[2] for path in paths))
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(names))
 
 
 def _markdown(headers: list[str], rows: list[list[str]], japanese: bool) -> str:
@@ -179,10 +154,7 @@ def _markdown(headers: list[str], rows: list[list[str]], japanese: bool) -> str:
 def _cell(text: str, japanese: bool) -> str:
     if text.startswith(_EXPLAINED):
         return REASONS[text.removeprefix(_EXPLAINED)][japanese]
-    if not japanese:
-        return text
-    count = re.fullmatch(r"(\d+) of (\d+)", text)
-    return f"{count[1]}/{count[2]}" if count else _JAPANESE.get(text, text)
+    return _JAPANESE.get(text, text) if japanese else text
 
 
 if __name__ == "__main__":
