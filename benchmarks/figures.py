@@ -2,6 +2,7 @@
 
 import platform
 import re
+import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -17,6 +18,22 @@ from tsugiki.training.record.run_record import describe_machine
 _PACKAGES = (
     "tsugiki", "torch", "transformers", "accelerate", "peft", "trl", "datasets", "litgpt", "lightning", "mlx", "mlx-lm",
 )  # fmt: skip
+
+ROOMS = {
+    "gguf": ("base", "export"),
+    "memory": ("fast", "lowbit", "training/measure", "training/step"),
+    "quality": ("data", "lora", "preference", "training"),
+    "quality.coverage": ("training/record",),
+    "race": ("fast", "lora", "training"),
+    "serving": ("fast", "generation", "serve"),
+    "speed": ("fast", "lora", "lowbit", "training/step"),
+}
+"""Folder of benchmarks, or a module in it -> the rooms of `src/tsugiki` that it measures."""
+
+CHANGES = 400
+"""A result is too old to be shown when the rooms that it measures have had more changes since than this."""
+
+_ROOT = Path(__file__).parents[1]
 
 KIND = "figures"
 """The value of `kind` in such a file; the results of `benchmarks.speed` have another one."""
@@ -85,6 +102,35 @@ def installed_versions() -> dict[str, str]:
     return found
 
 
+def measured_commit() -> str:
+    """Return the commit that is checked out, with `-dirty` if files differ from it; "" outside of a repository."""
+    return _git("describe", "--always", "--dirty", "--exclude=*", "--abbrev=12")
+
+
+def changes_since(commit: str, command: str) -> int | None:
+    """Count the changes, since `commit`, of the rooms that a benchmark measures.
+
+    Args:
+        commit: as `measured_commit` returns it.
+        command: the command of the benchmark, such as `python -m benchmarks.speed …`.
+
+    Returns:
+        The number of commits without merges; None where the history does not reach back to `commit`.
+    """
+    module = next(word for word in command.split() if word.startswith("benchmarks.")).removeprefix("benchmarks.")
+    rooms = [f"src/tsugiki/{room}" for room in ROOMS.get(module) or ROOMS[module.split(".")[0]]]
+    count = _git("rev-list", "--count", "--no-merges", f"{commit.removesuffix('-dirty')}..HEAD", "--", *rooms)
+    return int(count) if count else None
+
+
+def _git(*arguments: str) -> str:
+    """Return what git prints, or "" where it fails."""
+    try:
+        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, cwd=_ROOT).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
 def computer(machine: Mapping[str, Any]) -> str:
     """Return the name of the accelerator, or else of the processor, from the fields of a `Machine`."""
     without = ", without C functions" if machine.get("c_functions") is False else ""
@@ -110,6 +156,7 @@ class Figures:
     machine: Mapping[str, Any] = field(default_factory=lambda: describe_machine(default_device()).model_dump())
     date: str = field(default_factory=lambda: datetime.now(UTC).date().isoformat())
     versions: Mapping[str, str] = field(default_factory=installed_versions)
+    commit: str = field(default_factory=measured_commit)
     kind: str = KIND
     format: int = 1
 

@@ -85,7 +85,7 @@ def _markdown(file: Path, language: Language) -> str:
         table, remark = source.table(language), source.remark.get(language, "")
     else:
         table = results_table(source) if language == "en" else _in_japanese(results_table(source))
-    where = f"{computer(source.machine)}, {source.date}"
+    where = f"{computer(source.machine)}, {source.date}, {source.commit[:8]}"
     if language == "ja":
         where = re.sub(r", (\d+) threads, ", r"、\1 スレッド、", where)
     return f"\n{table.to_markdown()}\n`{source.command}`{remark} · {where}\n\n"

@@ -34,7 +34,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from benchmarks import child_environment
-from benchmarks.figures import installed_versions
+from benchmarks.figures import installed_versions, measured_commit
 from benchmarks.speed.entries import INSTALL, TRAINING_ENTRIES
 from tsugiki.base.loading import default_device, load_model, load_tokenizer
 from tsugiki.data.read.files import read_records
@@ -146,8 +146,9 @@ class RaceResult:
     def write(self, folder: Path, command: str) -> None:
         """Write `race.json`: all processes with their curves, the machine, the versions and the command."""
         make_folder(folder)
-        origin = {"command": command, "machine": describe_machine(default_device()).model_dump()}
-        write_json(folder / "race.json", {**asdict(self), **origin, "versions": installed_versions()})
+        machine = describe_machine(default_device()).model_dump()
+        origin = {"command": command, "machine": machine, "versions": installed_versions(), "commit": measured_commit()}
+        write_json(folder / "race.json", {**asdict(self), **origin})
 
     def _of(self, tool: str) -> list[ToolRun]:
         return [run for run in self.runs if run.tool == tool]

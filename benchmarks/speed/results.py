@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.figures import computer, installed_versions
+from benchmarks.figures import computer, installed_versions, measured_commit
 from benchmarks.speed.entries import BenchmarkEntry
 from benchmarks.speed.runner import Measurement
 from benchmarks.speed.workload import Workload
@@ -65,6 +65,7 @@ class Results:
     machine: Mapping[str, Any]
     date: str = field(default_factory=lambda: datetime.now(UTC).date().isoformat())
     versions: Mapping[str, str] = field(default_factory=installed_versions)
+    commit: str = field(default_factory=measured_commit)
     kind: str = "train"
     """preference: the steps are counted in pairs instead of tokens. Older files hold `generate` for generation."""
     format: int = 2

@@ -1,9 +1,11 @@
 """The tables of the guides are those of the committed results."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
+from benchmarks.figures import CHANGES, changes_since
 from benchmarks.guide_tables import fill_guide, guide_language, main, read_results
 from benchmarks.speed.results import results_table
 
@@ -60,3 +62,13 @@ def test_the_guides_show_every_committed_file_and_no_other(language: str):
     results = ROOT / "benchmarks" / "results"
     committed = {f"../benchmarks/results/{file.relative_to(results)}" for file in results.rglob("*.json")}
     assert set().union(*(tables_in(f"{guide}{language}") for guide in GUIDES)) == committed
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "benchmarks" / "results").rglob("*.json")), ids=lambda file: file.stem)
+def test_no_committed_result_is_older_than_the_stated_number_of_changes(file: Path):
+    values = json.loads(file.read_text(encoding="utf-8"))
+    assert re.fullmatch("[0-9a-f]{12}", values["commit"]), "measure what is committed"
+    changes = changes_since(values["commit"], values["command"])
+    if changes is None:
+        pytest.skip("the history does not reach back to this result")
+    assert changes <= CHANGES
