@@ -108,7 +108,11 @@ def test_texts(part: str):
     for key, text in english.items():
         assert sorted(re.findall(r"\{\w+\}", text)) == sorted(re.findall(r"\{\w+\}", japanese[key])), key
     view = [FOLDER / f"views/{part}.js", *FOLDER.glob(f"views/{part}/*.js")]
-    files = [FOLDER / "app.js"] if part == "shell" else view
+    files = [FOLDER / name for name in ("app.js", "ui.js", "chart.js")] if part == "shell" else view
     source = "\n".join(path.read_text(encoding="utf-8") for path in files)
-    assert [key for key in english if f'"{key}"' not in source] == []
-    assert set(re.findall(r'\bt\("([\w.]+)"', source)) <= set(english)
+    literal, of_table, made_of = r'"([\w.]+)"', r"(?m)^ +(\w+):", r"\bt\(`([^`]+)`"
+    keys = [key for pattern in (literal, of_table, made_of) for key in re.findall(pattern, source)]
+    made = "|".join(r"\w+".join(map(re.escape, re.split(r"\$\{[^}]*\}", key))) for key in keys)
+    assert [key for key in english if not re.fullmatch(made, key)] == []
+    frame = json.loads((FOLDER / "messages" / "shell.en.json").read_text(encoding="utf-8"))
+    assert set(re.findall(r'\bt\("([\w.]+)"', source)) <= {*english, *frame}

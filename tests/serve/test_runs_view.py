@@ -80,7 +80,7 @@ def test_details(place: Place):
     with sole_use(place.directory / "runs/a"):
         running = place.get("run", name="runs/a").json()
     assert running["state"] == "running"
-    assert running["seconds_left"] == pytest.approx(12)  # six steps of two seconds
+    assert running["time_left"] == "12 s"  # six steps of two seconds
 
 
 @pytest.mark.parametrize("name", HOSTILE)

@@ -19,6 +19,7 @@ from tests.serve.workspace import Place, serve_in
 from tests.tiny import TEXT, save_tiny
 from tsugiki import TsugikiError
 from tsugiki.data import read_records
+from tsugiki.io.formatting import format_size
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no links as these")
 
@@ -46,7 +47,7 @@ def test_a_text_is_sent_used_and_removed(place: Place):
     assert send(place, "again.txt", TEXT.encode()).json()["name"] == names[0]  # the same file is there once
     assert (folder(place) / names[0]).read_text(encoding="utf-8") == TEXT
     listed = place.get("train/uploads").json()
-    assert {"name": names[0], "size": len(TEXT.encode())} in listed["files"]
+    assert {"name": names[0], "size": format_size(len(TEXT.encode()))} in listed["files"]
     shown = place.post("train/settings", {"name": "first", "uploads": names, "texts": ["a.txt"]}).json()
     data = yaml.safe_load(shown["yaml"])["data"]
     assert data == ["texts/a.txt", *(str(folder(place) / name) for name in names)]

@@ -30,7 +30,7 @@ from tsugiki.errors import TsugikiError, error_text, system_error
 from tsugiki.io.atomic import remove_empty
 from tsugiki.io.digests import FileState, file_state
 from tsugiki.io.file_names import RECORD_FILE
-from tsugiki.io.formatting import format_size
+from tsugiki.io.formatting import format_duration, format_size
 from tsugiki.io.locks import is_in_use, process_of
 from tsugiki.io.run_folder import CHECKPOINTS, checkpoint_step, checkpoints, remove_run
 from tsugiki.io.system import OWN_GROUP, ask_to_end
@@ -394,10 +394,10 @@ class Runs:
             "step": training.steps if training else 0,
             "steps": steps if isinstance(steps, int) else None,
             "loss": _number(training.loss) if training and training.steps else None,
-            "memory": (training and training.peak_memory) or None,
+            "memory": format_size(training.peak_memory) if training and training.peak_memory else None,
             "held_out": [_number(entry.loss) for entry in (record.evaluations[:1] + record.evaluations[1:][-1:])],
             "tokens_per_second": _number(record.all_tokens_per_second()),
-            "seconds_left": _seconds_left(record) if state == "running" else None,
+            "time_left": _time_left(record) if state == "running" else None,
         }
 
     def _state(self, run: RunFolder, record: RunRecord | TsugikiError | None, waiting: list[str]) -> State:
@@ -496,12 +496,13 @@ def _read_record(folder: Path, state: FileState) -> RunRecord | TsugikiError:
         return error
 
 
-def _seconds_left(record: RunRecord) -> float | None:
-    """Return the seconds that the remaining steps will take at the mean speed so far; None before the first step."""
+def _time_left(record: RunRecord) -> str | None:
+    """Return the time that the remaining steps will take at the mean speed so far; None before the first step."""
     training, steps = record.training, record.resolved_settings.get("steps")
     if training is None or training.steps < 1 or not isinstance(steps, int):
         return None
-    return _number(training.seconds / training.steps * max(0, steps - training.steps))
+    seconds = _number(training.seconds / training.steps * max(0, steps - training.steps))
+    return None if seconds is None else format_duration(seconds)
 
 
 def _number(value: Any) -> float | None:

@@ -28,6 +28,7 @@ from tsugiki.io.atomic import write_text
 from tsugiki.io.file_names import DATA_SUFFIXES
 from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
+from tsugiki.io.formatting import format_size
 from tsugiki.methods.method import Method
 from tsugiki.methods.table import METHODS
 from tsugiki.preference.losses import LOSSES
@@ -245,7 +246,8 @@ class Training:
             if entry.is_dir(follow_symlinks=False):
                 listed.append({"name": entry.name, "folder": True})
             elif Path(entry.name).suffix.lower() in DATA_SUFFIXES:
-                listed.append({"name": entry.name, "folder": False, "size": entry.stat(follow_symlinks=False).st_size})
+                size = format_size(entry.stat(follow_symlinks=False).st_size)
+                listed.append({"name": entry.name, "folder": False, "size": size})
         listed.sort(key=lambda item: not item["folder"])
         return {"folder": folder, "entries": listed[:_MOST_ENTRIES], "more": len(listed) > _MOST_ENTRIES}
 

@@ -44,9 +44,10 @@ class Uploads:
     def listing(self) -> dict[str, Any]:
         """Return the files, and what may be sent."""
         return {
-            "files": [{"name": name, "size": size} for name, size in self._files().items()],
+            "files": [{"name": name, "size": format_size(size)} for name, size in self._files().items()],
             "suffixes": SUFFIXES,
             "largest": LARGEST,
+            "limit": format_size(LARGEST),
         }
 
     async def receive(self, request: Request) -> str:

@@ -5,6 +5,7 @@ import { html, Table } from "./ui.js";
 
 /** @typedef {{ name: string, heading: string, parts: any[] }} Section */
 
+/** How a part is drawn, by its kind; curves stand together below the others. */
 const KINDS = {
   lead: ({ text }) => html`<p class="sentence">${text}</p>`,
   sentence: ({ text }) => html`<p class="faint small">${text}</p>`,
@@ -27,20 +28,21 @@ const KINDS = {
   },
 };
 
-/** @param {{ sections: Section[], keys: string }} props `keys` says that the arrow keys read a chart */
-export function Sections({ sections, keys }) {
+/** @param {{ sections: Section[] }} props */
+export function Sections({ sections }) {
   return sections
     .filter(({ parts }) => parts.length)
     .map(({ name, heading, parts }) => {
-      const plots = parts.filter(({ kind }) => kind === "curves");
-      const others = parts.filter(({ kind }) => kind !== "curves");
+      const curves = parts.filter(({ kind }) => kind === "curves");
       return html`<section key=${name}>
         ${heading && html`<h2>${heading}</h2>`}
-        ${others.map((part) => html`<${KINDS[part.kind]} ...${part} />`)}
-        ${plots.length > 0 &&
-        html`<div class="charts">
-          ${plots.map((one) => html`<${Chart} key=${one.caption} curves=${one} keys=${keys} />`)}
-        </div>`}
+        ${parts.map((part) => KINDS[part.kind] && html`<${KINDS[part.kind]} ...${part} />`)}
+        ${curves.length > 0 && html`<${Charts} curves=${curves} />`}
       </section>`;
     });
+}
+
+/** @param {{ curves: import("./chart.js").Curves[] }} props */
+export function Charts({ curves }) {
+  return html`<div class="charts">${curves.map((one) => html`<${Chart} key=${one.caption} curves=${one} />`)}</div>`;
 }

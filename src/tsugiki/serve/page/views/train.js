@@ -1,34 +1,28 @@
 /** Train: bring data, see what they are and what would be learned, and start the run. */
 
 import { getJson, postJson } from "../api.js";
-import { Field, html, mountOf, Select, useApp, useEffect, useJson, useState, useWork } from "../ui.js";
-import { Aozora } from "./train/aozora.js";
-import { ChosenData, Folder, Sent, useData } from "./train/data.js";
-import { asked, dataOf, rolesAreSet, useDraft } from "./train/draft.js";
-import { LENGTHS, offered, Setting } from "./train/form.js";
-import { Bases, Plan } from "./train/results.js";
-import { WhatItIs } from "./train/what.js";
+import { Actions, fail, Field, go, html, Input, t, Table, useEffect, useJson, useSoon, useState } from "../ui.js";
+import { Aozora, ChosenData, Folder, Sent, useData } from "./train/data.js";
+import { asked, dataOf, LENGTHS, offered, rolesAreSet, Setting, useDraft } from "./train/form.js";
+import { Terms, WhatItIs } from "./train/what.js";
 
 const API = "/page/api/train/";
-const PAUSE = 400; // milliseconds after the last change, before the server is asked
+const PAUSE = 300; // milliseconds after the last change, before the server is asked
 
-export const mount = mountOf(Train);
-
-function Train() {
+/** @param {{ path: string[] }} props where the form gets its first values from */
+export default function Train({ path }) {
   const [options] = useJson(`${API}options`);
-  return options && html`<${Loaded} options=${options} />`;
+  return options && html`<${Loaded} options=${options} path=${path} />`;
 }
 
-/** @param {{ options: any }} props what the form offers */
-function Loaded({ options }) {
-  const { t } = useApp();
+/** @param {{ options: any, path: string[] }} props what the form offers */
+function Loaded({ options, path }) {
   const [draft, change] = useDraft(options);
-  const [busy, work] = useWork();
   const [found, lookAgain] = useFound(draft, options);
-  const data = useData(draft, change, work);
-  usePath(draft, change, data.choose);
-  const results = useState(/** @type {any} */ ({}));
-  const parts = { options, draft, change, busy, work, data };
+  const data = useData(draft, change);
+  usePath(path, draft, change, data.choose);
+  const [results, setResults] = useState(/** @type {any} */ ({}));
+  const parts = { options, draft, change, data };
   return html`
     <div class="heading"><h1>${t("title")}</h1></div>
     <div class="columns">
@@ -40,150 +34,136 @@ function Loaded({ options }) {
         ${found && html`<${WhatItIs} ...${{ found, draft, change, again: lookAgain }} />`}
         <${Run} ...${parts} kind=${found?.kind} />
       </div>
-      <${Launch} ...${parts} found=${found} results=${results} />
+      <${Launch} ...${parts} found=${found} show=${(more) => setResults((before) => ({ ...before, ...more }))} />
     </div>
     <div class="results" aria-live="polite">
-      ${results[0].bases && html`<${Bases} plans=${results[0].bases} />`}
-      ${results[0].plan && html`<${Plan} ...${results[0].plan} />`}
+      ${results.bases && html`<${Bases} plans=${results.bases} />`}
+      ${results.plan && html`<${Plan} ...${results.plan} />`}
     </div>
   `;
 }
 
 /** Fill in what the address says: votes, a file that was sent, or a run that is to be started again. */
-function usePath(draft, change, choose) {
-  const { path, signal, fail } = useApp();
+function usePath(/** @type {string[]} */ path, draft, change, choose) {
   const [what, ...names] = path;
   const name = names.join("/");
   useEffect(() => {
-    if (what === "sent" && !draft.uploads.includes(name)) choose(name, true, "uploads");
-    const take = (votes) => choose(votes.name, true, "uploads");
-    if (what === "votes") postJson(`${API}votes`, {}, signal).then(take, fail);
-    if (what === "again") getJson(`${API}again?name=${encodeURIComponent(name)}`, signal).then(change, fail);
+    if (what === "sent" && !draft.uploads.includes(name)) choose(name, true);
+    if (what === "votes") postJson(`${API}votes`, {}).then((votes) => choose(votes.name, true), fail);
+    if (what === "again") getJson(`${API}again?name=${encodeURIComponent(name)}`).then(change, fail);
   }, [what, name]);
 }
 
 /**
- * Return what the data are, as soon as they do not change any more, with the first rows as they would be learned; and
- * a function that reads the rows again. There is nothing without data.
+ * Ask the server, a while after the last change.
+ *
+ * @param {string} path
+ * @param {unknown} body null: nothing is asked
+ * @param {unknown} [of] what the answer depends on, if not on all of the body
+ * @returns {[any, string]} the answer, null before; and what is wrong, "" if nothing is
+ */
+function useAnswer(path, body, of = body) {
+  const wanted = JSON.stringify(body && of);
+  const [[asked, ...answer], setAnswer] = useState(/** @type {any[]} */ ([]));
+  useSoon(PAUSE, [wanted], async (signal) => {
+    const shown = await (body && postJson(API + path, body, signal).catch((error) => error));
+    if (!signal.aborted) setAnswer(shown instanceof Error ? [wanted, null, shown.message] : [wanted, shown, ""]);
+  });
+  return /** @type {[any, string]} */ (asked === wanted ? answer : [null, ""]);
+}
+
+/**
+ * Return what the data are, with the first rows as they would be learned; and a function that reads the rows again,
+ * with other settings. There is nothing without data.
  */
 function useFound(draft, options) {
-  const { signal } = useApp();
-  const [found, setFound] = useState(/** @type {any} */ (null));
   const [turn, setTurn] = useState(0);
   const data = dataOf(draft);
-  useEffect(() => {
-    if (!data.texts.length && !data.uploads.length) {
-      setFound(null);
-      return undefined;
-    }
-    const controller = new AbortController();
-    const own = AbortSignal.any([signal, controller.signal]);
-    const read = async () => {
-      let now = { rows: [] };
-      const show = (more) => own.aborted || setFound((now = { ...now, ...more }));
-      try {
-        show({ state: "looking" });
-        show(await postJson(`${API}look`, data, own));
-        if (now.kind === "table" || !rolesAreSet(draft)) return show({ state: "unknown" });
-        show({ state: "reading" });
-        const body = asked(draft, options, now.kind);
-        const preview = await postJson(`${API}preview`, { ...body, name: body.name || "preview" }, own);
-        show({ state: "known", preview });
-      } catch (error) {
-        show({ state: "failed", problem: error.message });
-      }
-      return undefined;
-    };
-    const timer = setTimeout(read, PAUSE);
-    return () => (clearTimeout(timer), controller.abort());
-  }, [JSON.stringify(data), draft.base, turn]);
-  return [found, () => setTurn(turn + 1)];
+  const [looked, wrong] = useAnswer("look", hasData(draft) ? data : null);
+  const isKnown = looked && looked.kind !== "table" && rolesAreSet(draft);
+  const body = isKnown && asked(draft, options, looked.kind);
+  const of = [data, draft.base, turn];
+  const [preview, problem] = useAnswer("preview", isKnown ? { ...body, name: body.name || "preview" } : null, of);
+  const state =
+    wrong || problem ? "failed" : !looked ? "looking" : !isKnown ? "unknown" : preview ? "known" : "reading";
+  const found = { rows: [], ...looked, state, preview, problem: wrong || problem };
+  return [hasData(draft) ? found : null, () => setTurn(turn + 1)];
+}
+
+/** @param {import("./train/form.js").Draft} draft */
+function hasData({ texts, uploads }) {
+  return texts.length + uploads.length > 0;
 }
 
 /** The name, the base, and the settings for this kind of data: the simple ones, and the others folded. */
 function Run({ options, draft, change, kind }) {
-  const { t } = useApp();
+  const isLength = ({ name }) => LENGTHS.includes(name);
   const settings = offered(options, draft, kind);
-  const lengths = settings.filter(({ name }) => LENGTHS.includes(name));
-  const rest = settings.filter(({ name }) => !LENGTHS.includes(name));
-  const more = rest.filter((one) => !one.simple);
-  const draw = (setting) => html`<${Setting} key=${setting.name} ...${{ setting, draft, change, options, kind }} />`;
-  const labels = options.settings.filter(({ name }) => LENGTHS.includes(name)).map(({ name, label }) => [name, label]);
+  const rest = settings.filter((one) => !isLength(one));
+  const draw = (one, more = {}) =>
+    html`<${Setting} key=${one.name} ...${{ setting: one, draft, change, options, kind, ...more }} />`;
+  const lengths = options.settings.filter(isLength).map(({ name, label }) => [name, label]);
   return html`<section class="sheet">
     <h2>${t("run")}</h2>
     <div class="grid">
-      <${Field} label=${t("name")}>
-        <input value=${draft.name} required maxlength="100"
-          onInput=${(event) => change({ name: event.target.value })} />
-      <//>
+      <${Field} label=${t("name")} required maxlength="100" value=${draft.name} set=${(name) => change({ name })} />
       <div class="field">
         <span>${t("length")}</span>
         <div class="length">
-          ${lengths.map((setting) => html`<${Setting} ...${{ setting, draft, change, options, bare: true }} />`)}
-          <${Select} aria-label=${t("length")} options=${labels} value=${draft.length}
-            onChoose=${(length) => change({ length })} />
+          ${settings.filter(isLength).map((one) => draw(one, { bare: true }))}
+          <${Input} aria-label=${t("length")} options=${lengths} value=${draft.length}
+            set=${(length) => change({ length })} />
         </div>
       </div>
-      <${Field} label=${t("base")}>
-        <${Select} options=${options.bases.map((one) => [one, one])} value=${draft.base}
-          onChoose=${(base) => change({ base })} />
-      <//>
+      <${Field} label=${t("base")} options=${options.bases.map((one) => [one, one])} value=${draft.base}
+        set=${(base) => change({ base })} />
     </div>
-    ${rest.filter((one) => one.simple).map(draw)}
+    ${rest.filter((one) => one.simple).map((one) => draw(one))}
     <details open=${draft.isAdvanced} onToggle=${(event) => change({ isAdvanced: event.target.open })}>
       <summary>${t("more")}</summary>
-      <div class="grid">${more.map(draw)}</div>
+      <div class="grid">${rest.filter((one) => !one.simple).map((one) => draw(one))}</div>
       <details class="help">
-        <summary>${t("help")}</summary>
-        <dl class="counts">${rest.map(({ label, help }) => html`<dt>${label}</dt><dd>${help}</dd>`)}</dl>
+        <summary>${t("help")}</summary><${Terms} of=${rest.map(({ label, help }) => [label, help])} />
       </details>
     </details>
   </section>`;
 }
 
 /** What will run, and the buttons that plan and start it. */
-function Launch({ options, draft, change, busy, work, found, results }) {
-  const { t, go, signal } = useApp();
+function Launch({ options, draft, change, found, show }) {
   const body = asked(draft, options, found?.kind);
-  const missing = whatIsMissing(draft, found, t);
-  const [checked, problem] = useChecked(missing ? null : body);
-  const isReady = checked && !missing && !busy;
-  const [shown, setShown] = results;
-  const plan = () =>
-    work("plan", async () => setShown({ ...shown, plan: await postJson(`${API}plan`, body, signal) }));
-  const compare = () =>
-    work("bases", async () => {
-      const bases = [];
-      for (const base of options.bases) {
-        bases.push([base, await postJson(`${API}plan`, { ...body, base }, signal).catch((error) => error)]);
-        setShown({ ...shown, bases: [...bases] });
-      }
-    });
-  const start = () =>
-    work("start", async () => {
-      const { run } = await postJson(`${API}start`, body, signal);
-      change({ name: "" });
-      go("runs", run);
-    });
-  const act = (name, does, text = t(name), kind = "") =>
-    html`<button type="button" class=${kind} disabled=${!isReady} onClick=${does}>${text}</button>`;
-  const said = missing || problem;
+  const missing = whatIsMissing(draft, found);
+  const [checked, problem] = useAnswer("settings", missing ? null : body);
+  const post = (path, more = {}) => postJson(API + path, { ...body, ...more });
+  const plan = async () => show({ plan: await post("plan") });
+  const compare = async () => {
+    const bases = [];
+    for (const base of options.bases) {
+      bases.push([base, await post("plan", { base }).catch((error) => error)]);
+      show({ bases: [...bases] });
+    }
+  };
+  const start = async () => {
+    const { run } = await post("start");
+    change({ name: "" });
+    go("runs", run);
+  };
+  const said = missing ? t(missing) : problem;
   return html`<section class="sheet launch">
     <h2>${t("what")}</h2>
     ${said && html`<p class=${missing ? "note faint" : "note"} role="status">${said}</p>`}
     ${!said && checked && html`<${Will} ...${checked} />`}
-    <div class="actions">
-      ${act("plan", plan, t(busy === "plan" ? "busy" : "plan"))}
-      ${options.bases.length > 1 && act("compare", compare, t(busy === "bases" ? "busy" : "compare"))}
-      ${act("start", start, t("start"), "primary")}
-    </div>
+    <${Actions} isOff=${missing || !checked} of=${[
+      [true, t("plan"), plan, "", { during: t("busy") }],
+      [options.bases.length > 1, t("compare"), compare, "", { during: t("busy") }],
+      [true, t("start"), start, "primary"],
+    ]} />
     <p class="faint small">${t("survives")}</p>
   </section>`;
 }
 
 /** The command and the settings of the run. */
 function Will({ command, file, yaml }) {
-  const { t } = useApp();
   return html`<div class="will">
     <h3>${t("command")}</h3>
     <pre tabindex="0">${command}</pre>
@@ -192,34 +172,28 @@ function Will({ command, file, yaml }) {
   </div>`;
 }
 
-/** Say what a reader has to do first; "": nothing. */
-function whatIsMissing(draft, found, t) {
-  if (!draft.texts.length && !draft.uploads.length) return t("choose");
-  if (found?.state === "failed") return t("mend");
-  if (found?.state === "unknown") return t("columns.first");
-  if (!found || found.state === "looking") return t("looking");
-  return draft.name.trim() ? "" : t("give_name");
+/** Return the key of what a reader has to do first; "": nothing. */
+function whatIsMissing(draft, found) {
+  const first = { failed: "mend", unknown: "columns.first", looking: "looking" };
+  return found ? (first[found.state] ?? (draft.name.trim() ? "" : "give_name")) : "choose";
 }
 
-/** Return the settings and the command of a run that the server accepts, or what is wrong with it; null: no run. */
-function useChecked(body) {
-  const { signal } = useApp();
-  const [answer, setAnswer] = useState(/** @type {any} */ ([null, ""]));
-  const wanted = JSON.stringify(body);
-  useEffect(() => {
-    setAnswer([null, ""]);
-    if (!body) return undefined;
-    const controller = new AbortController();
-    const own = AbortSignal.any([signal, controller.signal]);
-    const check = async () => {
-      const answered = await postJson(`${API}settings`, body, own).then(
-        (shown) => [shown, ""],
-        (error) => [null, error.message],
-      );
-      if (!own.aborted) setAnswer(answered);
-    };
-    const timer = setTimeout(check, PAUSE);
-    return () => (clearTimeout(timer), controller.abort());
-  }, [wanted]);
-  return answer;
+/** @param {any} shown lines, and a table of the ways to run */
+function Plan({ lines, headers, rows, fits }) {
+  return html`<section class="sheet" data-result="plan">
+    <h2>${t("plan")}</h2>
+    ${lines.map((line) => html`<p class="small">${line}</p>`)}
+    ${!fits && html`<p class="note">${t("plan.none")}</p>`}
+    <${Table} headers=${headers} rows=${rows} />
+  </section>`;
+}
+
+/** @param {{ plans: [string, any][] }} props bases with their plans, or with the errors */
+function Bases({ plans }) {
+  const headers = plans.find(([, plan]) => plan.headers)?.[1].headers ?? [];
+  const rows = plans.map(([base, plan]) => [base, ...(plan.rows?.[0] ?? [plan.message])]);
+  return html`<section class="sheet" data-result="bases">
+    <h2>${t("compare")}</h2>
+    <${Table} headers=${[t("base"), ...headers]} rows=${rows} />
+  </section>`;
 }

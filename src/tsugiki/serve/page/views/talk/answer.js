@@ -1,7 +1,7 @@
 /** An answer on the page: its text, whose tokens show their probabilities, and what can be done with it. */
 
-import { html, Quiet, useApp, useLayoutEffect, useMemo, useRef, useState } from "../../ui.js";
-import { goOn, isOpen, retry, textOf } from "./conversation.js";
+import { Actions, html, lang, t, useLayoutEffect, useMemo, useRef, useState } from "../../ui.js";
+import { goOn, isOpen, retry, talk, textOf } from "./conversation.js";
 import { hasMarkup, markdown } from "./markdown.js";
 import { labelOf } from "./models.js";
 
@@ -15,30 +15,27 @@ import { labelOf } from "./models.js";
  * @param {Turn} props.turn
  * @param {Answer} props.answer
  * @param {boolean} props.isHidden whether its model is hidden
- * @param {boolean} props.isShaded whether tokens are shaded, which Markdown does not show
  * @param {(text: string) => void} props.announce tell it to readers who do not see the page
  */
 export function AnswerCard(props) {
-  const { answer, isHidden, isShaded } = props;
-  return useMemo(() => html`<${Card} ...${props} />`, [answer, answer.version, answer.state, isHidden, isShaded]);
+  const { answer, isHidden } = props;
+  const { shaded } = talk.settings; // tokens are shaded, which Markdown does not show
+  return useMemo(() => html`<${Card} ...${props} />`, [answer, answer.parts.length, answer.state, isHidden, shaded]);
 }
 
-function Card({ turn, answer, isHidden, isShaded, announce }) {
-  const app = useApp();
-  const { t } = app;
+function Card({ turn, answer, isHidden, announce }) {
   const [isPlain, setPlain] = useState(false);
   const body = useRef();
   const text = textOf(answer);
-  const isMarked = turn.isChat && !isShaded && hasMarkup(text);
+  const isMarked = turn.isChat && !talk.settings.shaded && hasMarkup(text);
   const isRunning = isOpen(answer);
   const called = isHidden ? answer.letter : labelOf(answer.model);
   const isCut = answer.state === "stopped" || answer.state === "failed";
-  const quiet = (label, act) => html`<${Quiet} key=${label} act=${act}>${label}<//>`;
   const copy = async () => {
     if (navigator.clipboard) await navigator.clipboard.writeText(text);
     // a page that is not from this machine may not write to the clipboard
     else if (body.current) getSelection()?.selectAllChildren(body.current);
-    announce(navigator.clipboard ? t("copied") : t("selected"));
+    announce(t(navigator.clipboard ? "copied" : "selected"));
   };
   const marks = { "aria-label": called, "aria-busy": String(isRunning), "data-state": answer.state };
   return html`<div class="answer" role="group" ...${marks}>
@@ -49,14 +46,14 @@ function Card({ turn, answer, isHidden, isShaded, announce }) {
         : html`<${Tokens} answer=${answer} />`}
     </div>
     <footer>
-      <p class="note">${describe(answer, app, isHidden)}</p>
-      <div class="actions">
-        ${isMarked && quiet(t(isPlain ? "formatted" : "plain"), () => setPlain(!isPlain))}
-        ${((isCut && text) || answer.reason === "length") && quiet(t("go_on"), () => goOn(turn, answer))}
-        ${isCut && quiet(t("retry"), () => retry(turn, answer))}
-        ${isRunning && quiet(t("stop"), () => answer.controller.abort())}
-        ${!isRunning && text && quiet(t("copy"), copy)}
-      </div>
+      <p class="note">${describe(answer, isHidden)}</p>
+      <${Actions} kind="quiet" of=${[
+        [isMarked, t(isPlain ? "formatted" : "plain"), () => setPlain(!isPlain)],
+        [(isCut && text) || answer.reason === "length", t("go_on"), () => goOn(turn, answer)],
+        [isCut, t("retry"), () => retry(turn, answer)],
+        [isRunning, t("stop"), () => answer.controller.abort()],
+        [!isRunning && text, t("copy"), copy],
+      ]} />
     </footer>
   </div>`;
 }
@@ -75,16 +72,16 @@ function Tokens({ answer }) {
     const left = Math.min(place.left - around.left, around.width - tip.current.offsetWidth);
     tip.current.style.left = `${Math.max(0, left)}px`;
     tip.current.style.top = `${place.bottom - around.top + 6}px`;
-  }, [marked, answer.version]);
+  }, [marked, answer.parts.length]);
   const point = (event) => mark(Number(event.target.closest("[data-part]")?.dataset.part ?? -1));
-  const step = (event) => {
-    const change = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-    if (change) {
-      event.preventDefault();
-      mark(Math.min(Math.max(0, marked + change), answer.parts.length - 1));
-    } else if (event.key === "Escape") mark(-1);
-  };
   const close = () => mark(-1);
+  const step = (event) => {
+    if (event.key === "Escape") close();
+    const change = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (!change) return;
+    event.preventDefault();
+    mark(Math.min(Math.max(0, marked + change), answer.parts.length - 1));
+  };
   return html`<div ref=${frame}>
     <div class="text" tabindex="0" dir="auto" onPointerOver=${point} onClick=${point} onPointerLeave=${close}
       onBlur=${close} onKeyDown=${step}>
@@ -108,42 +105,35 @@ function drawToken(part, index, isMarked) {
   return drawn.get(part);
 }
 
-/**
- * @param {Answer} answer
- * @param {import("../../app.js").App} app
- * @param {boolean} isHidden whether nothing may be said that tells its model
- * @returns {string} how it goes, or how it ended
- */
-function describe(answer, { t }, isHidden) {
-  if (answer.state === "failed") return answer.error;
-  if (answer.state === "waiting") return t("waiting");
-  if (answer.state === "running" || (isHidden && answer.parts.length)) return "";
-  const speed = answer.seconds > 0 ? (answer.tokens - 1) / answer.seconds : 0;
-  if (!answer.parts.length) return answer.state === "stopped" ? t("stopped") : t("nothing");
-  const facts = [answer.tokens === 1 ? t("one_token") : t("tokens", { count: answer.tokens })];
-  if (speed > 0) facts.push(t("speed", { speed: Number(speed.toPrecision(3)) }));
-  if (answer.left) facts.push(t("left_out", { count: answer.left }));
-  if (answer.state === "stopped") facts.push(t("stopped"));
-  else if (answer.reason === "length") facts.push(t("at_limit"));
-  return facts.join(" · ");
+/** Say how an answer goes, or has ended. @param {Answer} answer @param {boolean} isHidden nothing may tell its model */
+function describe({ state, error, parts, tokens, seconds, left, reason }, isHidden) {
+  if (state === "failed") return error;
+  if (state === "waiting") return t("waiting");
+  if (state === "running" || (isHidden && parts.length)) return "";
+  if (!parts.length) return t(state === "stopped" ? "stopped" : "nothing");
+  const speed = seconds > 0 && tokens > 1 && Number(((tokens - 1) / seconds).toPrecision(3));
+  const facts = [
+    tokens === 1 ? t("one_token") : t("tokens", { count: tokens }),
+    speed && t("speed", { speed }),
+    left && t("left_out", { count: left }),
+    state === "stopped" ? t("stopped") : reason === "length" && t("at_limit"),
+  ];
+  return facts.filter(Boolean).join(" · ");
 }
 
 /** The probabilities of the token of a part and of others there, or of each of its tokens. */
 function Probabilities({ part }) {
-  const { t, lang } = useApp();
-  const single = part.tokens.length === 1;
-  const [token] = part.tokens;
-  let rows = part.tokens.map((one) => [one.text, one.logprob]);
-  if (single) {
-    rows = token.top.some(([text]) => text === token.text) ? token.top : [...token.top, [token.text, token.logprob]];
-  }
-  const row = ([text, logprob]) => html`<tr aria-current=${single && text === token.text ? "true" : null}>
+  const [token, ...more] = part.tokens;
+  const isAlone = !more.length;
+  const own = isAlone && token.top.some(([text]) => text === token.text) ? [] : part.tokens;
+  const rows = [...(isAlone ? token.top : []), ...own.map((one) => [one.text, one.logprob])];
+  const row = ([text, logprob]) => html`<tr aria-current=${isAlone && text === token.text ? "true" : null}>
     <td class="mono">${visible(text)}</td>
     <td><i class="bar" style=${{ width: `${Math.max(2, 100 * Math.exp(logprob))}%` }}></i></td>
-    <td class="number">${percent(Math.exp(logprob), lang)}</td>
+    <td class="number">${percent(Math.exp(logprob))}</td>
   </tr>`;
   return html`<table>
-    <caption>${single ? t("probability") : t("several_tokens")}</caption>
+    <caption>${t(isAlone ? "probability" : "several_tokens")}</caption>
     <tbody>${rows.map(row)}</tbody>
   </table>`;
 }
@@ -153,11 +143,8 @@ function visible(text) {
   return text.replace(/ /g, "␣").replace(/\n/g, "↵").replace(/\t/g, "⇥") || "∅";
 }
 
-/**
- * @param {number} value
- * @param {string} lang
- */
-export function percent(value, lang) {
+/** @param {number} value */
+export function percent(value) {
   const digits = 0 < value && value < 0.1 ? { maximumSignificantDigits: 2 } : { maximumFractionDigits: 0 };
   return 0 < value && value < 0.0001 ? "<0.01%" : value.toLocaleString(lang, { style: "percent", ...digits });
 }

@@ -7,14 +7,41 @@
  */
 
 import { postJson } from "../../api.js";
-import { useEffect, useReducer } from "../../ui.js";
+import { useReducer } from "../../ui.js";
 import { generate } from "./generate.js";
-import { conversations, keepConversation, lastOpen } from "./history.js";
-import { namesIn, requestOf } from "./models.js";
-import { loadSettings, samplingOf, saveSettings } from "./settings.js";
+import { keepConversation, lastOpen } from "./history.js";
+import { factorsOf, namesIn } from "./models.js";
 
 const LETTERS = "ABCDEF";
 const DRAFT = "tsugiki.talk.draft";
+const SETTINGS = "tsugiki.talk";
+
+/**
+ * How a prompt is answered; it is kept in the browser.
+ *
+ * @typedef {object} Settings also by the names of NUMBERS
+ * @property {string} stop texts, one a line
+ * @property {string} system
+ * @property {"chat" | "continue" | null} mode
+ * @property {boolean} blind
+ * @property {boolean} shaded
+ * @property {string[] | null} models
+ * @property {string} given the adapters of --adapter when the page was last open
+ */
+
+/** Fields of a request: what they are at first, and their limits. @type {Record<string, [number | null, object]>} */
+export const NUMBERS = {
+  temperature: [0.7, { min: 0, max: 2, step: "any" }],
+  top_p: [0.9, { min: 0.01, max: 1, step: "any" }],
+  top_k: [0, { min: 0, max: 100000, step: 1 }],
+  min_p: [0, { min: 0, max: 1, step: "any" }],
+  repetition_penalty: [null, { min: 0.5, max: 2, step: "any" }], // null: that of the base's generation settings
+  max_tokens: [200, { min: 1, max: 100000, step: 1 }],
+  seed: [1, { min: 0, max: 2 ** 31, step: 1 }],
+};
+const NUMBERS_AT_FIRST = Object.fromEntries(Object.entries(NUMBERS).map(([name, [start]]) => [name, start]));
+/** @type {Settings} */
+const AT_FIRST = { stop: "", system: "", mode: null, blind: false, shaded: false, models: null, given: "" };
 
 /**
  * @typedef {object} Turn
@@ -44,7 +71,6 @@ const DRAFT = "tsugiki.talk.draft";
  * @property {number} seconds from the first token to the last one
  * @property {number} left turns of the conversation that were left out, because they did not fit in the context
  * @property {AbortController} controller stops it
- * @property {number} version another one after each change
  */
 
 export const talk = {
@@ -55,37 +81,34 @@ export const talk = {
   /** @type {Record<string, string>} key of a turn -> id of the turn that is shown after it, otherwise the newest is */
   shown: {},
   draft: sessionStorage.getItem(DRAFT) ?? "",
-  settings: loadSettings(),
+  /** @type {Settings & Record<string, any>} */
+  settings: { ...NUMBERS_AT_FIRST, ...AT_FIRST, ...JSON.parse(localStorage.getItem(SETTINGS) ?? "{}") },
   /** What the server has. @type {import("./models.js").Known | null} */
   known: null,
   /** The id of a turn that the page has to scroll to. */
   fresh: "",
 };
 
-/** @type {Set<(action: null) => void>} */
-const views = new Set();
-let frame = 0;
+let redraw = () => {}; // the view
+let picture = 0;
 
 /** Draw what is new, once for all changes before the next picture. */
 export function changed() {
-  frame ||= requestAnimationFrame(() => {
-    frame = 0;
-    for (const draw of views) draw(null);
+  picture ||= requestAnimationFrame(() => {
+    picture = 0;
+    redraw();
   });
 }
 
 /** Draw a component again after each change. */
 export function useTalk() {
   const [, draw] = useReducer((count) => count + 1, 0);
-  useEffect(() => {
-    views.add(draw);
-    return () => views.delete(draw);
-  }, []);
+  redraw = () => draw(null); // without effect after the view is left
 }
 
-/** @param {Partial<import("./settings.js").Settings>} settings those that change */
+/** @param {Partial<Settings>} settings those that change */
 export function setSettings(settings) {
-  saveSettings(Object.assign(talk.settings, settings));
+  localStorage.setItem(SETTINGS, JSON.stringify(Object.assign(talk.settings, settings)));
   changed();
 }
 
@@ -110,17 +133,15 @@ export function isBusy() {
   return talk.turns.some((turn) => turn.answers.some(isOpen));
 }
 
-/** @returns {Turn[]} the turns that are shown */
-export function path() {
-  /** @type {Turn[]} */
-  const found = [];
-  while (found.length < talk.turns.length) {
-    const after = found.at(-1)?.key ?? "";
-    const next = talk.turns.filter((turn) => turn.after === after);
-    if (!next.length) break;
-    found.push(next.find((turn) => turn.id === talk.shown[after]) ?? next[next.length - 1]);
-  }
-  return found;
+/**
+ * @param {string} [after] key of a turn
+ * @param {number} [most] so many at most, as an imported file can have turns that follow each other in a circle
+ * @returns {Turn[]} the turns that are shown after it
+ */
+export function path(after = "", most = talk.turns.length) {
+  const next = talk.turns.filter((turn) => turn.after === after);
+  const shown = next.find((turn) => turn.id === talk.shown[after]) ?? next.at(-1);
+  return shown && most ? [shown, ...path(shown.key, most - 1)] : [];
 }
 
 /** @param {Turn} turn @returns {Turn[]} it and those that it can be changed for */
@@ -140,8 +161,7 @@ export function say(prompt) {
   const asked = models ?? [];
   const after = path().at(-1)?.key ?? "";
   const isChat = mode === "chat";
-  const isBlind = blind && asked.length > 1;
-  add(newTurn({ prompt, isChat, isBlind, seed, system: isChat ? system : "", after }, asked));
+  add({ prompt, isChat, isBlind: blind && asked.length > 1, seed, system: isChat ? system : "", after }, asked);
 }
 
 /** @param {Turn} turn asked again with the next seed, or with another prompt @param {string} [prompt] */
@@ -150,29 +170,41 @@ export function again(turn, prompt) {
   const { isChat, isBlind, system, after, key } = turn;
   const seed = prompt === undefined ? Math.max(...versions(turn).map((one) => one.seed)) + 1 : turn.seed;
   const models = turn.answers.toSorted((a, b) => a.colour - b.colour).map((answer) => answer.model);
-  const next = newTurn({ prompt: prompt ?? turn.prompt, isChat, isBlind, seed, system, after }, models);
-  if (!isChat) next.key = key;
-  add(next);
+  const given = { prompt: prompt ?? turn.prompt, isChat, isBlind, seed, system, after };
+  add(isChat ? given : { ...given, key }, models);
 }
 
-/** @param {Turn} turn */
-function add(turn) {
+/**
+ * Add a turn, and ask for its answers; hidden ones are shuffled.
+ *
+ * @param {Pick<Turn, "prompt" | "isChat" | "isBlind" | "seed" | "system" | "after"> & { key?: string }} given
+ * @param {string[]} models
+ */
+function add(given, models) {
+  const order = models.map((model, index) => ({ model, colour: index + 1, lot: Math.random() }));
+  if (given.isBlind) order.sort((a, b) => a.lot - b.lot);
+  const answers = order.map(({ model, colour }, index) => newAnswer({ model, colour, letter: LETTERS[index] }));
+  const id = newId();
+  const turn = { id, key: id, hasVoted: false, ...given, answers };
   talk.turns.push(turn);
-  talk.shown[turn.after] = turn.id;
-  talk.fresh = turn.id;
-  ask(turn, turn.answers);
+  talk.shown[turn.after] = talk.fresh = id;
+  ask(turn, answers);
+}
+
+/** @param {any} given what is known of it @returns {Answer} one that has not begun */
+function newAnswer(given) {
+  const none = { parts: [], reason: null, error: "", tokens: 0, seconds: 0, left: 0 };
+  return { ...none, state: "waiting", controller: new AbortController(), ...given };
 }
 
 /** @param {Turn} turn @param {Answer} answer asked from its beginning, with the same seed */
 export function retry(turn, answer) {
-  Object.assign(answer, { parts: [], tokens: 0, seconds: 0, left: 0 });
-  goOn(turn, answer);
+  goOn(turn, Object.assign(answer, { parts: [], tokens: 0, seconds: 0, left: 0 }));
 }
 
 /** @param {Turn} turn @param {Answer} answer whose text goes on */
 export function goOn(turn, answer) {
   Object.assign(answer, { state: "waiting", reason: null, error: "", controller: new AbortController() });
-  touch(answer);
   ask(turn, [answer]);
 }
 
@@ -186,22 +218,20 @@ export function begin() {
   keep();
   stop();
   Object.assign(talk, { id: newId(), turns: [], shown: {} });
-  keepConversation(talk.id, [], {});
-  changed();
+  keep();
 }
 
 /** @param {import("./history.js").Conversation} kept */
 export function open(kept) {
   begin();
-  const answerOf = ({ text, state, ...rest }) => ({
-    ...rest,
-    parts: text ? [{ text, tokens: [] }] : [],
-    state: state === "failed" ? state : state === "done" || state === undefined ? "done" : "stopped",
-    controller: new AbortController(),
-    version: 0,
-  });
+  const answerOf = ({ text, state = "done", ...rest }) =>
+    newAnswer({
+      ...rest,
+      parts: text ? [{ text, tokens: [] }] : [],
+      state: state === "done" || state === "failed" ? state : "stopped",
+    });
   talk.turns = kept.turns.map((turn, index, all) => {
-    const place = { id: `${index}`, key: `${index}`, after: index ? all[index - 1].key ?? `${index - 1}` : "" };
+    const place = { id: `${index}`, key: `${index}`, after: index ? (all[index - 1].key ?? `${index - 1}`) : "" };
     return { system: "", ...place, ...turn, answers: turn.answers.map(answerOf) };
   });
   talk.id = kept.id;
@@ -211,7 +241,7 @@ export function open(kept) {
 
 /** Keep the conversation in the browser, and draw it. */
 export function keep() {
-  if (talk.turns.length && !isLeaving) keepConversation(talk.id, talk.turns, talk.shown);
+  if (!isLeaving) keepConversation(talk.id, talk.turns, talk.shown);
   changed();
 }
 
@@ -226,36 +256,28 @@ async function ask(turn, answers) {
 /** @param {Turn} turn @param {Answer} answer */
 async function receive(turn, answer) {
   const { seconds } = answer;
+  const { signal } = answer.controller;
   let first = 0;
   try {
-    const { signal } = answer.controller;
-    const { model, given, sampling } = await requestFor(turn, answer, signal);
-    for await (const { parts, reason } of generate(model, given, sampling, signal)) {
+    for await (const { parts, reason } of generate(await requestFor(turn, answer, signal), signal)) {
       first ||= performance.now();
       answer.state = "running";
       answer.tokens += 1;
       answer.seconds = seconds + (performance.now() - first) / 1000;
       answer.parts.push(...parts);
       answer.reason ??= reason;
-      touch(answer);
+      changed();
     }
     answer.state = "done";
   } catch (error) {
     answer.state = error.name === "AbortError" ? "stopped" : "failed";
     answer.error = error.message;
   }
-  touch(answer);
-}
-
-/** @param {Answer} answer */
-function touch(answer) {
-  answer.version += 1;
   changed();
 }
 
 /**
- * Return what is asked: the fields that choose the model, the prompt or the messages, and the sampling. Of an answer
- * that goes on, what is written stands at their end.
+ * Return what is asked. Of an answer that goes on, what is written stands at the end of the prompt or the messages.
  *
  * @param {Turn} turn
  * @param {Answer} answer
@@ -263,22 +285,32 @@ function touch(answer) {
  */
 async function requestFor(turn, answer, signal) {
   const { base, models, context } = /** @type {import("./models.js").Known} */ (talk.known);
+  const { settings } = talk;
   const written = textOf(answer);
-  const model = requestOf(answer.model, base.name);
-  const sampling = samplingOf(talk.settings, turn.seed + (written ? answer.tokens : 0));
-  if (!turn.isChat) return { model, given: turn.prompt + written, sampling };
+  const used = written ? answer.tokens : 0;
+  const factors = factorsOf(answer.model);
+  const stops = settings.stop.split("\n").filter(Boolean);
+  const body = {
+    ...(factors ? { model: base.name, adapters: factors } : { model: answer.model }),
+    ...Object.fromEntries(Object.keys(NUMBERS).map((name) => [name, settings[name]])),
+    seed: turn.seed + used,
+    stop: stops.length ? stops : undefined, // which JSON leaves out
+  };
+  if (!turn.isChat) return { ...body, prompt: turn.prompt + written };
   const templateIn = (name) => namesIn(name, base.name).find((part) => models.find((one) => one.name === part)?.chat);
   const own = templateIn(answer.model);
   const beside = turn.answers.map((other) => templateIn(other.model)).find(Boolean);
   const other = own ? undefined : (beside ?? models.find((one) => one.chat)?.name);
-  const chosen = { model: model.model, chat_template_of: own ?? other };
+  const chosen = { model: body.model, chat_template_of: own ?? other };
   const { messages, left, room } = await fitted(messagesFor(turn, answer.model), chosen, context, signal);
   answer.left = left;
-  sampling.max_tokens = Math.max(1, Math.min(sampling.max_tokens, room - (written ? answer.tokens : 0)));
-  const asked = { ...model, chat_template_of: other };
-  if (!written) return { model: asked, given: messages, sampling };
-  const given = [...messages, { role: "assistant", content: written }];
-  return { model: { ...asked, continue_final_message: true }, given, sampling };
+  return {
+    ...body,
+    messages: written ? [...messages, { role: "assistant", content: written }] : messages,
+    max_tokens: Math.max(1, Math.min(settings.max_tokens, room - used)),
+    chat_template_of: other,
+    continue_final_message: written ? true : undefined,
+  };
 }
 
 /**
@@ -287,15 +319,13 @@ async function requestFor(turn, answer, signal) {
  * @returns {Promise<{ messages: import("./generate.js").Message[], left: number, room: number }>} what remains, and its
  *   tokens for the answer
  */
-async function fitted(messages, chosen, context, signal) {
+async function fitted(messages, chosen, context, signal, left = 0) {
   const first = messages[0].role === "system" ? 1 : 0;
   const wanted = Math.min(talk.settings.max_tokens, Math.floor(context / 4));
-  for (let left = 0; ; left++) {
-    const { count } = await postJson("/tokenize", { ...chosen, messages }, signal);
-    const room = Math.max(1, context - count);
-    if (room >= wanted || messages.length - first < 3) return { messages, left, room };
-    messages = [...messages.slice(0, first), ...messages.slice(first + 2)];
-  }
+  const { count } = await postJson("/tokenize", { ...chosen, messages }, signal);
+  const room = Math.max(1, context - count);
+  if (room >= wanted || messages.length - first < 3) return { messages, left, room };
+  return fitted(messages.toSpliced(first, 2), chosen, context, signal, left + 1);
 }
 
 /**
@@ -318,28 +348,12 @@ export function messagesFor(turn, model) {
   return [...messages, { role: "user", content: turn.prompt }];
 }
 
-/**
- * @param {Pick<Turn, "prompt" | "isChat" | "isBlind" | "seed" | "system" | "after">} given
- * @param {string[]} models
- * @returns {Turn} with answers that have not begun; hidden ones are shuffled
- */
-function newTurn(given, models) {
-  const order = models.map((model, index) => ({ model, colour: index + 1, lot: Math.random() }));
-  if (given.isBlind) order.sort((a, b) => a.lot - b.lot);
-  const answers = order.map(({ model, colour }, index) => ({
-    model, colour, letter: LETTERS[index], parts: [], state: /** @type {Answer["state"]} */ ("waiting"), reason: null,
-    error: "", tokens: 0, seconds: 0, left: 0, controller: new AbortController(), version: 0,
-  }));
-  const id = newId();
-  return { ...given, id, key: id, hasVoted: false, answers };
-}
-
 function newId() {
   return `${Date.now()}-${Math.random().toString(36).slice(2)}`;
 }
 
 let isLeaving = false;
-const before = conversations().find((one) => one.id === lastOpen());
+const before = lastOpen();
 if (before) open(before);
 // What is written when the page is left or put away can be continued; requests that end with the page have not failed.
 document.addEventListener("visibilitychange", () => isBusy() && keep());

@@ -22,24 +22,19 @@ const ALTERNATIVES = 5; // tokens for which probabilities are asked
 /**
  * Yield the parts of an answer.
  *
- * @param {object} model fields of the request that choose it
- * @param {string | Message[]} prompt a text that is continued, or a conversation that is answered
- * @param {object} sampling fields of the request: temperature, seed, …
+ * @param {{ prompt?: string, messages?: Message[], [field: string]: any }} asked fields of the request, with a text to
+ *   continue or a conversation to answer
  * @param {AbortSignal} signal
  * @returns {AsyncGenerator<{ parts: Part[], reason: string | null }>} `reason` says why the answer has ended
- * @throws {import("../../api.js").ApiError}
  */
-export async function* generate(model, prompt, sampling, signal) {
-  const isChat = typeof prompt !== "string";
-  const asked = isChat
-    ? { messages: prompt, logprobs: true, top_logprobs: ALTERNATIVES }
-    : { prompt, logprobs: ALTERNATIVES };
-  const body = { ...model, stream: true, ...sampling, ...asked };
+export async function* generate(asked, signal) {
+  const isChat = Boolean(asked.messages);
+  const logprobs = isChat ? { logprobs: true, top_logprobs: ALTERNATIVES } : { logprobs: ALTERNATIVES };
+  const body = { ...asked, ...logprobs, stream: true };
   /** @type {Token[]} */
   let pending = [];
-  for await (const chunk of stream(`/v1/${isChat ? "chat/" : ""}completions`, body, signal)) {
-    const choice = chunk.choices[0];
-    pending.push(...(isChat ? chatTokens : completionTokens)(choice.logprobs));
+  for await (const { choices: [choice] } of stream(`/v1/${isChat ? "chat/" : ""}completions`, body, signal)) {
+    pending.push(...tokensOf(choice.logprobs));
     const text = (isChat ? choice.delta.content : choice.text) ?? "";
     const parts = text ? split(text, pending) : [];
     if (text) pending = [];
@@ -66,26 +61,14 @@ export function split(text, tokens) {
   return parts;
 }
 
-/**
- * @param {any} logprobs as a completion has them
- * @returns {Token[]}
- */
-function completionTokens(logprobs) {
-  return (logprobs?.tokens ?? []).map((text, index) => ({
+/** @param {any} logprobs as a chat has them, or as a completion @returns {Token[]} */
+function tokensOf(logprobs) {
+  const pairs = (top) => top.map((other) => [other.token, other.logprob]);
+  const ofChat = ({ token: text, logprob, top_logprobs: top }) => ({ text, logprob, top: pairs(top) });
+  const ofText = (text, index) => ({
     text,
     logprob: logprobs.token_logprobs[index],
     top: Object.entries(logprobs.top_logprobs[index]).sort((a, b) => b[1] - a[1]),
-  }));
-}
-
-/**
- * @param {any} logprobs as a chat has them
- * @returns {Token[]}
- */
-function chatTokens(logprobs) {
-  return (logprobs?.content ?? []).map((one) => ({
-    text: one.token,
-    logprob: one.logprob,
-    top: one.top_logprobs.map((other) => [other.token, other.logprob]),
-  }));
+  });
+  return logprobs?.content?.map(ofChat) ?? logprobs?.tokens?.map(ofText) ?? [];
 }

@@ -1,6 +1,6 @@
 /** Conversations of earlier visits. They are kept in this browser, and can be exported and imported as JSON. */
 
-import { Field, html, openDialog, Quiet, saveFile, useState } from "../../ui.js";
+import { Actions, Field, html, lang, openDialog, Quiet, saveFile, t, useState } from "../../ui.js";
 
 const STORED = "tsugiki.history";
 const OPEN = "tsugiki.talk.open";
@@ -27,17 +27,13 @@ export function conversations() {
 /** @param {string} id @param {import("./conversation.js").Turn[]} turns @param {Record<string, string>} shown */
 export function keepConversation(id, turns, shown) {
   sessionStorage.setItem(OPEN, id);
-  if (turns.length) store([{ id, when: Date.now(), turns: turns.map(plain), shown }, ...withoutOne(id)]);
+  const others = conversations().filter((one) => one.id !== id);
+  if (turns.length) store([{ id, when: Date.now(), turns: turns.map(plain), shown }, ...others]);
 }
 
-/** @returns {string | null} the id of the one that was open before the page was loaded again */
+/** @returns {Conversation | undefined} the one that was open before the page was loaded again */
 export function lastOpen() {
-  return sessionStorage.getItem(OPEN);
-}
-
-/** @param {string} id */
-function withoutOne(id) {
-  return conversations().filter((one) => one.id !== id);
+  return conversations().find((one) => one.id === sessionStorage.getItem(OPEN));
 }
 
 /** Let the browser save all conversations. */
@@ -54,11 +50,10 @@ function save() {
  */
 function imported(text) {
   try {
-    const content = JSON.parse(text);
-    if (content.format !== FORMAT || !content.conversations.every(isConversation)) return null;
-    const ids = content.conversations.map((one) => one.id);
-    store([...content.conversations, ...conversations().filter((one) => !ids.includes(one.id))]);
-    return ids.length;
+    const { format, conversations: all } = JSON.parse(text);
+    if (format !== FORMAT || !all.every(isConversation)) return null;
+    store([...all, ...conversations().filter(({ id }) => !all.some((one) => one.id === id))]);
+    return all.length;
   } catch {
     return null;
   }
@@ -66,51 +61,34 @@ function imported(text) {
 
 /** @param {Conversation[]} all the oldest are left out until the browser has room */
 function store(all) {
-  const kept = all.sort((a, b) => b.when - a.when).slice(0, MOST);
-  for (;;) {
-    try {
-      localStorage.setItem(STORED, JSON.stringify(kept));
-      return;
-    } catch (error) {
-      if (!kept.length) throw error;
-      kept.pop();
-    }
+  const kept = all.toSorted((a, b) => b.when - a.when).slice(0, MOST);
+  try {
+    localStorage.setItem(STORED, JSON.stringify(kept));
+  } catch (error) {
+    if (!kept.length) throw error;
+    store(kept.slice(0, -1));
   }
 }
 
 /** @param {import("./conversation.js").Turn} turn @returns {object} without the probabilities, which take much room */
 function plain({ answers, ...turn }) {
-  return {
-    ...turn,
-    answers: answers.map(({ parts, controller, version, ...rest }) => ({
-      ...rest,
-      text: parts.map((part) => part.text).join(""),
-    })),
-  };
+  const plainAnswer = ({ parts, controller, ...rest }) => ({ ...rest, text: parts.map((part) => part.text).join("") });
+  return { ...turn, answers: answers.map(plainAnswer) };
 }
 
 /** @param {any} one @returns {boolean} whether it has the fields of a conversation, of the right types */
 function isConversation(one) {
   const isAnswer = (answer) => typeof answer?.model === "string" && typeof answer.text === "string";
-  const isTurn = (turn) => typeof turn?.prompt === "string" && isListOf(turn.answers, isAnswer);
-  return typeof one?.id === "string" && Number.isFinite(one.when) && isListOf(one.turns, isTurn);
+  const isTurn = (turn) => typeof turn?.prompt === "string" && turn.answers?.every?.(isAnswer);
+  return typeof one?.id === "string" && Number.isFinite(one.when) && one.turns?.every?.(isTurn);
 }
 
-function isListOf(list, isRight) {
-  return Array.isArray(list) && list.every(isRight);
+/** Show the conversations of earlier visits. @returns {Promise<Conversation | undefined>} what the reader opens */
+export function chooseConversation() {
+  return openDialog(t("history"), (close) => html`<${History} close=${close} />`);
 }
 
-/**
- * Show the conversations of earlier visits.
- *
- * @param {import("../../app.js").App} app
- * @returns {Promise<Conversation | undefined>} the one that the reader opens
- */
-export function chooseConversation({ t, lang }) {
-  return openDialog(t("history"), (close) => html`<${History} ...${{ t, lang, close }} />`);
-}
-
-function History({ t, lang, close }) {
+function History({ close }) {
   const [all, setAll] = useState(conversations);
   const [said, setSaid] = useState("");
   const forget = (rest) => (store(rest), setAll(conversations()));
@@ -120,12 +98,13 @@ function History({ t, lang, close }) {
     setAll(conversations());
   };
   const item = (one) => {
+    const others = all.filter((other) => other !== one);
     const when = new Date(one.when).toLocaleString(lang, { dateStyle: "medium", timeStyle: "short" });
     const title = one.turns[0]?.prompt.slice(0, 40) || "…";
     return html`<li key=${one.id}>
       <button type="button" class="link" onClick=${() => close(one)}>${title}</button>
       <span class="faint small">${when}</span>
-      <${Quiet} aria-label=${t("history.remove", { title })} act=${() => forget(withoutOne(one.id))}>×<//>
+      <${Quiet} aria-label=${t("history.remove", { title })} act=${() => forget(others)}>×<//>
     </li>`;
   };
   return html`<div class="in-dialog" data-view="talk">
@@ -134,10 +113,10 @@ function History({ t, lang, close }) {
     <ul class="listed">${all.map(item)}</ul>
     <p class="small" role="status">${said}</p>
     <${Field} label=${t("history.import")}><input type="file" accept=".json" onChange=${read} /><//>
-    <div class="actions">
-      <button type="button" class="danger" onClick=${() => forget([])}>${t("history.forget")}</button>
-      <button type="button" onClick=${save}>${t("history.export")}</button>
-      <button type="button" class="primary" onClick=${() => close()}>${t("close")}</button>
-    </div>
+    <${Actions} of=${[
+      [true, t("history.forget"), () => forget([]), "danger"],
+      [true, t("history.export"), save],
+      [true, t("close"), () => close(), "primary"],
+    ]} />
   </div>`;
 }

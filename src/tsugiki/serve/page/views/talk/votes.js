@@ -4,7 +4,7 @@
  */
 
 import { getBlob, postJson } from "../../api.js";
-import { ask, html, openDialog, Quiet, saveFile, Table, useApp, useReducer, useWork } from "../../ui.js";
+import { Actions, ask, html, openDialog, Quiet, saveFile, t, Table, useReducer } from "../../ui.js";
 import { percent } from "./answer.js";
 import { keep, messagesFor, textOf } from "./conversation.js";
 import { labelOf } from "./models.js";
@@ -24,33 +24,29 @@ const Z = 1.96; // of a 95 % interval
 export async function vote(base, turn, best) {
   const answers = turn.answers.map((answer) => ({ model: labelOf(answer.model), text: textOf(answer) }));
   turn.hasVoted = true;
-  count(base, answers.map((one) => one.model), best === null ? null : answers[best].model);
+  change(base, (own) => {
+    for (const model of new Set(answers.map((one) => one.model))) {
+      const tally = (own[model] ??= { won: 0, lost: 0, tied: 0 });
+      tally[best === null ? "tied" : model === answers[best].model ? "won" : "lost"] += 1;
+    }
+  });
   keep();
   if (best === null) return;
   const prompt = turn.isChat ? messagesFor(turn) : turn.prompt;
-  turn.pairs = await postJson("/page/api/vote", { prompt, answers, best });
+  turn.pairs = await postJson("/page/api/vote", { prompt, answers, best }, null);
   keep();
 }
 
-/**
- * @param {string} base
- * @param {string[]} models those that were compared
- * @param {string | null} best null: there is no difference
- */
-function count(base, models, best) {
-  const all = stored();
-  const own = (all[base] ??= {});
-  for (const model of new Set(models)) {
-    const tally = (own[model] ??= { won: 0, lost: 0, tied: 0 });
-    tally[best === null ? "tied" : model === best ? "won" : "lost"] += 1;
-  }
-  localStorage.setItem(STORED, JSON.stringify(all));
+/** @returns {Record<string, Record<string, Tally>>} by base and model */
+function stored() {
+  return JSON.parse(localStorage.getItem(STORED) ?? "{}");
 }
 
-/** @param {string} base whose votes are forgotten */
-function forget(base) {
+/** @param {string} base @param {(own: Record<string, Tally>) => void} [act] changes its tallies; without, they go */
+function change(base, act) {
   const all = stored();
-  delete all[base];
+  if (act) act((all[base] ??= {}));
+  else delete all[base];
   localStorage.setItem(STORED, JSON.stringify(all));
 }
 
@@ -67,72 +63,62 @@ export function interval(won, count) {
   return [Math.max(0, (centre - reach) / scale), Math.min(1, (centre + reach) / scale)];
 }
 
-/** @returns {Record<string, Record<string, Tally>>} by base and model */
-function stored() {
-  return JSON.parse(localStorage.getItem(STORED) ?? "{}");
-}
-
 /** The votes so far, if there are any, and the pairs that they gave. */
 export function Votes({ base, isOpen, kept, setKept }) {
-  const { t, lang } = useApp();
   const [, redraw] = useReducer((times) => times + 1, 0);
   const tally = Object.entries(stored()[base] ?? {});
   if (!tally.length && !kept?.pairs) return null;
-  const share = (/** @type {Tally} */ { won, lost }) => {
+  const share = ({ won, lost }) => {
     if (won + lost === 0) return "–";
-    const [low, high] = interval(won, won + lost).map((value) => percent(value, lang));
-    return t("share_is", { share: percent(won / (won + lost), lang), low, high });
+    const [low, high] = interval(won, won + lost).map(percent);
+    return t("share_is", { share: percent(won / (won + lost)), low, high });
   };
-  const heads = [t("model"), t("won"), t("lost"), t("tied"), t("share")];
   const rows = tally.map(([model, one]) => [model, one.won, one.lost, one.tied, share(one)]);
   return html`<details class="votes" open=${isOpen}>
     <summary>${t("votes")}</summary>
     ${tally.length > 0 &&
-    html`<${Table} headers=${heads} rows=${rows} />
-      <${Quiet} act=${() => (forget(base), redraw(null))}>${t("forget")}<//>`}
+    html`<${Table} headers=${[t("model"), t("won"), t("lost"), t("tied"), t("share")]} rows=${rows} />
+      <${Quiet} act=${() => (change(base), redraw(null))}>${t("forget")}<//>`}
     ${kept?.pairs > 0 && html`<${Pairs} ...${{ kept, setKept }} />`}
   </details>`;
 }
 
 /** The pairs on the server, and what can be done with them. */
 function Pairs({ kept, setKept }) {
-  const { t, signal } = useApp();
-  const [busy, work] = useWork();
   const { pairs, offered, few } = kept;
-  const save = () => work("save", async () => saveFile("votes.jsonl", await getBlob("/page/api/votes/file", signal)));
-  const remove = () =>
-    work("remove", async () => {
-      const yes = await ask(t("pairs.remove_all", { count: pairs }), t("pairs.remove"), t("cancel"));
-      if (yes) setKept(await postJson("/page/api/votes/remove", {}, signal));
-    });
-  const look = () => openDialog(t("pairs.look"), (close) => html`<${PairList} ...${{ kept, t, close }} />`);
+  const save = async () => saveFile("votes.jsonl", await getBlob("/page/api/votes/file"));
+  const remove = async () => {
+    const yes = await ask(t("pairs.remove_all", { count: pairs }), t("pairs.remove"));
+    if (yes) setKept(await postJson("/page/api/votes/remove", {}));
+  };
+  const look = () => openDialog(t("pairs.look"), (close) => html`<${PairList} ...${{ kept, close }} />`);
   return html`<div class="pairs">
     <p>${t("pairs.kept", { count: pairs })} ${pairs < offered && t("pairs.wait", { count: offered })}</p>
-    <div class="actions">
+    <${Actions} kind="quiet" of=${[
+      [true, t("pairs.look"), look],
+      [true, t("pairs.save"), save],
+      [true, t("pairs.remove"), remove],
+    ]}>
       ${pairs >= offered && html`<a class="learn" href="#train/votes">${t("pairs.learn")}</a>`}
-      <${Quiet} act=${look}>${t("pairs.look")}<//>
-      <${Quiet} disabled=${busy} act=${save}>${t("pairs.save")}<//>
-      <${Quiet} disabled=${busy} act=${remove}>${t("pairs.remove")}<//>
-    </div>
+    <//>
     ${pairs >= offered && pairs < few && html`<p class="small faint">${t("pairs.few", { count: few })}</p>`}
   </div>`;
 }
 
 /** The last pairs, each with its prompt and both answers. */
-function PairList({ kept, t, close }) {
-  const text = (part) =>
-    typeof part === "string" ? part : (part ?? []).map((one) => one.content).join("\n");
-  const answer = (label, row, name) => html`<div>
-    <dt>${label} · ${row.models[name]}</dt><dd dir="auto">${text(row[name])}</dd>
+function PairList({ kept: { last, pairs }, close }) {
+  const text = (part) => (typeof part === "string" ? part : (part ?? []).map((one) => one.content).join("\n"));
+  const answer = (row, name) => html`<div>
+    <dt>${t(`pairs.${name}`)} · ${row.models[name]}</dt><dd dir="auto">${text(row[name])}</dd>
   </div>`;
   const pair = (row) => html`<li>
     ${row.prompt && html`<p class="prompt" dir="auto">${text(row.prompt)}</p>`}
-    <dl>${answer(t("pairs.chosen"), row, "chosen")}${answer(t("pairs.rejected"), row, "rejected")}</dl>
+    <dl>${answer(row, "chosen")}${answer(row, "rejected")}</dl>
   </li>`;
   return html`<div class="in-dialog" data-view="talk">
     <h2>${t("pairs.look")}</h2>
-    ${kept.last.length < kept.pairs && html`<p class="small faint">${t("pairs.last", { count: kept.last.length })}</p>`}
-    <ol class="listed" tabindex="0">${kept.last.map(pair)}</ol>
-    <div class="actions"><button type="button" class="primary" onClick=${() => close()}>${t("close")}</button></div>
+    ${last.length < pairs && html`<p class="small faint">${t("pairs.last", { count: last.length })}</p>`}
+    <ol class="listed" tabindex="0">${last.map(pair)}</ol>
+    <${Actions} of=${[[true, t("close"), () => close(), "primary"]]} />
   </div>`;
 }

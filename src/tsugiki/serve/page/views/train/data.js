@@ -1,49 +1,39 @@
-/** Bring data: send files, paste a text, or choose from those that are there. */
+/** Bring data: send files, paste a text, choose from those that are there, or fetch works of Aozora Bunko. */
 
-import { postJson, putFile } from "../../api.js";
-import { ask, Field, html, useApp, useJson, useState } from "../../ui.js";
+import { postJson } from "../../api.js";
+import { ask, Check, fail, Field, Form, html, Quiet, t, useJson, useState, useWork } from "../../ui.js";
 
 const API = "/page/api/train/";
 
 /** Return the files that were sent, and what can be done with data. */
-export function useData(draft, change, work) {
-  const { t, signal, fail, lang } = useApp();
+export function useData(draft, change) {
+  const [, work] = useWork();
   const [sent, load, setSent] = useJson(`${API}uploads`);
   const [status, setStatus] = useState("");
   /** @param {"texts" | "uploads"} where the text is */
-  const choose = (path, isChosen, where) => change((now) => chosenWith(now, path, isChosen, where));
+  const choose = (path, isChosen, where = "uploads") => change((now) => chosenWith(now, path, isChosen, where));
   const send = async (files) => {
     for (const file of files) {
-      if (file.size > sent.largest) {
-        throw new Error(t("sent.too_large", { name: file.name, size: size(sent.largest, lang) }));
-      }
+      if (file.size > sent.largest) throw new Error(t("sent.too_large", { name: file.name, size: sent.limit }));
       setStatus(t("sent.sending", { name: file.name }));
-      const { name } = await putFile(`${API}uploads?name=${encodeURIComponent(file.name)}`, file, signal);
-      choose(name, true, "uploads");
+      const { name } = await postJson(`${API}uploads?name=${encodeURIComponent(file.name)}`, file);
+      choose(name, true);
     }
   };
   const sendAll = (files, done = () => {}) =>
-    work("send", async () => {
-      try {
-        await send([...files]);
-        done();
-      } finally {
-        setStatus("");
-        await load();
-      }
-    });
-  const pasted = () => new File([draft.pasted], `${t("sent.pasted")}.txt`);
-  const paste = () => sendAll([pasted()], () => change({ pasted: "" })); // not before the server has it
+    work("send", () =>
+      send([...files])
+        .then(done)
+        .finally(() => (setStatus(""), load())),
+    );
+  // the text stays until the server has it
+  const paste = () => sendAll([new File([draft.pasted], `${t("sent.pasted")}.txt`)], () => change({ pasted: "" }));
   const remove = async (name) => {
-    if (!(await ask(t("sent.question", { name }), t("sent.remove"), t("cancel")))) return;
-    try {
-      setSent(await postJson(`${API}remove-upload`, { name }, signal));
-      choose(name, false, "uploads");
-    } catch (error) {
-      fail(error);
-    }
+    if (!(await ask(t("sent.question", { name }), t("sent.remove")))) return;
+    setSent(await postJson(`${API}remove-upload`, { name }));
+    choose(name, false);
   };
-  return { sent, status, choose, sendAll, paste, remove, load };
+  return { sent, status, choose, sendAll, paste, remove: (name) => remove(name).catch(fail), load };
 }
 
 /** Return what changes with a text: the chosen ones, the name of the run, and the columns, which belong to a table. */
@@ -56,44 +46,29 @@ function chosenWith(draft, path, isChosen, where) {
 
 /** The data that are chosen, each with a button that leaves it out. */
 export function ChosenData({ draft, data }) {
-  const { t } = useApp();
-  const tag = (path, where) => {
-    const leave = () => data.choose(path, false, where);
-    const label = t("texts.remove", { name: path });
-    return html`<li class="tag">
-      ${path}<button type="button" class="quiet" aria-label=${label} onClick=${leave}>×</button>
-    </li>`;
-  };
-  return html`<ul class="chosen">
-    ${draft.uploads.map((path) => tag(path, "uploads"))}${draft.texts.map((path) => tag(path, "texts"))}
-  </ul>`;
+  const tags = (where) => draft[where].map((path) => html`<li class="tag">
+    ${path}<${Quiet} aria-label=${t("texts.remove", { name: path })} act=${() => data.choose(path, false, where)}>×<//>
+  </li>`);
+  return html`<ul class="chosen">${tags("uploads")}${tags("texts")}</ul>`;
 }
 
 /** Files that are sent, dropped or pasted, and those that were sent before. */
 export function Sent({ draft, change, data }) {
-  const { t, lang } = useApp();
   const [isOver, setOver] = useState(false);
   const { sent, status } = data;
   if (!sent) return null;
   const over = (now) => (event) => (event.preventDefault(), setOver(now));
   const drop = (event) => (over(false)(event), data.sendAll(event.dataTransfer.files));
-  const label = t("sent.file", { suffixes: sent.suffixes.join(" "), size: size(sent.largest, lang) });
-  const file = (one) => html`<li key=${one.name}>
-    <${Choice} name=${one.name} size=${one.size} isChosen=${draft.uploads.includes(one.name)}
-      onChoose=${(isChosen) => data.choose(one.name, isChosen, "uploads")} />
-    <button type="button" class="quiet" aria-label=${t("sent.remove_it", { name: one.name })}
-      onClick=${() => data.remove(one.name)}>×</button>
+  const label = t("sent.file", { suffixes: sent.suffixes.join(" "), size: sent.limit });
+  const file = ({ name, size }) => html`<li key=${name}>
+    <${Choice} ...${{ name, size, list: draft.uploads, set: (isOn) => data.choose(name, isOn) }} />
+    <${Quiet} aria-label=${t("sent.remove_it", { name })} act=${() => data.remove(name)}>×<//>
   </li>`;
   return html`<div class="sent">
     <div class=${isOver ? "drop over" : "drop"} onDragOver=${over(true)} onDragLeave=${over(false)} onDrop=${drop}>
-      <${Field} label=${label}>
-        <input type="file" multiple accept=${sent.suffixes.join()}
-          onChange=${(event) => data.sendAll(event.target.files)} />
-      <//>
-      <${Field} label=${t("sent.paste")}>
-        <textarea rows="4" value=${draft.pasted}
-          onInput=${(event) => change({ pasted: event.target.value })}></textarea>
-      <//>
+      <${Field} label=${label} type="file" multiple accept=${sent.suffixes.join()}
+        set=${(_, target) => data.sendAll(target.files)} />
+      <${Field} label=${t("sent.paste")} rows=${4} value=${draft.pasted} set=${(pasted) => change({ pasted })} />
       <div class="actions">
         <button type="button" disabled=${!draft.pasted.trim()} onClick=${data.paste}>${t("sent.use")}</button>
         <span class="faint small" role="status">${status}</span>
@@ -105,17 +80,15 @@ export function Sent({ draft, change, data }) {
   </div>`;
 }
 
-function Choice({ name, size: bytes, isChosen, onChoose }) {
-  const { lang } = useApp();
-  return html`<label>
-    <input type="checkbox" checked=${isChosen} onChange=${(event) => onChoose(event.target.checked)} />
-    <span>${name}</span><span class="faint small number">${size(bytes, lang)}</span>
-  </label>`;
+/** A text that is chosen or not. */
+function Choice({ name, path = name, size, list, set }) {
+  return html`<${Check} checked=${list.includes(path)} set=${set}>
+    <span>${name}</span><span class="faint small number">${size}</span>
+  <//>`;
 }
 
 /** The texts in a folder of the server. */
 export function Folder({ options, draft, change, data }) {
-  const { t } = useApp();
   const { folder } = draft;
   const [listing] = useJson(`${API}texts?folder=${encodeURIComponent(folder)}`);
   const parts = folder ? folder.split("/") : [];
@@ -123,13 +96,12 @@ export function Folder({ options, draft, change, data }) {
     path === folder
       ? html`<span>${text}</span>`
       : html`<button type="button" class="link" onClick=${() => change({ folder: path })}>${text}</button>`;
-  const entry = (one) => {
-    const path = folder ? `${folder}/${one.name}` : one.name;
-    const isChosen = draft.texts.includes(path);
-    const onChoose = (now) => data.choose(path, now, "texts");
-    if (!one.folder) return html`<${Choice} ...${{ name: one.name, size: one.size, isChosen, onChoose }} />`;
-    return html`<input type="checkbox" checked=${isChosen} aria-label=${t("texts.whole", { name: one.name })}
-        onChange=${(event) => onChoose(event.target.checked)} />${enter(path, `${one.name}/`)}`;
+  const entry = ({ name, folder: isFolder, size }) => {
+    const path = [...parts, name].join("/");
+    const set = (isOn) => data.choose(path, isOn, "texts");
+    if (!isFolder) return html`<${Choice} ...${{ name, path, size, list: draft.texts, set }} />`;
+    return html`<${Check} checked=${draft.texts.includes(path)} aria-label=${t("texts.whole", { name })} set=${set} />
+      ${enter(path, `${name}/`)}`;
   };
   return html`<details>
     <summary>${t("texts.here")}</summary>
@@ -138,17 +110,58 @@ export function Folder({ options, draft, change, data }) {
         ${enter("", options.texts)}
         ${parts.map((part, i) => html` / ${enter(parts.slice(0, i + 1).join("/"), part)}`)}
       </p>
-      ${listing &&
-      (listing.entries.length
-        ? html`<ul class="entries">${listing.entries.map((one) => html`<li key=${one.name}>${entry(one)}</li>`)}</ul>`
-        : html`<p class="faint small">${t("texts.none")}</p>`)}
+      ${listing?.entries.length > 0 &&
+      html`<ul class="entries">${listing.entries.map((one) => html`<li key=${one.name}>${entry(one)}</li>`)}</ul>`}
+      ${listing?.entries.length === 0 && html`<p class="faint small">${t("texts.none")}</p>`}
       ${listing?.more && html`<p class="faint small">${t("texts.more")}</p>`}
     </div>
   </details>`;
 }
 
-/** @param {number} bytes */
-function size(bytes, lang) {
-  const [unit, divisor] = bytes < 1e6 ? ["kB", 1e3] : ["MB", 1e6]; // Intl writes KB in Japanese
-  return `${new Intl.NumberFormat(lang, { maximumFractionDigits: 1 }).format(bytes / Number(divisor))} ${unit}`;
+/** Works of Aozora Bunko: a search, and a file of those that match. */
+export function Aozora({ options, draft, change, data }) {
+  const [{ found, done }, show] = useState(/** @type {any} */ ({}));
+  const [busy, work] = useWork();
+  const own = draft.aozora;
+  const keep = (more) => change((now) => ({ aozora: { ...now.aozora, ...more } }));
+  const query = Object.fromEntries(["author", "title", "kana"].map((key) => [key, own[key].trim() || undefined]));
+  const search = async () => {
+    show({ found: await postJson(`${API}works`, query) });
+    keep({ name: own.name || own.author.trim() || own.title.trim() });
+  };
+  const write = async () => {
+    const written = await postJson(`${API}fetch`, { ...query, name: own.name.trim() });
+    show({ done: written });
+    data.choose(written.file, true);
+    await data.load();
+  };
+  const field = (key, more = {}) =>
+    html`<${Field} label=${t(`aozora.${key}`)} value=${own[key]} set=${(text) => keep({ [key]: text })} ...${more} />`;
+  const kinds = ["any", "modern", "old"].map((one) => [one === "any" ? "" : one, t(`kana.${one}`)]);
+  return html`<details class="aozora">
+    <summary>${t("aozora")}</summary>
+    <${Form} act=${() => work("searching", search)}>
+      <p class="faint small">${t("aozora.from", { source: options.aozora })}</p>
+      <div class="grid">
+        ${field("author", { placeholder: "夏目漱石" })}${field("title")}${field("kana", { options: kinds })}
+      </div>
+      <div class="actions"><button>${t("aozora.search")}</button></div>
+    <//>
+    <div class="found" aria-live="polite">
+      ${found && html`<${Works} ...${found} />`}
+      ${found &&
+      html`<${Form} class="save" act=${() => work("fetching", write)}>
+        ${field("name", { required: true })}<button>${t("aozora.fetch")}</button>
+      <//>`}
+      ${busy && html`<p class="faint">${t(`aozora.${busy}`)}</p>`}
+      ${done && html`<p>${t("aozora.done", done)}</p>`}
+      ${done?.skipped > 0 && html`<p class="faint small">${t("aozora.skipped", { count: done.skipped })}</p>`}
+    </div>
+  </details>`;
+}
+
+function Works({ count, works }) {
+  const work = ({ title, people }) => html`<li>${title} <span class="faint small">${people.join("、")}</span></li>`;
+  return html`<p>${t("aozora.count", { count })}</p>
+    <ul class="works" tabindex="0">${works.map(work)}</ul>`;
 }

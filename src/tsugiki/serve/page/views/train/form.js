@@ -1,12 +1,58 @@
-/** Fields for the settings of a run, drawn from what the server says of them. */
+/** What has been filled in, and the fields for the settings of a run, drawn from what the server says of them. */
 
-import { Field, html, Select, useApp } from "../../ui.js";
+import { Check, Field, html, Input, t, useState } from "../../ui.js";
 
 /** One of them is asked for. */
 export const LENGTHS = ["epochs", "minutes"];
 
+/** What a column can be, by what each row is. */
+export const ROLES = {
+  questions: ["prompt", "completion"],
+  texts: ["text"],
+  pairs: ["prompt", "chosen", "rejected"],
+};
+
 /** What the data that a page recognises are called where settings say what they belong to. */
 const KINDS = { labels: ["pairs"], mixed: ["texts", "questions", "conversations"] };
+
+/** @typedef {typeof kept} Draft It stays when the view is left, or the language changes. */
+let kept = {
+  folder: "",
+  texts: /** @type {string[]} */ ([]),
+  /** Those that were sent. */
+  uploads: /** @type {string[]} */ ([]),
+  /** What a row of a table is, a key of `ROLES`, and its columns by their roles. */
+  rows: "questions",
+  columns: /** @type {Record<string, string>} */ ({}),
+  pasted: "",
+  base: "",
+  name: "",
+  length: "epochs",
+  /** By the names of settings. */
+  values: /** @type {Record<string, any>} */ ({}),
+  aozora: { author: "", title: "", kana: "", name: "" },
+  isAdvanced: false,
+};
+
+/** @returns {[Draft, (more: Partial<Draft> | ((now: Draft) => Partial<Draft>)) => void]} */
+export function useDraft(options) {
+  const [draft, setDraft] = useState(() => {
+    if (!options.bases.includes(kept.base)) kept = { ...kept, base: options.bases[0] };
+    return kept;
+  });
+  return [draft, (more) => setDraft((kept = { ...kept, ...(typeof more === "function" ? more(kept) : more) }))];
+}
+
+/** @param {Draft} draft @returns {boolean} whether all columns have been chosen, or none */
+export function rolesAreSet({ rows, columns }) {
+  return !Object.keys(columns).length || ROLES[rows].every((role) => role in columns);
+}
+
+/** @param {Draft} draft @returns {{ texts: string[], uploads: string[], columns: Record<string, string> }} */
+export function dataOf(draft) {
+  const { texts, uploads, columns } = draft;
+  return { texts, uploads, columns: rolesAreSet(draft) ? columns : {} };
+}
 
 /** Return the settings that have an effect with this kind of data and with what is chosen. */
 export function offered(options, draft, kind) {
@@ -14,54 +60,65 @@ export function offered(options, draft, kind) {
   const isLora = options.lora_methods.includes(draft.values.method ?? "lora");
   return options.settings.filter(({ name, section, data }) => {
     if (LENGTHS.includes(name)) return name === draft.length;
-    if (section === "lora" && !isLora) return false;
-    return !data || kinds.some((one) => data.includes(one));
+    return (section !== "lora" || isLora) && (!data || kinds.some((one) => data.includes(one)));
   });
 }
 
+/** Return the body of a request for what is filled in; `kind` is that of the data. */
+export function asked(draft, options, kind) {
+  const values = offered(options, draft, kind).map((one) => [one.name, valueOf(one, draft.values, options, kind)]);
+  // JSON has no undefined: what has no value gets its default
+  return { ...dataOf(draft), name: draft.name.trim(), base: draft.base, ...Object.fromEntries(values) };
+}
+
+/** Return the value of a setting for the server; undefined: its default. */
+function valueOf({ name, kind, sends, default: start }, values, { losses }, data) {
+  const given = values[name];
+  if (name === "preference") return lossOf(values, data);
+  if (kind === "numbers") {
+    const known = losses[lossOf(values, data)];
+    const numbers = Object.entries(given ?? {}).filter(([one, value]) => one in known && value.trim());
+    return numbers.length ? Object.fromEntries(numbers.map(([one, value]) => [one, Number(value)])) : undefined;
+  }
+  if (kind === "flag") return given || undefined;
+  const text = (given ?? "").trim();
+  if (!text) return sends ? start : undefined;
+  if (kind === "texts") return text.split("\n").filter((line) => line.trim());
+  return kind === "number" ? Number(text) : text;
+}
+
 /** Return the preference loss that is chosen; answers that are no pairs have one alone. */
-export function lossOf(values, kind) {
+function lossOf(values, kind) {
   return kind === "labels" ? "kto" : values.preference || "dpo";
 }
 
 /** A setting with its label; `bare`: without one beside it. */
 export function Setting({ setting, draft, change, options, kind, bare }) {
-  const { label, help, name } = setting;
+  const { label, help, name, default: start } = setting;
   const value = draft.values[name];
-  const keep = (given) => change((now) => ({ values: { ...now.values, [name]: given } }));
-  if (setting.kind === "numbers") return html`<${Numbers} ...${{ draft, keep, value, options, kind }} />`;
+  const set = (given) => change((now) => ({ values: { ...now.values, [name]: given } }));
   if (setting.kind === "flag") {
-    return html`<label class="check" title=${help}>
-      <input type="checkbox" checked=${Boolean(value)} onChange=${(event) => keep(event.target.checked)} />
-      <span>${label}</span>
-    </label>`;
+    return html`<${Check} title=${help} checked=${Boolean(value)} set=${set}><span>${label}</span><//>`;
   }
-  const control = html`<${Control} ...${{ setting, value: value ?? "", keep, kind, label: bare ? label : null }} />`;
-  return bare ? control : html`<${Field} label=${label} title=${help}>${control}<//>`;
+  if (setting.kind === "numbers") { // of the preference loss that is chosen
+    const known = Object.entries(options.losses[lossOf(draft.values, kind)]);
+    const number = ([one, usual]) => html`<${Field} key=${one} label=${one} inputmode="decimal" placeholder=${usual}
+      value=${value?.[one] ?? ""} set=${(text) => set({ ...value, [one]: text })} />`;
+    return html`<div class="grid">${known.map(number)}</div>`;
+  }
+  const usual = typeof start === "number" ? start : name === "minutes" ? 10 : t("automatic");
+  const kinds = {
+    choice: () => ({ options: choicesOf(setting, kind), value: value || (start ?? "") }),
+    number: () => ({ inputmode: "decimal", placeholder: usual }),
+    texts: () => ({ rows: 2 }),
+  };
+  const given = { value: value ?? "", set, ...(kinds[setting.kind]?.() ?? { rows: 1 }) };
+  return bare
+    ? html`<${Input} aria-label=${label} ...${given} />`
+    : html`<${Field} label=${label} title=${help} ...${given} />`;
 }
 
-function Control({ setting, value, keep, kind, label }) {
-  const { t } = useApp();
-  const { name, choices, default: start } = setting;
-  if (setting.kind === "choice") {
-    const known = kind === "labels" && name === "preference" ? choices.filter(([one]) => one === "kto") : choices;
-    const all = start === null ? [["", t("automatic")], ...known] : known;
-    return html`<${Select} options=${all} value=${value || (start ?? "")} onChoose=${keep} />`;
-  }
-  const onInput = (event) => keep(event.target.value);
-  if (setting.kind !== "number") {
-    return html`<textarea rows=${setting.kind === "texts" ? 2 : 1} value=${value} onInput=${onInput}></textarea>`;
-  }
-  const shown = typeof start === "number" ? start : name === "minutes" ? 10 : t("automatic");
-  return html`<input inputmode="decimal" placeholder=${shown} value=${value} onInput=${onInput} aria-label=${label} />`;
-}
-
-/** The settings of the preference loss that is chosen. */
-function Numbers({ draft, keep, value, options, kind }) {
-  const draw = ([name, start]) =>
-    html`<${Field} key=${name} label=${name}>
-      <input inputmode="decimal" placeholder=${start} value=${value?.[name] ?? ""}
-        onInput=${(event) => keep({ ...value, [name]: event.target.value })} />
-    <//>`;
-  return html`<div class="grid">${Object.entries(options.losses[lossOf(draft.values, kind)]).map(draw)}</div>`;
+function choicesOf({ name, choices, default: start }, kind) {
+  const known = kind === "labels" && name === "preference" ? choices.filter(([one]) => one === "kto") : choices;
+  return start === null ? [["", t("automatic")], ...known] : known;
 }
