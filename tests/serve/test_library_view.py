@@ -105,6 +105,12 @@ def test_an_adapter_is_exported_and_nothing_stays_on_the_disk(
     for kind in ("zip", "gguf"):
         assert post(server, "export-adapter", {"name": "broken", "kind": kind}).status_code == 400
     assert post(server, "export-adapter", {"name": "turns", "kind": "gguf"}).status_code == 400  # IA³ has no GGUF
+    dora = LoraConfig(r=2, target_modules="all-linear", use_dora=True)
+    save_adapter_of(server.base, server.library / "dora", 8, dora)
+    problem = post(server, "export-adapter", {"name": "dora", "kind": "gguf"}).json()["error"]["message"]
+    assert re.fullmatch(".*dora alone .*DoRA.*“tsugiki export”.*", problem)
+    assert "merged" not in problem
+    shutil.rmtree(server.library / "dora")
     (server.library / "poet" / "own.py").unlink()
 
 

@@ -171,15 +171,18 @@ def test_the_form_of_a_run_is_filled_in_again(tmp_path: Path):
     filled = training.again("runs/first")
     assert filled["values"] == {"prompts": "a\nb", "r": "4", "minutes": "2.0"}
     assert {name: filled[name] for name in ("name", "texts", "uploads", "columns", "length", "base")} == {
-        "name": "first",
+        "name": "first-2",
         "texts": ["a.txt"],
         "uploads": ["b.csv"],
         "columns": given["columns"],
         "length": "minutes",
         "base": "embedded",
     }
-    write_run(tmp_path, "other")  # not started by the page
-    assert training.again("other")["base"] == "embedded"
+    write_run(tmp_path, "other-2")  # not started by the page
+    assert (training.again("other-2")["name"], training.again("other-2")["base"]) == ("other-2", "embedded")
+    for taken in ("runs/other-2", "runs/other-3"):
+        write_run(tmp_path, taken)
+    assert training.again("other-2")["name"] == "other-4"
 
 
 def test_the_command_and_the_settings(place: Place):

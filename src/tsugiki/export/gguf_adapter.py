@@ -33,6 +33,9 @@ from tsugiki.model.ungrafted import base_modules
 class MergedOnlyError(TsugikiError):
     """llama.cpp would not compute an adapter as Tsugiki does; it can load base and adapter merged into one model."""
 
+    problems: str
+    """Why, in words for the reader."""
+
 
 @dataclass(frozen=True)
 class AdapterExport:
@@ -78,7 +81,9 @@ def export_gguf_adapter(
             "pass {flag:merged}, which exports base and adapter as one model; llama.cpp would not compute {folder} "
             "alone as Tsugiki does: {problems}"
         )
-        raise MergedOnlyError(message.format(folder=folder, problems=sentences(problems)))
+        error = MergedOnlyError(message.format(folder=folder, problems=sentences(problems)))
+        error.problems = sentences(problems)
+        raise error
     check_gguf_name(out)
     with new_file(out) as temporary:
         alpha = write_gguf_adapter(lora, model, temporary)

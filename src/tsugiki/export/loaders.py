@@ -4,13 +4,12 @@ from tsugiki.adapters.lora_weights import LoraWeights, parameter_factors
 from tsugiki.annotations import PreTrainedModel
 from tsugiki.errors import summarise_list
 from tsugiki.export.llama_cpp_layers import gguf_names, unsupported_reason
-from tsugiki.language import _, marked
+from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.targets import find_target_parameters
 from tsugiki.methods.peft_keys import base_name, is_base_layer_key
 
 _EMBEDDING_AND_HEAD_NAMES = frozenset({"lm_head", "embed_out", "wte", "wpe", "embed_tokens", "embed_in"})
-_MERGE = marked("export it merged into its base instead ({flag:merged})")
 
 
 def llama_cpp_incompatibilities(lora: LoraWeights, model: PreTrainedModel) -> list[str]:
@@ -30,15 +29,13 @@ def llama_cpp_incompatibilities(lora: LoraWeights, model: PreTrainedModel) -> li
         for reason, paths in unsupported.items()
     ]
     if experts:
-        message = _(
-            "it adapts parameters such as the weights of experts ({experts}), whose factors are not exported; {merge}"
-        )
-        problems.append(message.format(experts=summarise_list(experts), merge=_(_MERGE)))
+        message = _("it adapts parameters such as the weights of experts ({experts}), whose factors are not exported")
+        problems.append(message.format(experts=summarise_list(experts)))
     if whole:
-        message = _("it trains parameters without LoRA factors ({whole}), which llama.cpp cannot load; {merge}")
-        problems.append(message.format(whole=summarise_list(whole), merge=_(_MERGE)))
+        message = _("it trains parameters without LoRA factors ({whole}), which llama.cpp cannot load")
+        problems.append(message.format(whole=summarise_list(whole)))
     if any(layer.magnitude is not None for layer in lora.layers.values()):
-        problems.append(_("llama.cpp does not support the magnitudes of DoRA; {merge}").format(merge=_(_MERGE)))
+        problems.append(_("llama.cpp does not support the magnitudes of DoRA"))
     return problems
 
 

@@ -36,7 +36,7 @@ from tsugiki.adapters.metadata import BaseReference, Metadata, read_metadata
 from tsugiki.adapters.verify import check_adapter, without_path
 from tsugiki.base.identity import BaseIdentity, identity_of, why_different
 from tsugiki.errors import TsugikiError
-from tsugiki.export.gguf_adapter import export_gguf_adapter
+from tsugiki.export.gguf_adapter import MergedOnlyError, export_gguf_adapter
 from tsugiki.io.atomic import remove_folder
 from tsugiki.io.file_names import CHAT_TEMPLATE_FILE, RECORD_FILE
 from tsugiki.io.formatting import format_size
@@ -320,7 +320,11 @@ def _gguf(folder: Path) -> bytes:
     """Return the content of an adapter's GGUF file for llama.cpp; no file stays on the disk."""
     with TemporaryDirectory() as temporary:
         file = Path(temporary) / "adapter.gguf"
-        export_gguf_adapter(folder, file)
+        try:
+            export_gguf_adapter(folder, file)
+        except MergedOnlyError as error:
+            message = _("{name} alone cannot be a GGUF file: {problems}; “tsugiki export” writes one with its base")
+            raise TsugikiError(message.format(name=folder.name, problems=error.problems)) from error
         return file.read_bytes()
 
 

@@ -6,7 +6,9 @@ run is `tsugiki train runs/NAME/settings.yaml`, a process of its own.
 """
 
 import asyncio
+import itertools
 import os
+import re
 import shlex
 import stat
 from collections.abc import Mapping
@@ -26,9 +28,9 @@ from tsugiki.data.read.aozora import Kana
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.io.atomic import write_text
 from tsugiki.io.file_names import DATA_SUFFIXES
+from tsugiki.io.formatting import format_size
 from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
-from tsugiki.io.formatting import format_size
 from tsugiki.methods.method import Method
 from tsugiki.methods.table import METHODS
 from tsugiki.preference.losses import LOSSES
@@ -289,7 +291,7 @@ class Training:
         paths = [(self.runs.root / Path(one).expanduser()) for one in ([data] if isinstance(data, str) else data)]
         values = {name: _filled_in(setting.find(given)) for name, setting in OFFERED.items()}
         return {
-            "name": run.folder.name,
+            "name": self._free_name(run.folder.name),
             "base": given.get("model"),
             "columns": given.get("columns") or {},
             "length": "minutes" if given.get("minutes") else "epochs",
@@ -297,6 +299,12 @@ class Training:
             "uploads": [path.name for path in paths if path.parent == self.uploads.folder],
             "texts": [path.relative_to(self.texts).as_posix() for path in paths if self.texts in path.parents],
         }
+
+    def _free_name(self, name: str) -> str:
+        """Return a name for a new run: a given one, with the first number that makes it free."""
+        stem = re.sub(r"-\d+$", "", name)
+        names = itertools.chain([name], (f"{stem}-{number}" for number in itertools.count(2)))
+        return next(one for one in names if not (self.runs.root / RUNS_FOLDER / one).exists())
 
     def start(self, prepared: Prepared) -> int | None:
         """Start a run in a process of its own, or put it into the queue; return its place there, None if it starts."""
