@@ -1,11 +1,13 @@
 """Count the lines of code of each room in `src/tsugiki`, and fail where one has more than `pyproject.toml` allows.
 
 A line of code has a token that is no comment, no docstring and no import. A room is a package, or one of the rooms of
-training. Whoever needs more raises the ceiling in the same commit.
+training. `javascript` is the page, of which all lines count that are neither blank nor begin as a comment. Whoever
+needs more raises the ceiling in the same commit.
 """
 
 import ast
 import io
+import re
 import tokenize
 import tomllib
 from collections import Counter
@@ -41,8 +43,10 @@ def main() -> None:
     found: Counter[str] = Counter()
     for path in SOURCE.rglob("*.py"):
         found[room_of(path)] += code_lines(path.read_text(encoding="utf-8"))
+    scripts = [path.read_text(encoding="utf-8") for path in SOURCE.rglob("*.js") if path.parent.name != "vendor"]
+    javascript = len(re.findall(r"^ *(?!//|/?\*)\S", "\n".join(scripts), re.MULTILINE))
     too_many = 0
-    for room, lines in [*found.most_common(), ("total", found.total())]:
+    for room, lines in [*found.most_common(), ("total", found.total()), ("javascript", javascript)]:
         ceiling = ceilings.get(room, 0)
         too_many += lines > ceiling
         note = f"  more than {ceiling:,}, the ceiling in pyproject.toml" if lines > ceiling else ""

@@ -123,7 +123,7 @@ def test_the_rooms_of_training_are_listed_in_the_order_that_is_checked(page: str
     )
     listed = re.findall(r"\[`(\w+)`\]\(\.\./src/tsugiki/training/\1\)", text_of(ROOT / page))
     assert listed == layers[::-1]
-    rooms = {f"training/{room}" for room in layers} | {"training", ".", "total"}
+    rooms = {f"training/{room}" for room in layers} | {"training", ".", "total", "javascript"}
     assert set(tools["tsugiki"]["code-lines"]) == rooms | set(PACKAGES)
 
 
