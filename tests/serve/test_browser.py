@@ -180,6 +180,48 @@ def test_a_blind_vote(browser: Any, server: Running, problems: list[str]):
     assert problems == []
 
 
+def test_a_vote_by_keyboard_goes_on_to_the_next_one_and_then_to_the_prompt(
+    browser: Any, server: Running, problems: list[str]
+):
+    from playwright.sync_api import expect
+
+    page = open_page(browser, server.url + "/#talk/lawyer", problems)
+    page.get_by_label("Hide names").check()
+    for prompt in ("one", "two"):
+        ask(page, prompt)
+    page.get_by_role("button", name="A", exact=True).first.focus()
+    for names, focused in ((2, ".turn:nth-of-type(2) .foot button"), (0, ".composer textarea")):
+        page.keyboard.press("Enter")
+        page.get_by_text("Which answer is best?").nth(names // 2).wait_for(state="detached")
+        expect(page.locator(focused).first).to_be_focused()
+        assert page.get_by_role("button", name="No difference").count() == names // 2
+    assert problems == []
+
+
+@pytest.mark.parametrize("motion", ["reduce", "no-preference"])
+def test_nothing_moves_where_the_reader_wants_less_motion(
+    browser: Any, server: Running, problems: list[str], motion: str
+):
+    page = open_page(browser, server.url + "/#talk/lawyer", problems, reduced_motion=motion)
+    script = """() => [...document.querySelectorAll("*")].some((one) => ["", "::before", "::after"].some((part) => {
+      const { animationName, transitionDuration, scrollBehavior } = getComputedStyle(one, part);
+      return animationName !== "none" || transitionDuration !== "0s" || scrollBehavior === "smooth";
+    }))"""
+    page.evaluate("() => void (Element.prototype.scrollIntoView = (options) => (window.scrolled = options?.behavior))")
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_label("New tokens").fill("200")
+    page.get_by_label("Prompt").fill("abc")
+    page.get_by_role("button", name="Continue").click()
+    page.locator(".answer[data-state=running]").first.wait_for()
+    moves = [page.evaluate(script), page.evaluate("scrolled") == "smooth"]
+    for view in VIEWS[1:]:
+        page.evaluate("view => (location.hash = view)", view)
+        page.locator(f'.view[data-view="{view}"] h1').first.wait_for()
+        moves.append(page.evaluate(script))
+    assert moves == [motion == "no-preference"] * 5
+    assert problems == []
+
+
 def test_a_mix(browser: Any, server: Running, problems: list[str]):
     page = open_page(browser, server.url, problems)
     page.get_by_label("Model 2").click()

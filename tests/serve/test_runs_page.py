@@ -81,6 +81,8 @@ def test_runs_wait_for_each_other(browser: Any, place: Place, problems: list[str
 def test_a_failed_run_has_its_reason_and_a_button(
     browser: Any, place: Place, problems: list[str], tmp_path: Path, lang: str, width: int
 ):
+    from playwright.sync_api import expect
+
     fail(write_run(place.directory, "runs/bad"), "the base is broken")
     fail(write_run(place.directory, "runs/full"), "cannot write x: No space left on device", 4)
     said = {"en": ("Resume", "Again with other settings…"), "ja": ("再開", "設定を変えてもう一度…")}[lang]
@@ -93,8 +95,11 @@ def test_a_failed_run_has_its_reason_and_a_button(
     page.get_by_text("the base is broken").first.wait_for()
     assert page.locator("button.primary").inner_text() == said[1]
     look(page, "bad", tmp_path)
-    page.locator("button.primary").click()
+    page.locator("button.primary").click()  # the run has its record alone
     page.wait_for_url("**/#train/again/runs%2Fbad")
+    expect(page.get_by_label({"en": "Name", "ja": "名前"}[lang], exact=True)).to_have_value("bad-2")
+    expect(page.locator(".length input")).to_have_value("3.0")
+    look(page, "again", tmp_path)
     assert problems == []
 
 

@@ -141,6 +141,52 @@ def test_from_a_text_to_a_talk_and_to_files(walk: Walk):
     walk.end()
 
 
+def test_from_a_text_to_a_talk_with_the_keyboard_alone(walk: Walk):
+    from playwright.sync_api import expect
+
+    page, button, press = walk.page, walk.button, walk.page.keyboard.press
+
+    def reach(wanted: Any) -> None:
+        """Press Tab until something has the focus."""
+        expect(wanted).to_be_enabled()
+        for _key in range(100):
+            if wanted.evaluate("one => one === document.activeElement"):
+                return
+            press("Tab")
+        raise AssertionError(f"Tab does not reach {wanted}")
+
+    reach(page.get_by_label(walk.said["train"]["sent.paste"], exact=True))
+    page.keyboard.insert_text(TEXT)
+    reach(button("train", "sent.use"))
+    press("Enter")
+    page.locator("[data-found=texts][data-state=known]").wait_for()
+    reach(page.get_by_label(walk.said["train"]["name"], exact=True))
+    press("Control+a")
+    page.keyboard.insert_text(walk.name)
+    reach(page.locator(".length input"))
+    page.keyboard.insert_text("1")
+    page.get_by_text("epochs: 1").wait_for()
+    reach(button("train", "start"))
+    press("Enter")
+    page.locator("[data-view=runs] [data-state=finished]").first.wait_for()
+    reach(button("runs", "talk"))
+    press("Enter")
+    prompt = page.get_by_label(walk.said["talk"]["prompt"], exact=True)
+    reach(prompt)
+    page.keyboard.insert_text("on the")
+    press("Control+Enter")
+    page.locator(".answer[data-state=done]").nth(1).wait_for()
+    edit = button("talk", "edit")
+    page.evaluate("document.activeElement.blur()")
+    reach(edit)
+    press("Enter")
+    expect(page.get_by_label(walk.said["talk"]["edit.label"])).to_be_focused()
+    press("Escape")
+    expect(edit).to_be_focused()
+    walk.look("keyboard")
+    walk.end()
+
+
 def test_conversations_become_a_chatbot_that_answers_in_chat(walk: Walk):
     def turns(question: str, answer: str) -> list[dict[str, str]]:
         return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]

@@ -47,7 +47,7 @@ class Uploads:
             "files": [{"name": name, "size": format_size(size)} for name, size in self._files().items()],
             "suffixes": SUFFIXES,
             "largest": LARGEST,
-            "limit": format_size(LARGEST),
+            "limit": f"{LARGEST // 10**6} MB",
         }
 
     async def receive(self, request: Request) -> str:

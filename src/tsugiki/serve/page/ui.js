@@ -170,8 +170,8 @@ export function useChoice(all, most) {
   };
 }
 
-/** @param {{ headers: Child[], rows: Child[][], kind?: string }} props a table to scroll, also by keyboard */
-export function Table({ headers, rows, kind = "data" }) {
+/** @param {{ headers: Child[], rows: Child[][], class?: string }} props a table to scroll, also by keyboard */
+export function Table({ headers, rows, class: kind = "data" }) {
   const heads = headers.map((text) => (text ? html`<th scope="col">${text}</th>` : html`<td></td>`));
   return html`<div class="scroll" tabindex="0">
     <table class=${kind}>

@@ -41,7 +41,7 @@ function Columns({ rows, draft, change }) {
   return html`
     <fieldset class="rows"><legend>${t("rows")}</legend>${Object.keys(ROLES).map(kind)}</fieldset>
     <p role="status">${open ? t("columns.click", { role: t(`role.${open}`) }) : t("columns.all")}</p>
-    <${Table} kind="data cells" headers=${names.map(head)} rows=${rows.map((row) => names.map((name) => row[name]))} />
+    <${Table} class="data cells" headers=${names.map(head)} rows=${rows.map((row) => names.map((name) => row[name]))} />
   `;
 }
 
