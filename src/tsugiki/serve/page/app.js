@@ -23,11 +23,11 @@ function Page() {
   const [error, setError] = useState(/** @type {any} */ (null));
   const main = useRef(/** @type {HTMLElement | null} */ (null));
   frame.show = setError;
-  const load = async (of) => {
-    root.lang = of;
-    const loaded = await loadMessages("shell", of);
+  const load = async (lang) => {
+    root.lang = lang;
+    const loaded = await loadMessages("shell", lang);
     frame.unreachable = loaded("unreachable");
-    setTexts([of, loaded]);
+    setTexts([lang, loaded]);
   };
   useEffect(() => {
     const moved = () => {
@@ -44,19 +44,19 @@ function Page() {
   const [name, ...path] = address.slice(1).split("/").map(decode);
   const view = VIEWS.includes(name) ? name : VIEWS[0];
   if (!texts) return error && html`<${Failure} error=${error} />`;
-  const [of, own] = texts;
+  const [lang, own] = texts;
   document.title = `${own(view)} · Tsugiki`;
   return html`
-    <${Header} ...${{ own, view, of, load, main }} />
+    <${Header} ...${{ own, view, lang, load, main }} />
     <main id="main" tabindex="-1" ref=${main}>
       ${error && html`<${Failure} error=${error} close=${() => setError(null)} text=${own("close")} />`}
-      <${View} key=${`${view} ${of}`} ...${{ view, of, own, path }} />
+      <${View} key=${`${view} ${lang}`} ...${{ view, lang, own, path }} />
     </main>
   `;
 }
 
-function Header({ own, view, of, load, main }) {
-  const other = of === "ja" ? "en" : "ja";
+function Header({ own, view, lang, load, main }) {
+  const other = lang === "ja" ? "en" : "ja";
   const chooseOther = () => {
     localStorage.setItem("tsugiki.lang", other);
     history.replaceState(null, "", location.pathname + location.hash); // without the language of `tsugiki serve --lang`
@@ -85,14 +85,14 @@ function Failure({ error, close, text }) {
 }
 
 /** A view in one language, as soon as its module and its texts are there. */
-function View({ view, of, own, path }) {
+function View({ view, lang, own, path }) {
   const [Shown, show] = useState(/** @type {any} */ (null));
   const [problem] = useErrorBoundary(fail);
   useEffect(() => {
     const leaving = new AbortController();
-    Promise.all([import(`./views/${view}.js`), loadMessages(view, of, own)]).then(([module, texts]) => {
+    Promise.all([import(`./views/${view}.js`), loadMessages(view, lang, own)]).then(([module, texts]) => {
       if (leaving.signal.aborted) return;
-      speak(of, texts);
+      speak(lang, texts);
       frame.signal = leaving.signal;
       show(() => module.default);
     }, fail);
