@@ -399,7 +399,7 @@ def test_votes_become_pairs_that_are_offered(browser: Any, server: Running, prob
     page.go_back()
     page.get_by_role("button", name="Delete the pairs").click()
     page.locator("dialog").get_by_role("button", name="Delete the pairs").click()
-    page.get_by_text("Delete the pairs").wait_for(state="detached")
+    page.locator(".pairs").wait_for(state="detached")
     assert not (server.library / ".votes" / "votes.jsonl").exists()
     assert problems == []
 
