@@ -304,7 +304,7 @@ class Training:
         with self.runs.beginning():
             folder = self._new_folder(prepared.name)
             write_text(folder / SETTINGS_FILE, prepared.text)
-            (folder / LOG_FILE).touch()  # it is a run from now on
+            write_text(folder / LOG_FILE, "")  # it is a run from now on
             return self.runs.begin(self.runs.find(f"{RUNS_FOLDER}/{prepared.name}"))
 
     def _data(self, text: str) -> str:
