@@ -17,6 +17,7 @@ import yaml
 
 pytest.importorskip("starlette")
 from tests.serve.test_connection import rest
+from tests.serve.test_runs_view import _Processes
 from tests.serve.test_train_view import _training
 from tests.serve.test_uploads import folder, send
 from tests.serve.test_votes import vote
@@ -206,8 +207,7 @@ def test_a_server_that_stops_while_a_text_is_sent(
 def test_people_who_train_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(Runs, "watch", lambda _self: None)
     training, together = _training(tmp_path), threading.Barrier(8)
-    processes: Any = training.runs.processes
-    processes.any_started = lambda: tmp_path / "runs" / "x" if processes.words else None
+    training.runs.processes = processes = _Processes()
     found: list[Any] = []
 
     def start(name: str) -> None:
@@ -224,7 +224,7 @@ def test_people_who_train_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for thread in threads:
         thread.join()
     assert sorted(map(str, found)) == ["1", "2", "3", "4", "5", "6", "None", "exists"]
-    assert len(processes.words) == 1
+    assert len(processes.commands) == 1
     assert len(training.runs.queue.names()) == 6
 
 
