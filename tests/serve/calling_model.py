@@ -20,11 +20,11 @@ RESULT = {"role": "tool", "tool_call_id": "a1b2c3d4e", "content": "dry"}
 CALLED = [ASK, {"role": "assistant", "content": None, "tool_calls": [CALL]}]
 
 
-def save_calling_model(folder: Path, shape: Shape = TOOLS) -> str:
+def save_calling_model(folder: Path, shape: Shape = TOOLS, tool: Any = WEATHER) -> str:
     """Train it on two rows with tools, until it writes their last turns greedily."""
     tokenizer = tokenizer_of(shape)
     rows: list[Any] = [CALLED, [*CALLED, RESULT, {"role": "assistant", "content": "No."}]]
-    records = [read_row({"messages": messages, "tools": [WEATHER]}, "rows.jsonl:1") for messages in rows]
+    records = [read_row({"messages": messages, "tools": [tool]}, "rows.jsonl:1") for messages in rows]
     torch.manual_seed(0)
     model = tiny_model("qwen3", vocab_size=len(tokenizer), max_position_embeddings=1024)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)

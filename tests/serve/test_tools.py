@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import BaseModel
 
 from tests.data.chat_templates import LLAMA_TOOLS, MISTRAL_ARGS, MISTRAL_TOOLS, TOOLS, Shape, tokenizer_of
 from tests.serve.calling_model import ASK, CALLED, CITY, COUNT, LIGHT, RESULT, WEATHER, save_calling_model
@@ -245,20 +244,3 @@ def test_eight_adapters_with_tools_beside_them_are_as_alone(caller: Running):
     assert alone[8] == ("", [("weather", CITY_CALL)], "tool_calls")
     assert all(calls for (_content, calls, _reason), form in zip(alone, forms, strict=True) if "tool_choice" in form)
     assert len({content for content, _calls, _reason in alone}) > 4
-
-
-class City(BaseModel):
-    city: str
-
-
-def test_langchain(server: Running):
-    langchain = pytest.importorskip("langchain_openai")
-    chat = langchain.ChatOpenAI(base_url=f"{server.url}/v1", api_key="none", model="歌人", max_tokens=200, seed=1)
-    assert isinstance(chat.with_structured_output(City, method="function_calling").invoke("hi"), City)
-
-
-def test_instructor(server: Running):
-    instructor = pytest.importorskip("instructor")
-    client = instructor.from_openai(connect(server))
-    fields = {"model": "歌人", "messages": [ASK], "seed": 1, "max_tokens": 200, "max_retries": 0}
-    assert isinstance(client.chat.completions.create(response_model=City, **fields), City)
