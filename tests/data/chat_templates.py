@@ -164,6 +164,56 @@ TOOLS = Shape(
 )
 """As in Qwen, whose template has the tools in the system message; but the tokens around a call are special."""
 
+LLAMA_TOOLS = Shape(
+    "{{ bos_token }}{% if tools %}<|start_header_id|>system<|end_header_id|>\n\nEnvironment: ipython<|eot_id|>"
+    "<|start_header_id|>user<|end_header_id|>\n\nFunctions:{% for tool in tools %}\n{{ tool | tojson(indent=4) }}"
+    "{% endfor %}\n{{ messages[0]['content'] | trim }}<|eot_id|>{% set messages = messages[1:] %}{% endif %}"
+    "{% for m in messages %}{% if m['role'] == 'tool' %}<|start_header_id|>ipython<|end_header_id|>\n\n"
+    "{{ m['content'] | tojson }}<|eot_id|>"
+    "{% elif m['tool_calls'] %}{% if m['tool_calls'] | length != 1 %}{{ raise_exception('one at once') }}{% endif %}"
+    "{% set call = m['tool_calls'][0]['function'] %}<|start_header_id|>assistant<|end_header_id|>\n\n"
+    '{"name": "{{ call["name"] }}", "parameters": {{ call["arguments"] | tojson }}}<|eot_id|>'
+    "{% else %}<|start_header_id|>{{ m['role'] }}<|end_header_id|>\n\n{{ m['content'] | trim }}<|eot_id|>{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}",
+    ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+    "<|eot_id|>",
+    "{}<|eot_id|>",
+)
+"""As in Llama 3.1, which has the tools in the first turn of the user, and writes one call at once."""
+
+
+def _mistral(call: str, calls: str, special: tuple[str, ...]) -> Shape:
+    """As in Mistral: the tools are before the last turn of the user, and the id of a call has nine characters."""
+    return Shape(
+        "{{ bos_token }}{% set ns = namespace(last=-1) %}"
+        "{% for m in messages %}{% if m['role'] == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}"
+        "{% for m in messages %}{% if m['role'] == 'user' %}{% if tools and loop.index0 == ns.last %}"
+        "[AVAILABLE_TOOLS] {{ tools | tojson }}[/AVAILABLE_TOOLS]{% endif %}[INST] {{ m['content'] }}[/INST]"
+        "{% elif m['role'] == 'tool' %}{% if m['tool_call_id'] | length != 9 %}{{ raise_exception('id') }}{% endif %}"
+        '[TOOL_RESULTS] {"content": {{ m["content"] | tojson }}, "call_id": "{{ m["tool_call_id"] }}"}[/TOOL_RESULTS]'
+        "{% elif m['tool_calls'] %}" + calls.replace(
+            "EACH",
+            "{% for c in m['tool_calls'] %}{% if c['id'] is not defined or c['id'] | length != 9 %}"
+            "{{ raise_exception('id') }}{% endif %}{% set f = c['function'] %}" + call + "{% endfor %}",
+        ) + "</s>{% else %} {{ m['content'] | trim }}</s>{% endif %}{% endfor %}",
+        ("</s>", "[INST]", "[/INST]", "[TOOL_CALLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]", *special),
+        "</s>",
+        " {}</s>",
+    )  # fmt: skip
+
+
+MISTRAL_TOOLS = _mistral(
+    "{{ {'name': f['name'], 'arguments': f['arguments'], 'id': c['id']} | tojson }}{% if not loop.last %}, {% endif %}",
+    "[TOOL_CALLS] [EACH]",
+    (),
+)
+MISTRAL_ARGS = _mistral(
+    "[TOOL_CALLS]{{ f['name'] }}[CALL_ID]{{ c['id'] }}[ARGS]{{ f['arguments'] | tojson }}",
+    "EACH",
+    ("[CALL_ID]", "[ARGS]"),
+)
+"""As in Mistral's models since 2025."""
+
 MARKED_THINKING = _thinking("{% generation %}ANSWER{% endgeneration %}\n", _SHOWN)
 
 

@@ -4,13 +4,14 @@ import json
 import os
 import platform
 import signal
+import subprocess
 import threading
 from pathlib import Path
 
 import pytest
 
 from tsugiki.errors import TsugikiError
-from tsugiki.io import is_in_use, locked, process_of, sole_use
+from tsugiki.io import is_in_use, locked, name_process, process_of, sole_use
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
 
@@ -33,6 +34,24 @@ def test_one_thread_at_a_time(tmp_path: Path):
     for thread in threads:
         thread.join()
     assert most == 1
+
+
+def test_the_thread_that_holds_a_lock_can_take_it_again(tmp_path: Path):
+    with locked(tmp_path / "lock", tmp_path):
+        with locked(tmp_path / "lock", tmp_path):
+            pass
+        taken: list[int] = []
+        other = threading.Thread(target=lambda: taken.append(_take(tmp_path)))
+        other.start()
+        other.join(0.1)
+        assert taken == []
+    other.join()
+    assert taken == [1]
+
+
+def _take(folder: Path) -> int:
+    with locked(folder / "lock", folder):
+        return 1
 
 
 def test_a_killed_process_holds_no_lock(tmp_path: Path):
@@ -116,6 +135,14 @@ def test_the_process_that_uses_a_folder(tmp_path: Path):
     with sole_use(tmp_path):
         assert (is_in_use(tmp_path), process_of(tmp_path)) == (True, os.getpid())
     assert (is_in_use(tmp_path), process_of(tmp_path)) == (False, None)
+
+
+def test_a_process_that_will_use_a_folder_is_named_until_it_ends(tmp_path: Path):
+    with subprocess.Popen(["sleep", "600"]) as process:
+        name_process(tmp_path, process.pid)
+        assert (is_in_use(tmp_path), process_of(tmp_path)) == (False, process.pid)
+        process.kill()
+    assert process_of(tmp_path) is None
 
 
 @pytest.mark.parametrize(

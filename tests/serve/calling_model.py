@@ -1,11 +1,11 @@
-"""A tiny Qwen that calls a tool, and answers by its result."""
+"""A tiny model that calls a tool, and answers by its result."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tests.data.chat_templates import TOOLS, tokenizer_of
+from tests.data.chat_templates import TOOLS, Shape, tokenizer_of
 from tests.tiny import tiny_model
 from tsugiki.data import encode_records, read_row
 
@@ -15,16 +15,16 @@ CITY = {**CITY, "$defs": {"City": {"enum": ["Kyoto", "Nara"]}}}
 WEATHER = {"type": "function", "function": {"name": "weather", "description": "Rain?", "parameters": CITY}}
 COUNT = {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"]}
 LIGHT = {"type": "function", "function": {"name": "light", "description": "A lamp.", "parameters": COUNT}}
-CALL = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Kyoto"}'}}
-RESULT = {"role": "tool", "tool_call_id": "1", "content": "dry"}
+CALL = {"id": "a1b2c3d4e", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Kyoto"}'}}
+RESULT = {"role": "tool", "tool_call_id": "a1b2c3d4e", "content": "dry"}
 CALLED = [ASK, {"role": "assistant", "content": None, "tool_calls": [CALL]}]
 
 
-def save_calling_model(folder: Path) -> str:
+def save_calling_model(folder: Path, shape: Shape = TOOLS, tool: Any = WEATHER) -> str:
     """Train it on two rows with tools, until it writes their last turns greedily."""
-    tokenizer = tokenizer_of(TOOLS)
+    tokenizer = tokenizer_of(shape)
     rows: list[Any] = [CALLED, [*CALLED, RESULT, {"role": "assistant", "content": "No."}]]
-    records = [read_row({"messages": messages, "tools": [WEATHER]}, "rows.jsonl:1") for messages in rows]
+    records = [read_row({"messages": messages, "tools": [tool]}, "rows.jsonl:1") for messages in rows]
     torch.manual_seed(0)
     model = tiny_model("qwen3", vocab_size=len(tokenizer), max_position_embeddings=1024)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)

@@ -101,7 +101,8 @@ def start(base: str, library: Path, **settings: Any) -> Iterator[Running]:
     try:
         yield Running(f"http://127.0.0.1:{port}", base, library, engine, adapters, model, server)
     finally:
-        server.end()
+        if thread.is_alive():  # a test may have ended it
+            server.end()
         thread.join(60)
         engine.stop()
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -367,6 +368,47 @@ def test_a_queue_is_worked_off_without_a_request(tmp_path: Path, monkeypatch: py
     assert processes.commands == [(["train", "--resume", "runs/a"], "en")]
 
 
+def test_two_servers_in_one_folder_start_one_run_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Runs, "watch", lambda _self: None)
+    program = tmp_path / "trains"
+    program.write_text("#!/bin/sh\nexec sleep 600\n")
+    program.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(program))
+    for name in ("a", "b"):
+        write_run(tmp_path, f"runs/{name}")
+    first, second = _runs(tmp_path), _runs(tmp_path)
+    start, places = first.processes.start, []
+
+    def begin() -> None:
+        places.append(second.begin(second.find("runs/b")))
+
+    other = threading.Thread(target=begin)
+
+    def slowly(*given: Any) -> None:
+        other.start()
+        other.join(0.2)  # if it does not wait for the first server, it finds that nothing goes on
+        start(*given)
+
+    monkeypatch.setattr(first.processes, "start", slowly)
+    try:
+        assert first.begin(first.find("runs/a")) is None
+        other.join()
+        assert places == [1]
+        assert _named(second, "runs/a")["state"] == "starting"
+        with pytest.raises(ApiError, match="going on"):
+            second.remove(second.find("runs/a"))
+        second.start_next()
+        assert second.queue.names() == ["runs/b"]
+        second.stop(second.find("runs/a"))
+        while second.going_on():
+            pass
+        second.start_next()
+        assert first.going_on() == "runs/b"
+    finally:
+        for runs, name in ((first, "a"), (second, "b")):
+            runs.processes.stop(tmp_path / "runs" / name)
+
+
 def test_a_queue_that_cannot_be_written_starts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     runs, processes = _by_hand(tmp_path, monkeypatch)
     write_run(tmp_path, "runs/a")
@@ -455,6 +497,8 @@ def test_resume_starts_a_process_by_a_list_of_words(tmp_path: Path, monkeypatch:
 
         def poll(self) -> None:
             return None
+
+        wait = poll
 
     monkeypatch.setattr(runs_view.subprocess, "Popen", Started)
     monkeypatch.setattr(runs_view.os, "setpriority", lambda *_: None)

@@ -2,14 +2,14 @@
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import BaseModel
 
-from tests.data.chat_templates import TOOLS, tokenizer_of
-from tests.serve.calling_model import ASK, CALLED, CITY, COUNT, LIGHT, RESULT, WEATHER
-from tests.serve.conftest import Running
+from tests.data.chat_templates import LLAMA_TOOLS, MISTRAL_ARGS, MISTRAL_TOOLS, TOOLS, Shape, tokenizer_of
+from tests.serve.calling_model import ASK, CALLED, CITY, COUNT, LIGHT, RESULT, WEATHER, save_calling_model
+from tests.serve.conftest import Running, start
 from tests.serve.test_clients import check_known
 from tests.serve.test_server import connect
 from tsugiki.serve import ChatRequest, ForcedCalls, WrittenCalls, response_template
@@ -19,6 +19,8 @@ pytest.importorskip("llguidance")
 validate = pytest.importorskip("jsonschema").validate
 
 NAMED = {"type": "function", "function": {"name": "weather"}}
+CITY_CALL = '{"city": "Kyoto"}'
+LLAMA = "<|start_header_id|>assistant<|end_header_id|>\n\n"
 
 
 def streamed(answer: Any) -> tuple[str, list[tuple[str, str]], str]:
@@ -49,7 +51,7 @@ def whole(answer: Any) -> tuple[str, list[tuple[str, str]], str]:
 def test_a_model_calls_a_tool_and_answers_by_its_result(caller: Running, stream: bool, read: Any):
     create, fields = connect(caller).chat.completions.create, {"model": "base", "temperature": 0, "stream": stream}
     content, calls, reason = read(create(messages=[ASK], tools=[WEATHER], **fields))
-    assert (content, calls, reason) == ("", [("weather", '{"city": "Kyoto"}')], "tool_calls")
+    assert (content, calls, reason) == ("", [("weather", CITY_CALL)], "tool_calls")
     answered = create(messages=[*CALLED, RESULT], tools=[WEATHER], **fields)
     assert read(answered) == ("No.", [], "stop")
     cut = read(create(messages=[ASK], tools=[WEATHER], max_tokens=13, **fields))
@@ -164,6 +166,62 @@ def test_the_parts_of_a_text(text: str, content: str, reasoning: str, calls: lis
     assert "".join(delta.get("content", "") for delta in deltas) == content
 
 
+ONE, TWO = ("f", '{"x": {"y": "}"}}'), ("g", "{}")
+LISTED, FIRST = f'{{"name": "f", "arguments": {ONE[1]}}}', f"[TOOL_CALLS]f[ARGS]{ONE[1]}"
+
+
+@pytest.mark.parametrize(
+    ("shape", "prefix", "text", "content", "calls"),
+    [
+        (LLAMA_TOOLS, LLAMA, '{"name": "f", "parameters": {"x": {"y": "}"}}}', "", [ONE]),
+        (LLAMA_TOOLS, LLAMA, '{"name": "f", "parameters": {"x": {"y": "}"}}}<|eot_id|>', "", [ONE]),
+        (LLAMA_TOOLS, LLAMA, 'So {"b": 1}.', 'So {"b": 1}.', []),
+        (LLAMA_TOOLS, LLAMA, '{"name": "f", "parameters": {"x"', '{"name": "f", "parameters": {"x"', []),
+        (
+            MISTRAL_TOOLS,
+            "[/INST]",
+            f'[TOOL_CALLS] [{{"name": "f", "arguments": {ONE[1]}}}, {OTHER}]',
+            "",
+            [ONE, ("g", "{}")],
+        ),
+        (MISTRAL_TOOLS, "[/INST]", f"a[TOOL_CALLS] [{LISTED}]</s>", "a", [ONE]),
+        (MISTRAL_TOOLS, "[/INST]", f"[TOOL_CALLS] [{OTHER}, {{}}]", f"[TOOL_CALLS] [{OTHER}, {{}}]", []),
+        (
+            MISTRAL_ARGS,
+            "[/INST]",
+            f"[TOOL_CALLS]f[ARGS]{ONE[1]}[TOOL_CALLS]g[CALL_ID]123456789[ARGS]{{}}",
+            "",
+            [ONE, ("g", "{}")],
+        ),
+        (MISTRAL_ARGS, "[/INST]", "[TOOL_CALLS]f[ARG", "[TOOL_CALLS]f[ARG", []),
+    ],
+)
+@pytest.mark.parametrize("length", [1, 1000])
+def test_calls_as_llama_and_mistral_write_them(
+    shape: Shape, prefix: str, text: str, content: str, calls: list[Any], length: int
+):
+    tokenizer = tokenizer_of(shape)
+    answer = WrittenCalls(tokenizer.get_response_parser(response_template(tokenizer), prefix=prefix))
+    for place in range(0, len(text), length):
+        answer.add(text[place : place + length], last=place + length >= len(text))
+    assert (answer.content, [(call.name, call.arguments) for call in answer.calls]) == (content, calls)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [LLAMA_TOOLS, MISTRAL_TOOLS], ids=["llama", "mistral"])
+def test_a_model_with_another_template_calls_a_tool_and_answers_by_its_result(shape: Shape, tmp_path: Path):
+    for server in start(save_calling_model(tmp_path / "base", shape), tmp_path):
+        fields = {"model": "base", "temperature": 0, "tools": [WEATHER]}
+        create = connect(server).chat.completions.create
+        assert streamed(create(messages=[ASK], stream=True, **fields)) == ("", [("weather", CITY_CALL)], "tool_calls")
+        called = create(messages=[ASK], **fields)
+        assert whole(called) == ("", [("weather", CITY_CALL)], "tool_calls")
+        message = called.choices[0].message
+        result = {**RESULT, "tool_call_id": message.tool_calls[0].id}
+        content, calls, reason = whole(create(messages=[ASK, message, result], **fields))
+        assert (content.strip(), calls, reason) == ("No.", [], "stop")
+
+
 def test_eight_adapters_with_tools_beside_them_are_as_alone(caller: Running):
     forms: list[dict[str, Any]] = [
         {"tools": [WEATHER]},
@@ -183,23 +241,6 @@ def test_eight_adapters_with_tools_beside_them_are_as_alone(caller: Running):
 
     alone = asyncio.run(ask(together=False))
     assert asyncio.run(ask(together=True)) == alone
-    assert alone[8] == ("", [("weather", '{"city": "Kyoto"}')], "tool_calls")
+    assert alone[8] == ("", [("weather", CITY_CALL)], "tool_calls")
     assert all(calls for (_content, calls, _reason), form in zip(alone, forms, strict=True) if "tool_choice" in form)
     assert len({content for content, _calls, _reason in alone}) > 4
-
-
-class City(BaseModel):
-    city: str
-
-
-def test_langchain(server: Running):
-    langchain = pytest.importorskip("langchain_openai")
-    chat = langchain.ChatOpenAI(base_url=f"{server.url}/v1", api_key="none", model="歌人", max_tokens=200, seed=1)
-    assert isinstance(chat.with_structured_output(City, method="function_calling").invoke("hi"), City)
-
-
-def test_instructor(server: Running):
-    instructor = pytest.importorskip("instructor")
-    client = instructor.from_openai(connect(server))
-    fields = {"model": "歌人", "messages": [ASK], "seed": 1, "max_tokens": 200, "max_retries": 0}
-    assert isinstance(client.chat.completions.create(response_model=City, **fields), City)

@@ -8,9 +8,11 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx2
 import pytest
+import yaml
 
 pytest.importorskip("starlette")
 import tsugiki.serve.page as page_module
@@ -89,9 +91,11 @@ class Walk:
         prompt = self.page.locator("[data-view=talk] .composer textarea").first
         prompt.fill("on the")
         assert self.page.get_by_label(self.said["talk"][mode], exact=True).is_checked()
+        turns = self.page.locator(".turn")
+        turn = turns.nth(turns.count())  # the next one
         prompt.press("Control+Enter")
-        self.page.locator(".answer[data-state=done]").nth(1).wait_for()
-        assert self.page.locator(".answer h2").all_inner_texts() == ["base", f"runs/{self.name}"]
+        turn.locator(".answer[data-state=done]").nth(1).wait_for()
+        assert turn.locator(".answer h2").all_inner_texts() == ["base", f"runs/{self.name}"]
         self.look("talk")
 
     def end(self) -> None:
@@ -99,11 +103,20 @@ class Walk:
         assert [one for one in self.problems if not re.search("axe", one)] == []
 
 
-@pytest.fixture(params=[("en", 1280), ("ja", 390)], ids=["en-1280", "ja-390"])
+@pytest.fixture
 def walk(request: Any, browser: Any, place: Place, problems: list[str], tmp_path: Path) -> Walk:
     return Walk(browser, place, problems, tmp_path, *request.param)
 
 
+def looks(*pairs: tuple[str, int]) -> Any:
+    """The languages and widths of a walk: each language and each width once."""
+    return pytest.mark.parametrize("walk", pairs, indirect=True, ids=[f"{lang}-{width}" for lang, width in pairs])
+
+
+FIRST, SECOND = looks(("en", 1280), ("ja", 390)), looks(("en", 390), ("ja", 1280))
+
+
+@FIRST
 def test_from_a_text_to_a_talk_and_to_files(walk: Walk):
     page, button = walk.page, walk.button
     button("train", "sent.use").wait_for()
@@ -141,6 +154,7 @@ def test_from_a_text_to_a_talk_and_to_files(walk: Walk):
     walk.end()
 
 
+@FIRST
 def test_from_a_text_to_a_talk_with_the_keyboard_alone(walk: Walk):
     from playwright.sync_api import expect
 
@@ -187,6 +201,7 @@ def test_from_a_text_to_a_talk_with_the_keyboard_alone(walk: Walk):
     walk.end()
 
 
+@SECOND
 def test_conversations_become_a_chatbot_that_answers_in_chat(walk: Walk):
     def turns(question: str, answer: str) -> list[dict[str, str]]:
         return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
@@ -200,6 +215,7 @@ def test_conversations_become_a_chatbot_that_answers_in_chat(walk: Walk):
     walk.end()
 
 
+@SECOND
 def test_a_table_of_questions_whose_columns_are_clicked(walk: Walk):
     table = io.StringIO()
     csv.writer(table).writerows([("nr", "frage", "antwort"), *((number, *row) for number, row in enumerate(ROWS))])
@@ -215,6 +231,7 @@ def test_a_table_of_questions_whose_columns_are_clicked(walk: Walk):
     walk.end()
 
 
+@FIRST
 def test_pairs_become_a_preference_run(walk: Walk):
     rows = [{"prompt": question, "chosen": answer, "rejected": "I do not know."} for question, answer in ROWS]
     walk.bring("pairs.jsonl", "\n".join(map(json.dumps, rows)))
@@ -225,4 +242,53 @@ def test_pairs_become_a_preference_run(walk: Walk):
     assert "preference: dpo_norm" in shown
     assert "beta: 0.2" in shown
     walk.talk("mode.chat")
+    walk.end()
+
+
+@SECOND
+def test_votes_become_pairs_and_a_run(walk: Walk):
+    page, place, said = walk.page, walk.place, walk.said["talk"]
+    place.post("votes/remove", {})
+    for question, answer in ROWS[:20]:
+        answers = [{"model": "base", "text": answer}, {"model": "poet", "text": "I do not know."}]
+        assert place.post("vote", {"prompt": question, "answers": answers, "best": 0}).status_code == 200
+    page.goto(f"{place.running.url}/#talk/poet")
+    page.get_by_label(said["blind"], exact=True).check()
+    prompt = page.locator("[data-view=talk] .composer textarea").first
+    prompt.fill("on the")
+    prompt.press("Control+Enter")
+    page.locator(".answer[data-state=done]").nth(1).wait_for()
+    walk.look("blind")
+    page.get_by_role("button", name="A", exact=True).click()
+    page.get_by_text(said["pairs.added"].replace("{count}", "1")).wait_for()
+    walk.look("voted")
+    if walk.width < 600:  # the options are folded on a phone
+        walk.button("talk", "options").click()
+    page.get_by_label(said["blind"], exact=True).uncheck()
+    page.get_by_role("link", name=said["pairs.learn"], exact=True).click()
+    walk.is_called("pairs")
+    walk.start(2)
+    shown = yaml.safe_load((place.directory / "runs" / walk.name / "settings.yaml").read_text())
+    assert (shown["held_out"], shown["validation"], shown["preference"]) == ("none", "none", "dpo")
+    walk.talk("mode.continue")
+    walk.end()
+
+
+@FIRST
+def test_a_failed_run_is_started_again(walk: Walk):
+    page, place = walk.page, walk.place
+    text, name = place.directory / "texts" / "moved.txt", f"runs/{walk.name}"
+    text.write_text(TEXT * 2, encoding="utf-8")
+    asked = {"name": walk.name, "texts": ["moved.txt"], "block_size": 32, "batch_size": 2, "epochs": 1}
+    assert place.post("train/start", asked).json()["place"] is None
+    text.unlink()
+    page.goto(f"{place.running.url}/#runs/{quote(name, safe='')}")
+    page.get_by_role("alert").get_by_text("moved.txt").wait_for()
+    walk.look("failed")
+    text.write_text(TEXT * 2, encoding="utf-8")
+    page.locator("button.primary", has_text=walk.said["runs"]["again"]).click()
+    walk.is_called("texts")
+    assert page.get_by_label(walk.labels["block_size"], exact=True).input_value() == "32"
+    walk.start(2)
+    walk.talk("mode.continue")
     walk.end()

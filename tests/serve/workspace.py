@@ -49,7 +49,7 @@ def serve_in(directory: Path, served_files: tuple[str, Path], **changes: Any) ->
     os.symlink(directory.parent / "secret.txt", texts / "link.txt")
     os.symlink(directory.parent, texts / "out")
     workspace = Workspace(served_files[0], directory, texts, changes.get("aozora", str(directory)))
-    for running in start(*served_files, workspace=workspace):
+    for running in start(*served_files, workspace=workspace, **changes):
         token = re.findall(r'name="page-token" content="([\w-]+)"', httpx2.get(running.url).text)[0]
         yield Place(running, directory, token)
 

@@ -28,19 +28,20 @@ def locked(path: Path, what: Path) -> Iterator[None]:
     """Hold the lock `path` while the block runs; wait as long as another process or thread holds it.
 
     It is an empty file, which may remain; a file beside it names the process that holds it. Its folder is created. Who
-    waits for more than two seconds is told for which process, and that it writes `what`.
+    waits for more than two seconds is told for which process, and that it writes `what`. A thread that holds it can
+    take it again.
     """
     make_folder(path.parent)
     owner = path.with_name(f"{path.name}.pid")
     with ExitStack() as stack:
         try:
-            stack.enter_context(_held(path, _PATIENCE))
+            stack.enter_context(_held(path, _PATIENCE, again=True))
         except Timeout:
             process = "?"
             with suppress(OSError):
                 process = error_text(owner.read_text(encoding="utf-8"), 20)
             warn_caller(_("waiting for process {process}, which writes {what}").format(process=process, what=what))
-            stack.enter_context(_held(path, timeout=-1))
+            stack.enter_context(_held(path, timeout=-1, again=True))
         with suppress(OSError):
             owner.write_text(str(os.getpid()), encoding="utf-8")
         try:
@@ -72,13 +73,18 @@ def sole_use(folder: Path) -> Iterator[None]:
         if owner and not _is_this_machine(owner):
             raise _in_use(folder, owner)
         try:
-            started = datetime.now().astimezone().isoformat(timespec="seconds")
-            process = {"process": os.getpid(), "process_start": _process_start(os.getpid())}
-            write_json(folder / OWNER_FILE, {**process, **_this_machine(), "started": started})
+            name_process(folder, os.getpid())
             yield
         finally:
             with suppress(OSError):
                 (folder / OWNER_FILE).unlink()
+
+
+def name_process(folder: Path, number: int) -> None:
+    """Write `.lock.json` for a process of this machine, which uses a folder by `sole_use` or will do so."""
+    started = datetime.now().astimezone().isoformat(timespec="seconds")
+    process = {"process": number, "process_start": _process_start(number)}
+    write_json(folder / OWNER_FILE, {**process, **_this_machine(), "started": started})
 
 
 def is_in_use(folder: Path) -> bool:
@@ -88,19 +94,16 @@ def is_in_use(folder: Path) -> bool:
 
 
 def process_of(folder: Path) -> int | None:
-    """Return the id of the process of this machine that uses a folder by `sole_use`; None if none does for certain.
+    """Return the id of the process of this machine that `.lock.json` names; None if none does for certain.
 
-    It is verified that this is the process that took the lock, not a later process with the same id: the lock is still
-    held, and the process started at the time in `.lock.json`.
+    It is verified that this is not a later process with the same id: it started at the time in `.lock.json`.
     """
     owner = _owner(folder)
     number, began = owner.get("process"), owner.get("process_start")
     if not isinstance(number, int) or number <= 1 or began is None:
         return None
-    here = _this_machine()
-    if any(owner.get(name) != value for name, value in here.items()) or not _is_locked(folder / _LOCK):
-        return None
-    return number if _process_start(number) == began else None
+    is_here = all(owner.get(name) == value for name, value in _this_machine().items())
+    return number if is_here and _process_start(number) == began else None
 
 
 def _process_start(number: int) -> float | None:
@@ -125,10 +128,13 @@ def _is_locked(path: Path) -> bool:
         return True
 
 
-def _held(path: Path, timeout: float) -> AbstractContextManager[object]:
-    """Take a lock, which a `with` block releases; a `timeout` of -1 waits for ever, 0 raises `Timeout` at once."""
+def _held(path: Path, timeout: float, again: bool = False) -> AbstractContextManager[object]:
+    """Take a lock, which a `with` block releases; a `timeout` of -1 waits for ever, 0 raises `Timeout` at once.
+
+    `again`: this thread may hold it already.
+    """
     try:
-        return FileLock(path).acquire(timeout=timeout)
+        return FileLock(path, is_singleton=again).acquire(timeout=timeout)
     except Timeout:
         raise
     except OSError as error:

@@ -1,7 +1,7 @@
 """The runs that wait for the end of another one: their names in order, in a file, so that a restart keeps them."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
@@ -15,7 +15,7 @@ Waiting: TypeAlias = list[tuple[str, str]]
 
 
 class RunQueue:
-    """The queue in a file. Several threads and servers can use it."""
+    """The queue in a file, and the lock that decides which of several threads and servers may start a run."""
 
     def __init__(self, file: Path) -> None:
         """Create it; the file need not exist."""
@@ -43,10 +43,14 @@ class RunQueue:
             waiting[:] = [one for one in waiting if one[0] != name]
             return len(waiting) < before
 
+    def alone(self) -> AbstractContextManager[None]:
+        """Let nobody else start, queue, move or remove a run while a `with` block runs."""
+        return locked(self._file.with_suffix(".lock"), self._file)
+
     @contextmanager
     def changing(self) -> Iterator[Waiting]:
         """Within the block, nobody else changes the queue. At its end, the list is written."""
-        with locked(self._file.with_suffix(".lock"), self._file):
+        with self.alone():
             waiting = self._read()
             before = list(waiting)
             yield waiting

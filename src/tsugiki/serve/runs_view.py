@@ -31,7 +31,7 @@ from tsugiki.io.atomic import remove_empty
 from tsugiki.io.digests import FileState, file_state
 from tsugiki.io.file_names import RECORD_FILE
 from tsugiki.io.formatting import format_duration, format_size
-from tsugiki.io.locks import is_in_use, process_of
+from tsugiki.io.locks import OWNER_FILE, is_in_use, name_process, process_of
 from tsugiki.io.run_folder import CHECKPOINTS, checkpoint_step, checkpoints, remove_run
 from tsugiki.io.system import OWN_GROUP, ask_to_end
 from tsugiki.language import _, language, marked, reader_environment, speaking
@@ -110,6 +110,9 @@ class RunProcesses:
         if hasattr(os, "setpriority"):
             with suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, process.pid, _NICE)
+        with suppress(TsugikiError):
+            name_process(folder, process.pid)  # for other servers, until it has taken the lock itself
+        threading.Thread(target=process.wait, daemon=True).start()  # so that they see when it has ended
         with self._lock:
             self._started[folder] = process
             self._statuses.pop(folder, None)
@@ -117,7 +120,7 @@ class RunProcesses:
     def owner(self, folder: Path) -> int | None:
         """Return the id of the process of this machine that trains in a folder; None if there is none, or in doubt.
 
-        A process that this server has started owns the folder from its start, any other from the time of its lock.
+        A process that a server has started owns the folder from its start, any other from the time of its lock.
         """
         with self._lock:
             started = self._started.get(folder)
@@ -189,8 +192,7 @@ class Runs:
         self.root, self.processes, self.model = root.resolve(), processes, model
         self.library = library and library.resolve()
         self.queue = RunQueue(self.root / RUNS_FOLDER / ".queue.json")
-        self.beginning = threading.RLock()
-        """A lock, held while a run is started, put into the queue, moved in it or removed."""
+        self.beginning = self.queue.alone
         self._watching = False
 
     def names(self) -> list[str]:
@@ -265,7 +267,7 @@ class Runs:
 
         Returns its place in the queue, counted from 1; None if it has been started.
         """
-        with self.beginning:
+        with self.beginning():
             self._refuse_going_on(run)
             words = self._words(run)
             if self.going_on() is None and not self.queue.names():
@@ -277,18 +279,18 @@ class Runs:
 
     def move(self, run: RunFolder, place: int) -> None:
         """Give a waiting run another place in the queue."""
-        with self.beginning:
+        with self.beginning():
             if run.name not in self.queue.names():
                 raise ApiError(409, _("{name} is not in the queue any more").format(name=run.name), code="not_queued")
             self.queue.put(run.name, place)
 
     def remove(self, run: RunFolder) -> None:
         """Delete what a run has written into its folder, and the folder if it is empty then."""
-        with self.beginning:
+        with self.beginning():
             self.queue.remove(run.name)
             self._refuse_going_on(run)
             remove_run(run.folder)
-            for name in (LOG_FILE, SETTINGS_FILE, REPORT_FILE, "README.md", ".lock"):
+            for name in (LOG_FILE, SETTINGS_FILE, REPORT_FILE, "README.md", ".lock", OWNER_FILE):
                 try:
                     (run.folder / name).unlink(missing_ok=True)
                 except OSError as error:
@@ -302,18 +304,19 @@ class Runs:
         """
         if own := self.processes.any_started():
             return own.relative_to(self.root).as_posix()
-        return next((run.name for run in self.all()[0] if is_in_use(run.folder)), None)
+        return next((run.name for run in self.all()[0] if is_in_use(run.folder) or process_of(run.folder)), None)
 
     def watch(self) -> None:
         """Start the runs of the queue one after the other, in a thread that ends with the queue or the process."""
-        with self.beginning:
-            if not self._watching and self.queue.names():
-                self._watching = True
-                threading.Thread(target=self._work_through_queue, daemon=True).start()
+        if self.queue.names():  # the lock would create the folder
+            with self.beginning():
+                if not self._watching:
+                    self._watching = True
+                    threading.Thread(target=self._work_through_queue, daemon=True).start()
 
     def start_next(self) -> None:
         """Start the first run of the queue if none is going on. One that cannot start any more is left out."""
-        with self.beginning:
+        with self.beginning():
             if self.going_on():
                 return
             with self.queue.changing() as waiting:
@@ -326,7 +329,7 @@ class Runs:
         """Start the next run of the queue whenever none is going on, until the queue is empty."""
         while self._watching:
             time.sleep(_QUEUE_SECONDS)
-            with self.beginning, suppress(TsugikiError):  # such as a full disk: tried again at the next tick
+            with self.beginning(), suppress(TsugikiError):  # such as a full disk: tried again at the next tick
                 self.start_next()
                 self._watching = bool(self.queue.names())
 

@@ -6,7 +6,9 @@ make it. There is a line for each call, which has the arguments alone if only on
     {"city":"Kyoto"}
     {"name":"weather","arguments":{"city":"Kyoto"}}
 
-With `auto`, the model calls tools as its chat template writes calls, and transformers' parser of answers finds them.
+With `auto`, the model calls tools as its chat template writes calls, and transformers' parser of answers finds them, by
+the tokenizer's `response_template`, one that transformers has, or one of `call_formats.json`: of Llama 3, and of
+Mistral's models before and since the token [ARGS].
 """
 
 import json
@@ -14,6 +16,7 @@ import re
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from tsugiki.annotations import PreTrainedTokenizerBase
@@ -24,6 +27,7 @@ _MOST_CALLS = 8
 _CALL = re.compile(r'\{"name":"([^"]+)","arguments":')
 _WRITTEN_LIKE = ("qwen3", "qwen3_5", "gemma4")
 """Model types with the ways of writing calls that transformers knows, beside that of the tokenizer."""
+_FORMATS = Path(__file__).with_name("call_formats.json")
 
 
 def calls_grammar(functions: Sequence[Function], several: bool) -> str:
@@ -55,7 +59,8 @@ class Call:
     name: str
     arguments: str
     """A JSON text."""
-    id: str = field(default_factory=lambda: f"call_{uuid.uuid4().hex[:24]}")
+    id: str = field(default_factory=lambda: uuid.uuid4().hex[:9])
+    """Nine letters and digits, which Mistral's templates demand."""
     sent: int | None = None
     """How many characters of the arguments were streamed; None: not even the name."""
 
@@ -153,7 +158,7 @@ class WrittenCalls(Answer):
                 case {"type": "region_chunk", "field": "reasoning_content", "text": text}:
                     self.reasoning += text
                 case {"type": "region_close", "field": "tool_calls", "value": value}:
-                    self.calls.append(_call(value))
+                    self.calls += [*map(_call, value if isinstance(value, list) else [value])]
                 case _:
                     continue
             self._read = self._given
@@ -167,7 +172,7 @@ def _call(value: Any) -> Call:
 def response_template(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any] | None:
     """Return transformers' description of how calls are written that can read those of the chat template.
 
-    It is that of the tokenizer, or else one that transformers has for models whose tokenizer has none. None: none can.
+    It is that of the tokenizer, or else one for models whose tokenizer has none. None: none can.
     """
     from types import SimpleNamespace
 
@@ -175,12 +180,14 @@ def response_template(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any] | No
 
     function = {"name": "f", "arguments": {"x": "y"}}
     turns = [{"role": "user", "content": "a"}]
-    answer = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]}
+    call = {"id": Call("", "").id, "type": "function", "function": function}
+    answer = {"role": "assistant", "content": "", "tool_calls": [call]}
     try:
+        named = (SimpleNamespace(config=SimpleNamespace(model_type=kind)) for kind in _WRITTEN_LIKE)
+        known = [get_response_template(tokenizer, model) for model in named]
         before = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         written = tokenizer.apply_chat_template([*turns, answer], tokenize=False).removeprefix(before)
-        for kind in _WRITTEN_LIKE:
-            template = get_response_template(tokenizer, SimpleNamespace(config=SimpleNamespace(model_type=kind)))
+        for template in [*known, *json.loads(_FORMATS.read_text(encoding="utf-8"))]:
             found = WrittenCalls(tokenizer.get_response_parser(template, prefix=before))
             found.add(written, last=True)
             if [(call.name, json.loads(call.arguments)) for call in found.calls] == [("f", {"x": "y"})]:

@@ -29,6 +29,7 @@ from tsugiki.errors import TsugikiError, error_text
 from tsugiki.io.atomic import write_text
 from tsugiki.io.file_names import DATA_SUFFIXES
 from tsugiki.io.formatting import format_size
+from tsugiki.io.locks import OWNER_FILE
 from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
 from tsugiki.methods.method import Method
@@ -57,7 +58,7 @@ from tsugiki.training.settings.config import RunConfig
 from tsugiki.training.settings.files import validated
 from tsugiki.training.settings.setting import DATA_KINDS, Setting, settings_of
 
-_LEFT_BY_A_FAILED_START = frozenset({SETTINGS_FILE, LOG_FILE, ".lock"})
+_LEFT_BY_A_FAILED_START = frozenset({SETTINGS_FILE, LOG_FILE, ".lock", OWNER_FILE})
 _MOST_ENTRIES = 1000  # entries of a folder that are listed
 _MOST_FILES = 20_000  # files in a folder that is trained on
 _JOB_SECONDS, _SEARCH_SECONDS, _FETCH_SECONDS = 180, 60, 900
@@ -308,10 +309,12 @@ class Training:
 
     def start(self, prepared: Prepared) -> int | None:
         """Start a run in a process of its own, or put it into the queue; return its place there, None if it starts."""
-        with self.runs.beginning:
+        if (self.runs.root / RUNS_FOLDER).is_symlink():
+            raise ApiError(409, _("{name} is a link; runs are not written there").format(name=RUNS_FOLDER))
+        with self.runs.beginning():
             folder = self._new_folder(prepared.name)
             write_text(folder / SETTINGS_FILE, prepared.text)
-            (folder / LOG_FILE).touch()  # it is a run from now on
+            write_text(folder / LOG_FILE, "")  # it is a run from now on
             return self.runs.begin(self.runs.find(f"{RUNS_FOLDER}/{prepared.name}"))
 
     def _data(self, text: str) -> str:
@@ -326,9 +329,6 @@ class Training:
         """Create the folder of a run, or reuse a folder with only the files of a failed start."""
         folder = self.runs.root / RUNS_FOLDER / name
         try:
-            folder.parent.mkdir(exist_ok=True)
-            if stat.S_ISLNK(folder.parent.lstat().st_mode):
-                raise ApiError(409, _("{name} is a link; runs are not written there").format(name=RUNS_FOLDER))
             folder.mkdir(exist_ok=True)
             is_free = set(os.listdir(folder)) <= _LEFT_BY_A_FAILED_START and self.runs.is_at_rest(folder)
             if stat.S_ISLNK(folder.lstat().st_mode) or not is_free:

@@ -55,13 +55,19 @@ class Uploads:
         path = self.new_path(request.query_params.get("name", ""))
         async with self._receiving:
             content = await read_body(request, LARGEST, _SECONDS)
-            return await asyncio.to_thread(self._write, path.name, content)
+            return await asyncio.to_thread(self.put, path.name, content)
 
     def put(self, name: str, content: bytes) -> str:
-        """Write a file of the server's own, unless there is one with this content; return the file's name."""
-        same_size = (self.folder / other for other, size in self._files().items() if size == len(content))
-        found = next((path.name for path in same_size if path.read_bytes() == content), None)
-        return found or self._write(name, content)
+        """Write a file, unless there is one of this kind with this content; return the file's name."""
+        kind = len(content), Path(name).suffix
+        similar = (self.folder / one for one, size in self._files().items() if (size, Path(one).suffix) == kind)
+        if known := next((path.name for path in similar if path.read_bytes() == content), None):
+            return known
+        self.check_room(len(content))
+        path = self.new_path(name)  # again: another file may have got this name meanwhile
+        with new_file(path) as temporary:
+            temporary.write_bytes(content)
+        return path.name
 
     def new_path(self, given: str) -> Path:
         """Return the path of a new file, whose folder exists, for the name that a browser or a reader gives."""
@@ -98,16 +104,6 @@ class Uploads:
             path.unlink()
         except OSError as error:
             raise system_error(_("cannot remove {path}: {reason}"), name, error) from error
-
-    def _write(self, name: str, content: bytes) -> str:
-        equal = (one for one, size in self._files().items() if size == len(content))
-        if known := next((one for one in equal if (self.folder / one).read_bytes() == content), None):
-            return known
-        self.check_room(len(content))
-        path = self.new_path(name)  # again: another file may have got this name meanwhile
-        with new_file(path) as temporary:
-            temporary.write_bytes(content)
-        return path.name
 
     def _files(self) -> dict[str, int]:
         """Return the names and the sizes of the files."""

@@ -241,6 +241,13 @@ def test_names_that_no_file_can_have_are_errors(name: str):
             use(name)
 
 
+def test_the_beginning_of_a_byte_order_mark_is_no_text(tmp_path: Path):
+    (tmp_path / "a.txt").write_bytes(b"\xef")
+    assert content_key(tmp_path / "a.txt")
+    with pytest.raises(TsugikiError, match=r"a\.txt:1 is not text"):
+        read(tmp_path / "a.txt")
+
+
 def test_missing_data(tmp_path: Path):
     for name in (tmp_path / "nowhere", "./nowhere", "no/such/folder", "nowhere.jsonl", "~/no", "csv"):
         with pytest.raises(TsugikiError, match=re.escape(Path(name).name)):

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import torch
 
+from tests.data.chat_templates import TOOLS, tokenizer_of
+from tests.serve.calling_model import ASK, CALLED, LIGHT, WEATHER
 from tests.tiny import byte_tokenizer, tiny_model
 from tsugiki import TsugikiError
-from tsugiki.data import Completion, Conversation, Message
-from tsugiki.training import Answers, Question, answer_questions, change_of_share, read_questions
+from tsugiki.data import Completion, Conversation, Message, read_row
+from tsugiki.training import Answers, Question, answer_questions, change_of_share, question_of, read_questions
 
 TALK = [{"role": "user", "content": "When?"}]
 
@@ -182,6 +184,35 @@ def test_a_model_without_a_chat_template(tmp_path: Path):
     questions = read_questions(written(tmp_path, {"messages": TALK, "expected": "a"}))
     with pytest.raises(TsugikiError, match="q.jsonl:1 is a conversation"):
         answer_questions(tiny_model(vocab_size=257), byte_tokenizer(), questions, 4)
+
+
+def test_tools_of_a_question_are_shown_or_refused(tmp_path: Path):
+    rows = [{"messages": [ASK], "tools": [LIGHT], "expected": "4"}, {"messages": [ASK], "expected": "4"}]
+    questions = read_questions(written(tmp_path, *rows))
+    shown: list[str] = []
+    model, tokenizer = tiny_model(vocab_size=261, n_positions=1024), tokenizer_of(TOOLS)
+
+    def note(_module: Any, _args: Any, given: dict[str, Any], _output: Any) -> None:
+        shown.extend(map(tokenizer.decode, given["input_ids"]))
+
+    model.register_forward_hook(note, with_kwargs=True)
+    answer_questions(model, tokenizer, questions, 1)
+    assert {"light" in text for text in shown} == {True, False}
+    assert '"light"' in questions[0].answered("4").tools  # with which a choice is scored
+    with pytest.raises(TsugikiError, match="q.jsonl:1 has tools"):
+        answered(tmp_path, model, *rows)
+    with pytest.raises(TsugikiError, match="q.jsonl:1 has tools"):
+        read_questions(written(tmp_path, {"prompt": "a", "tools": [LIGHT], "expected": "4"}))
+
+
+def test_a_training_record_with_tools_is_a_question_with_them_and_one_that_ends_with_a_call_is_none():
+    answer = {"role": "assistant", "content": "b"}
+    talk, call = (read_row({"messages": turns, "tools": [WEATHER]}, "row") for turns in ([ASK, answer], CALLED))
+    assert isinstance(talk, Conversation)
+    assert talk.tools
+    assert question_of(talk) == Question("row", talk.messages[:1], "exact", ("b",), tools=talk.tools)
+    assert isinstance(call, Conversation)
+    assert question_of(call) is None
 
 
 def test_a_prompt_or_a_choice_beyond_the_context(tmp_path: Path):

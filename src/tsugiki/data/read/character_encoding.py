@@ -127,7 +127,8 @@ def _is_iso_2022_jp(lines: Iterable[bytes]) -> bool:
 
 def _invalid_line(file: BinaryIO, encoding: str) -> int | None:
     """Return the number of the first line that is not valid in an encoding, or None."""
-    decoder = codecs.getincrementaldecoder(encoding)(_ERRORS)
+    # That of utf-8-sig takes the beginning of a byte order mark for a whole text.
+    decoder = codecs.getincrementaldecoder(encoding.removesuffix("-sig"))(_ERRORS)
     number = 1
     try:
         for number, line in enumerate(file, 1):

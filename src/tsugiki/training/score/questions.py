@@ -4,6 +4,7 @@
     {"prompt": "The capital of Japan is", "expected": "Tokyo", "mode": "contains"}
     {"messages": [{"role": "user", "content": "When?"}], "expected": "\\d{4}", "mode": "regex"}
     {"prompt": "Roses are", "choices": [" red", " loud"], "expected": " red"}     choice (the default with choices)
+    {"messages": […], "tools": […], "expected": "Yes, rain."}                     with the tools that the model is shown
 
 A prompt is a text, or a list of messages, which the chat template of the model renders. A text is the user's turn if
 there is a template, and is continued as it is otherwise, as in training. In mode choice nothing is generated: the
@@ -56,6 +57,8 @@ class Question:
     """Texts or regular expressions, one of which suffices."""
     choices: tuple[str, ...] = ()
     """The answers to choose from in mode choice; otherwise none."""
+    tools: str = ""
+    """The tools that the template shows, as `Conversation.tools`."""
 
     @property
     def text(self) -> str:
@@ -66,7 +69,7 @@ class Question:
         """Return the training record in which `answer` follows the prompt."""
         if isinstance(self.prompt, str):
             return Completion(self.prompt, answer, self.source)
-        return Conversation((*self.prompt, Message("assistant", answer)), self.source)
+        return Conversation((*self.prompt, Message("assistant", answer)), self.source, tools=self.tools)
 
 
 def read_questions(path: Path) -> list[Question]:
@@ -89,8 +92,8 @@ def question_of(record: Record) -> Question | None:
             return Question(record.source, record.prompt, "exact", (record.completion,))
         case Completion():
             return question_of(record.conversation)
-        case Conversation(messages=(*asked, Message(role="assistant", content=answer, in_loss=True))) if asked:
-            return Question(record.source, tuple(asked), "exact", (answer,))
+        case Conversation(messages=(*asked, Message("assistant", answer, True, ""))) if asked:
+            return Question(record.source, tuple(asked), "exact", (answer,), tools=record.tools)
     return None
 
 
@@ -154,24 +157,26 @@ def _question(row: Mapping[str, Any], source: str) -> Question:
                 compile_search(expression)
             except TsugikiError as error:
                 raise TsugikiError(f"{source}: expected: {error}") from error
-    return Question(source, _prompt(row, source), mode, answers, choices)
+    asked = _asked(row, source)
+    prompt, tools = (asked.prompt, "") if isinstance(asked, Completion) else (asked.messages[:-1], asked.tools)
+    return Question(source, prompt, mode, answers, choices, tools)
 
 
-def _prompt(row: Mapping[str, Any], source: str) -> str | tuple[Message, ...]:
+def _asked(row: Mapping[str, Any], source: str) -> Completion | Conversation:
+    """Return a training record with the prompt and the tools of a question."""
     given = row.get("prompt") if row.get("messages") is None else row["messages"]
-    if isinstance(given, str):
-        record = read_row({"prompt": given, "completion": _ANY_ANSWER}, source)
-        assert isinstance(record, Completion)
-        return record.prompt
-    if not isinstance(given, list) or not given:
-        message = _('{source} has no prompt; add a text, or a list of messages like {{"role": …, "content": …}}')
-        raise TsugikiError(message.format(source=source))
-    if isinstance(given[-1], Mapping) and given[-1].get("role") == "assistant":
-        message = _("{source} ends with a turn of the assistant; put its text into expected")
-        raise TsugikiError(message.format(source=source))
-    record = read_row({"messages": [*given, {"role": "assistant", "content": _ANY_ANSWER}]}, source)
-    assert isinstance(record, Conversation)
-    return record.messages[:-1]
+    fields: dict[str, Any] = {"prompt": given, "completion": _ANY_ANSWER}
+    if not isinstance(given, str):
+        if not isinstance(given, list) or not given:
+            message = _('{source} has no prompt; add a text, or a list of messages like {{"role": …, "content": …}}')
+            raise TsugikiError(message.format(source=source))
+        if isinstance(given[-1], Mapping) and given[-1].get("role") == "assistant":
+            message = _("{source} ends with a turn of the assistant; put its text into expected")
+            raise TsugikiError(message.format(source=source))
+        fields = {"messages": [*given, {"role": "assistant", "content": _ANY_ANSWER}]}
+    record = read_row({**fields, "tools": row.get("tools")}, source)
+    assert isinstance(record, Completion | Conversation)
+    return record
 
 
 def _choices(given: Any, expected: tuple[str, ...], source: str) -> tuple[str, ...]:
@@ -228,7 +233,7 @@ def _generate(
     for question in questions:
         text = question.prompt
         asked = as_prompt(text, bool(tokenizer.chat_template)) if isinstance(text, str) else text
-        prompt = prompt_tokens(model, tokenizer, asked, question.source)
+        prompt = prompt_tokens(model, tokenizer, asked, question.source, question.tools)
         _check_fits(model, len(prompt.ids) + 1, question)
         rows.append(prompt.ids)
         ends |= prompt.ends
