@@ -80,6 +80,8 @@ class Table(NamedTuple):
 
 def printable(text: str) -> str:
     """Escape control characters and unpaired surrogates, so that a text from any file is safe to print."""
+    if text.isprintable():  # nearly all texts
+        return text
     escaped = {c: c.encode("unicode_escape").decode() for c in text if unicodedata.category(c) in ("Cc", "Cs")}
     return "".join(escaped.get(c, c) if c != "\n" else c for c in text)
 
