@@ -31,7 +31,8 @@ class Table(NamedTuple):
         console = Console(highlight=False, markup=False)  # cells can contain brackets
         if not console.is_terminal:
             console.width = _WIDTH
-        columns = list(zip(self.titles, *self.rows, strict=True))
+        rows = [[*map(printable, row)] for row in self.rows]
+        columns = list(zip(self.titles, *rows, strict=True))
         width = sum(max(map(cell_len, column)) + 3 for column in columns) + 1
         if console.is_terminal and width > _MOST_WRAPPED * console.width:
             self._print_blocks(console)
@@ -40,8 +41,10 @@ class Table(NamedTuple):
         for number, (title, *cells) in enumerate(columns):  # a narrow terminal wraps texts, but not names and numbers
             is_text = any(" " in cell or _has_wide(cell) for cell in cells)
             table.add_column(title, no_wrap=number == 0 or not is_text, overflow="fold")
-        for row in self.rows:
-            table.add_row(*map(printable, row))
+        if rows and width <= console.width and not any("\n" in cell for row in rows for cell in row):
+            rows = [["\n".join(cells) for cells in zip(*rows, strict=True)]]  # looks the same, in a quarter of the time
+        for row in rows:
+            table.add_row(*row)
         console.print(table)
 
     def _print_blocks(self, console: Console) -> None:
