@@ -6,6 +6,7 @@ Examples:
     tsugiki adapters show ichiyo
 """
 
+import gc
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -71,6 +72,7 @@ def list_command(
     from tsugiki.adapters.library import library_folder, read_library
     from tsugiki.report.adapter import entry_lines, library_table
 
+    gc.disable()  # what is read and printed lives until the command ends; looking through it takes longer than reading
     if json_:
         choose_language(ENGLISH)  # of the reasons why adapters are broken
     home = library or library_folder()

@@ -37,11 +37,11 @@ class Table(NamedTuple):
         if console.is_terminal and width > _MOST_WRAPPED * console.width:
             self._print_blocks(console)
             return
-        table = RichTable()
+        table, fits = RichTable(), width <= console.width and not any("\n" in cell for row in rows for cell in row)
         for number, (title, *cells) in enumerate(columns):  # a narrow terminal wraps texts, but not names and numbers
-            is_text = any(" " in cell or _has_wide(cell) for cell in cells)
+            is_text = not fits and any(" " in cell or _has_wide(cell) for cell in cells)
             table.add_column(title, no_wrap=number == 0 or not is_text, overflow="fold")
-        if rows and width <= console.width and not any("\n" in cell for row in rows for cell in row):
+        if fits and rows:
             rows = [["\n".join(cells) for cells in zip(*rows, strict=True)]]  # looks the same, in a quarter of the time
         for row in rows:
             table.add_row(*row)
