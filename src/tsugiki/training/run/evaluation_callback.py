@@ -64,7 +64,7 @@ class EvaluationCallback(Callback):
             self.scores.evaluate_pairs(loop, 0)
             if self.best_step.keeps_by_pairs and self._validates_base():
                 self.scores.validate_pairs(0)
-        # The display adds this to the time left, as an estimate of the evaluations and samples after the last step.
+        # The display adds this to the time left: what was computed here is computed again after the last step.
         self.display.begin(loop.steps, loop.progress.step, after=time.monotonic() - started)
 
     def _evaluate_base(self, loop: TrainingLoop) -> None:
