@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tsugiki import TsugikiError
-from tsugiki.io import cache, cache_folder, has_entry, kept, locks, new_entry
+from tsugiki.io import cache, cache_folder, has_entry, kept, kept_of_folders, locks, new_entry
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="users and modes are those of POSIX")
 
@@ -132,3 +132,85 @@ def test_an_entry_is_whole_or_made_again(root: Path):
     shutil.copytree(folder, old)
     with pytest.warns(UserWarning, match="one-0 holds another model.*made again"):
         assert not has_entry(old)
+
+
+@pytest.fixture
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
+    """Fifty folders with a text each, which have not changed for a while."""
+    monkeypatch.setattr(cache, "_SETTLED", 0)
+    found = {f"{number}\udc80": tmp_path / "library" / str(number) for number in range(50)}
+    for number, folder in enumerate(found.values()):
+        folder.mkdir(parents=True)
+        (folder / "text").write_text(f"{number:3}")
+    return found
+
+
+class Reading:
+    """Reads the text of a folder, and counts."""
+
+    def __init__(self) -> None:
+        self.read: list[str] = []
+
+    def __call__(self, folder: Path) -> str:
+        self.read.append(folder.name)
+        text = (folder / "text").read_text()
+        if text == "bad":
+            raise TsugikiError("it is bad")
+        return text
+
+    def of(self, folders: dict[str, Path], key: str = "") -> dict[str, object]:
+        self.read.clear()
+        return kept_of_folders("texts", key, folders, self)
+
+
+def test_folders_are_read_again_only_if_a_file_in_them_has_changed(folders: dict[str, Path]):
+    reading = Reading()
+    first = reading.of(folders)
+    assert (list(first), reading.read) == (list(folders), [str(number) for number in range(50)])
+    assert (reading.of(folders), reading.read) == (first, [])
+    (folders["3\udc80"] / "text").write_text("new")
+    os.utime(folders["3\udc80"] / "text", (1, 1))
+    (folders["4\udc80"] / "text").replace(folders["5\udc80"] / "text")  # as every file is written here
+    (folders["4\udc80"] / "text").write_text("bad")
+    (folders["6\udc80"] / "more").write_text("")
+    shutil.rmtree(folders.pop("7\udc80"))
+    folders["new"] = folders["0\udc80"].with_name("new")
+    shutil.copytree(folders["0\udc80"], folders["new"])
+    changed = reading.of(folders)
+    assert reading.read == ["3", "4", "5", "6", "new"]
+    assert (changed["3\udc80"], changed["5\udc80"], changed["new"]) == ("new", "  4", "  0")
+    assert str(changed["4\udc80"]) == "it is bad"
+    assert "7\udc80" not in changed
+    again = reading.of(folders)
+    assert reading.read == ["4"], "an error is not kept"
+    assert {name: str(value) for name, value in again.items()} == {name: str(changed[name]) for name in folders}
+    reading.of(folders, "another key")
+    assert len(reading.read) == 50
+
+
+def test_what_was_changed_a_moment_ago_is_read_again(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch):
+    """A second change could have the same time."""
+    monkeypatch.setattr(cache, "_SETTLED", 10**12)
+    reading = Reading()
+    assert reading.of(folders) == reading.of(folders)
+    assert len(reading.read) == 50
+
+
+def test_folders_are_read_again_if_what_was_kept_is_damaged(folders: dict[str, Path], root: Path):
+    reading = Reading()
+    first = reading.of(folders)
+    (kept_file,) = (root / "texts").iterdir()
+    for content in (b"", kept_file.read_bytes().replace(b"  9", b"  8")):
+        kept_file.write_bytes(content)
+        assert reading.of(folders) == first
+        assert len(reading.read) == 50
+
+
+def test_threads_that_keep_at_once_find_the_same(folders: dict[str, Path]):
+    found: list[dict[str, object]] = []
+    threads = [threading.Thread(target=lambda: found.append(Reading().of(folders))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [Reading().of(folders)] * 4

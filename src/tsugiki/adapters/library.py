@@ -1,6 +1,7 @@
 """The library: a folder that holds adapters by name, each as a PEFT folder; and facts about an adapter, read quickly.
 
-There is no separate index. The facts are from an adapter's config and from the header of its file of weights.
+The facts are from an adapter's config and from the header of its file of weights. The cache keeps them until a file in
+the adapter's folder changes (`io.cache.kept_of_folders`), so ten thousand adapters are listed in less than a second.
 """
 
 import dataclasses
@@ -14,6 +15,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from tsugiki.adapters.files import adapter_weight_files, map_weights, read_adapter_config, read_base, read_peft_config
 from tsugiki.adapters.lora_weights import parameter_factors, parse_tensors
 from tsugiki.adapters.metadata import BaseReference
@@ -21,6 +24,7 @@ from tsugiki.adapters.saved_tokenizer import tokenizer_files
 from tsugiki.adapters.verify import check_adapter, without_path
 from tsugiki.errors import TsugikiError, summarise_list, unreadable, warn_caller
 from tsugiki.io.atomic import DAY, new_folder, refuse_existing, remove_leftovers, rename_folder
+from tsugiki.io.cache import kept_of_folders
 from tsugiki.io.digests import read_manifest
 from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE, METADATA_FILE, RECORD_FILE
 from tsugiki.io.locks import locked
@@ -124,7 +128,20 @@ def read_library(library: Path) -> list[LibraryEntry]:
 
     Hidden folders and files are ignored.
     """
-    return [_entry(library / name) for name in library_names(library)]
+    facts, folders = TypeAdapter(AdapterInfo), {name: library / name for name in library_names(library)}
+
+    def read(folder: Path) -> Any:
+        if not folder.is_dir():
+            raise TsugikiError(_("it is a link to {target}, which is not a folder").format(target=folder.readlink()))
+        return facts.dump_python(read_adapter_info(folder), mode="json")
+
+    found = kept_of_folders("adapters", repr(library.resolve()), folders, read)
+    return [
+        LibraryEntry(name, folders[name], None, without_path(str(read), folders[name]))
+        if isinstance(read, TsugikiError)
+        else LibraryEntry(name, folders[name], facts.validate_python(read))
+        for name, read in found.items()
+    ]
 
 
 def member(name: str, library: Path) -> Path:
@@ -238,15 +255,6 @@ def library_names(library: Path) -> list[str]:
         return []
     except OSError as error:
         raise unreadable(library, error) from error
-
-
-def _entry(folder: Path) -> LibraryEntry:
-    try:
-        if not folder.is_dir():
-            raise TsugikiError(_("it is a link to {target}, which is not a folder").format(target=folder.readlink()))
-        return LibraryEntry(folder.name, folder, read_adapter_info(folder))
-    except TsugikiError as error:
-        return LibraryEntry(folder.name, folder, None, without_path(str(error), folder))
 
 
 def _path(given: str) -> Path | None:

@@ -6,6 +6,7 @@ Weights are read from safetensors files only, so nothing is unpickled. Code in a
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -25,7 +26,7 @@ from tsugiki.errors import TsugikiError
 from tsugiki.io.file_names import GENERATION_CONFIG_FILE
 from tsugiki.io.progress import hidden_progress_bars
 from tsugiki.language import _
-from tsugiki.model.meta import NoRandomValues, fill_with_zeros, meta_model
+from tsugiki.model.meta import NoRandomValues, fill_with_zeros, meta_model, with_few_numbers
 
 if TYPE_CHECKING:
     import torch
@@ -92,16 +93,18 @@ def _load_by_transformers(
     """Load a model by `from_pretrained`, which dequantises its weights if necessary, and quantise it afterwards."""
     from transformers import AutoModelForCausalLM
 
+    load = partial(
+        AutoModelForCausalLM.from_pretrained,
+        folder,
+        config=config,
+        dtype=torch_dtype(dtype) if dtype in ("bf16", "fp16", "fp32") else "auto",
+        use_safetensors=True,
+        local_files_only=True,
+        trust_remote_code=trust_remote_code,
+        output_loading_info=True,
+    )
     with NoRandomValues(), hidden_progress_bars(not sys.stderr.isatty()):
-        model, loading_info = AutoModelForCausalLM.from_pretrained(
-            folder,
-            config=config,
-            dtype=torch_dtype(dtype) if dtype in ("bf16", "fp16", "fp32") else "auto",
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
-        )
+        model, loading_info = with_few_numbers(load)
     missing = sorted(loading_info["missing_keys"])
     if missing:  # transformers fills missing weights with random values and only warns
         message = _("{name} is not a complete model: {path} is missing ({count} such weights)")

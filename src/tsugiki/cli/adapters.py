@@ -6,6 +6,7 @@ Examples:
     tsugiki adapters show ichiyo
 """
 
+import gc
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -69,15 +70,16 @@ def list_command(
         tsugiki adapters list --json
     """
     from tsugiki.adapters.library import library_folder, read_library
-    from tsugiki.report.adapter import entry_line, library_table
+    from tsugiki.report.adapter import entry_lines, library_table
 
+    gc.disable()  # what is read and printed lives until the command ends; looking through it takes longer than reading
     if json_:
         choose_language(ENGLISH)  # of the reasons why adapters are broken
     home = library or library_folder()
     entries = read_library(home)
     if json_:
-        for entry in entries:
-            typer.echo(entry_line(entry))
+        for line in entry_lines(entries):
+            typer.echo(line)
         return
     if not entries:
         _print_empty(home)
@@ -263,12 +265,12 @@ def verify_command(
         tsugiki adapters verify
         tsugiki adapters verify runs/ichiyo --model embedded
     """
-    from tsugiki.adapters.library import adapter_folder, library_folder, read_library
+    from tsugiki.adapters.library import adapter_folder, library_folder, library_names
     from tsugiki.adapters.verify import find_misfits, known_base, read_adapter_files
     from tsugiki.io.progress import ProgressDisplay
 
     home = library or library_folder()
-    given = adapters or [entry.name for entry in read_library(home)]
+    given = adapters or library_names(home)
     if not given:
         _print_empty(home)
         return

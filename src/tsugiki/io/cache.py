@@ -1,6 +1,7 @@
 """The cache: folders and values that can be deleted at any time, because Tsugiki can create them again.
 
     kept(kind, key, compute)                     a JSON value
+    kept_of_folders(kind, key, folders, read)    a JSON value for each folder, read again when a file in it changes
     with locked(lock_of(folder), folder):        an entry: a folder of files
         if not has_entry(folder):
             with new_entry(folder, facts) as temporary: ...
@@ -11,9 +12,11 @@ new entry replaces those of other versions. Entries are written under the lock o
 under a lock of its key.
 """
 
+import json
 import os
 import shutil
 import stat
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache
@@ -22,10 +25,13 @@ from typing import Any
 
 from tsugiki.errors import TsugikiError, warn_caller
 from tsugiki.io.atomic import WriteError, make_folder, new_folder, remove_leftovers
-from tsugiki.io.digests import read_manifest, sha256, write_manifest
+from tsugiki.io.digests import file_state, read_manifest, sha256, write_manifest
 from tsugiki.io.formatting import format_size
 from tsugiki.io.json import read_json, to_json_text, write_json
 from tsugiki.language import _
+
+_SETTLED = 2_000_000_000
+"""Nanoseconds after which another change of a file is sure to give it another time."""
 
 
 def cache_folder(name: str) -> Path:
@@ -50,7 +56,7 @@ def kept(kind: str, key: str, compute: Callable[[], Any]) -> Any:
     # filelock takes longer to import than the rest, and commands that start need only `cache_folder`.
     from tsugiki.io.locks import locked
 
-    path = cache_folder(kind) / f"{sha256([key.encode()]).removeprefix('sha256:')[:32]}.json"
+    path = _path_of(kind, key)
     found = _read_kept(path, key)
     if found is not None:
         return found
@@ -61,10 +67,67 @@ def kept(kind: str, key: str, compute: Callable[[], Any]) -> Any:
         found = _read_kept(path, key)
         if found is None:
             found = compute()
-            with suppress(TsugikiError):
-                make_folder(path.parent)
-                write_json(path, _with_digest(key, found))
+            _keep(path, key, found)
         return found
+
+
+def kept_of_folders(
+    kind: str, key: str, folders: Mapping[str, Path], read: Callable[[Path], Any]
+) -> dict[str, Any | TsugikiError]:
+    """Return for each name the JSON value that `read` gives for its folder, or the TsugikiError that it raises.
+
+    The values are kept in one file of the folder `kind` of the cache. A value is read again if a file in its folder has
+    another size, inode or time. What was changed a moment ago is not kept, because a second change could have the same
+    time; nor is an error. `read` may only look at the files in the folder; `key` is everything else that the values
+    depend on. Of processes that write at once, one wins, and the others read again what it has not.
+    """
+    key, before = f"{key} {code_state()}", time.time_ns() - _SETTLED
+    path = _path_of(kind, key)
+    known: dict[str, Any] = json.loads(_read_kept(path, key) or "{}")
+    found: dict[str, Any | TsugikiError] = {}
+    settled = {}
+    for name, folder in folders.items():
+        state, changed = _state_of(folder)
+        entry = known.get(name)
+        try:
+            found[name] = entry[1] if entry is not None and entry[0] == state else read(folder)
+            if changed < before:
+                settled[name] = [state, found[name]]
+        except TsugikiError as error:
+            found[name] = error
+    if settled != known:
+        # As one text, because Python's JSON takes ten times as long for values that are written in lines.
+        _keep(path, key, json.dumps(settled))
+    return found
+
+
+def _state_of(folder: Path) -> tuple[str, int]:
+    """Return a digest of the states of the files in a folder, and when one was last changed, in ns; 2^63: unknown."""
+    try:
+        with os.scandir(folder) as entries:
+            states = sorted((entry.name, file_state(entry.stat())) for entry in entries if not entry.is_dir())
+    except OSError:  # `read` says what is wrong
+        return "", 1 << 63
+    return sha256([repr(states).encode()]), max((max(state[-2:]) for _name, state in states), default=1 << 63)
+
+
+@lru_cache(maxsize=1)
+def code_state() -> int:
+    """Return the time of the last change of Tsugiki's files, in ns; part of the key of what another version may change.
+
+    A version number would not tell a checkout in which somebody works from the one of a minute ago.
+    """
+    return max(path.stat().st_mtime_ns for path in Path(__file__).parents[1].rglob("*.[ps]*"))
+
+
+def _path_of(kind: str, key: str) -> Path:
+    return cache_folder(kind) / f"{sha256([key.encode()]).removeprefix('sha256:')[:32]}.json"
+
+
+def _keep(path: Path, key: str, value: Any) -> None:
+    with suppress(TsugikiError):  # the cache may be read-only
+        make_folder(path.parent)
+        write_json(path, _with_digest(key, value))
 
 
 def _read_kept(path: Path, key: str) -> Any:

@@ -1,7 +1,7 @@
 """Build models whose parameters have shapes but no values, and copies of a model in another dtype."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -15,6 +15,8 @@ from tsugiki.annotations import PretrainedConfig, PreTrainedModel
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
 
+Model = TypeVar("Model", bound=nn.Module)
+Result = TypeVar("Result")
 _FILLS = frozenset({init.uniform_, init.normal_, init.kaiming_uniform_, torch.Tensor.uniform_, torch.Tensor.normal_})
 
 
@@ -53,6 +55,18 @@ class _FewNumbersOnProcessor(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+def with_few_numbers(build: Callable[[], Result]) -> Result:
+    """Return what `build` gives, a model that is on the meta device at first (see `_FewNumbersOnProcessor`).
+
+    A few models mix such numbers with tensors that are on the meta device; they are built as torch does it.
+    """
+    try:
+        with _FewNumbersOnProcessor():
+            return build()
+    except RuntimeError:
+        return build()
+
+
 MOST_TENSORS = 20_000
 """Limit on parameter tensors: building a model with so many takes some seconds, and published models have fewer."""
 
@@ -62,11 +76,7 @@ def meta_model(config: PretrainedConfig, most_tensors: int = MOST_TENSORS) -> Pr
 
     A model of more than `most_tensors` parameter tensors is an error.
     """
-    try:
-        with _FewNumbersOnProcessor():
-            model = _on_meta_device(config, most_tensors)
-    except RuntimeError:  # a few models mix such numbers with tensors that are on the meta device
-        model = _on_meta_device(config, most_tensors)
+    model = with_few_numbers(lambda: _on_meta_device(config, most_tensors))
     for module in model.modules():
         buffers = {name: buffer.to("meta") for name, buffer in module._buffers.items() if buffer is not None}
         module._buffers.update(buffers)
@@ -138,9 +148,6 @@ def _limited(most: int) -> Iterator[None]:
         yield
     finally:
         handle.remove()
-
-
-Model = TypeVar("Model", bound=nn.Module)
 
 
 def replica_in(dtype: torch.dtype, model: Model) -> Model:

@@ -18,6 +18,7 @@ from tsugiki.adapters.library import AdapterInfo, LibraryEntry, read_adapter_inf
 from tsugiki.adapters.lora_weights import LayerFactors, read_lora_weights
 from tsugiki.adapters.metadata import Provenance, read_metadata
 from tsugiki.errors import TsugikiError
+from tsugiki.io.cache import kept_of_folders
 from tsugiki.io.file_names import RECORD_FILE
 from tsugiki.io.formatting import format_duration, format_size
 from tsugiki.language import _, counts, listed, marked
@@ -42,7 +43,6 @@ from tsugiki.report.sections import (
     selected,
 )
 from tsugiki.report.table import Table
-from tsugiki.training.record.result import Evaluation, StepEvaluation
 from tsugiki.training.record.run_record import RunRecord, read_record
 
 _LAYERS_EXPLAINED = marked(
@@ -289,11 +289,11 @@ def _mean_spectrum(kind: str, layers: Sequence[Layer]) -> Series:
 def library_table(entries: Sequence[LibraryEntry]) -> Table:
     """Return a table with a row for each adapter that is not damaged."""
     headers = [_("name"), _("method"), "r", _("targets"), _("base"), _("size"), _("perplexity"), _("changed")]
-    rows = []
+    rows, figures = [], _figures(entries)
     for entry in entries:
         if entry.info:
             info = entry.info
-            perplexities = [format_number(evaluation.perplexity) for evaluation in _first_and_last(entry.folder)]
+            perplexities = [format_number(result["perplexity"]) for result in figures[entry.name]]
             rows.append(
                 [
                     entry.name,
@@ -309,26 +309,30 @@ def library_table(entries: Sequence[LibraryEntry]) -> Table:
     return Table(headers, rows)
 
 
-def entry_line(entry: LibraryEntry) -> str:
-    """Return a JSON object about an adapter in one line; unknown values, and `broken` if it is intact, are null."""
-    info = entry.info
-    fields: dict[str, Any] = {"name": entry.name, "path": str(entry.folder), "broken": entry.broken or None}
-    if info:
-        evaluations = _first_and_last(entry.folder)
-        fields |= {
-            "method": info.method,
-            "ranks": info.ranks,
-            "targets": info.targets,
-            "base": info.base.name,
-            "base_fingerprint": info.base.fingerprint,
-            "parameters": info.parameters,
-            "bytes": info.size,
-            "held_out": {when: _finite(result) for when, result in zip(("before", "after"), evaluations, strict=False)}
-            or None,
-            "changed": datetime.fromtimestamp(info.changed).astimezone().isoformat(timespec="seconds"),
-        }
-    line = json.dumps(fields, ensure_ascii=False)
-    return line.encode(errors="backslashreplace").decode()  # a file name can contain bytes that are not valid text
+def entry_lines(entries: Sequence[LibraryEntry]) -> Iterator[str]:
+    """Yield a JSON object about each adapter in one line; unknown values, and `broken` of an intact one, are null."""
+    figures = _figures(entries)
+    for entry in entries:
+        info = entry.info
+        fields: dict[str, Any] = {"name": entry.name, "path": str(entry.folder), "broken": entry.broken or None}
+        if info:
+            before_and_after = [
+                {name: value if math.isfinite(value) else None for name, value in result.items()}
+                for result in figures[entry.name]
+            ]
+            fields |= {
+                "method": info.method,
+                "ranks": info.ranks,
+                "targets": info.targets,
+                "base": info.base.name,
+                "base_fingerprint": info.base.fingerprint,
+                "parameters": info.parameters,
+                "bytes": info.size,
+                "held_out": dict(zip(("before", "after"), before_and_after, strict=False)) or None,
+                "changed": datetime.fromtimestamp(info.changed).astimezone().isoformat(timespec="seconds"),
+            }
+        line = json.dumps(fields, ensure_ascii=False)
+        yield line.encode(errors="backslashreplace").decode()  # a name can contain bytes that are not valid text
 
 
 def ranks_text(ranks: Sequence[int]) -> str:
@@ -346,14 +350,15 @@ def record_of(folder: Path) -> RunRecord | None:
         return None
 
 
-def _first_and_last(folder: Path) -> list[StepEvaluation]:
-    """Return the first and the last evaluation of the training run, if there are any."""
-    record = record_of(folder)
-    evaluations = record.evaluations if record else []
-    return evaluations if len(evaluations) < 2 else [evaluations[0], evaluations[-1]]
+def _figures(entries: Sequence[LibraryEntry]) -> dict[str, Any]:
+    """Return the figures of the first and the last evaluation in the runs of intact adapters, by their names."""
 
+    def read(folder: Path) -> list[dict[str, float]]:
+        record = record_of(folder)
+        evaluations = record.evaluations if record else []
+        ends = evaluations if len(evaluations) < 2 else [evaluations[0], evaluations[-1]]
+        return [{name: getattr(result, name) for name in ("loss", "perplexity", "bits_per_char")} for result in ends]
 
-def _finite(result: Evaluation) -> dict[str, float | None]:
-    """Return the figures of an evaluation; None for those that JSON cannot express."""
-    figures = {"loss": result.loss, "perplexity": result.perplexity, "bits_per_char": result.bits_per_char}
-    return {name: value if math.isfinite(value) else None for name, value in figures.items()}
+    folders = {entry.name: entry.folder for entry in entries if entry.info}
+    library = next((folder.parent.resolve() for folder in folders.values()), None)
+    return kept_of_folders("evaluations", repr(library), folders, read)

@@ -31,17 +31,20 @@ class Table(NamedTuple):
         console = Console(highlight=False, markup=False)  # cells can contain brackets
         if not console.is_terminal:
             console.width = _WIDTH
-        columns = list(zip(self.titles, *self.rows, strict=True))
+        rows = [[*map(printable, row)] for row in self.rows]
+        columns = list(zip(self.titles, *rows, strict=True))
         width = sum(max(map(cell_len, column)) + 3 for column in columns) + 1
         if console.is_terminal and width > _MOST_WRAPPED * console.width:
             self._print_blocks(console)
             return
-        table = RichTable()
+        table, fits = RichTable(), width <= console.width and not any("\n" in cell for row in rows for cell in row)
         for number, (title, *cells) in enumerate(columns):  # a narrow terminal wraps texts, but not names and numbers
-            is_text = any(" " in cell or _has_wide(cell) for cell in cells)
+            is_text = not fits and any(" " in cell or _has_wide(cell) for cell in cells)
             table.add_column(title, no_wrap=number == 0 or not is_text, overflow="fold")
-        for row in self.rows:
-            table.add_row(*map(printable, row))
+        if fits and rows:
+            rows = [["\n".join(cells) for cells in zip(*rows, strict=True)]]  # looks the same, in a quarter of the time
+        for row in rows:
+            table.add_row(*row)
         console.print(table)
 
     def _print_blocks(self, console: Console) -> None:
@@ -80,6 +83,8 @@ class Table(NamedTuple):
 
 def printable(text: str) -> str:
     """Escape control characters and unpaired surrogates, so that a text from any file is safe to print."""
+    if text.isprintable():  # nearly all texts
+        return text
     escaped = {c: c.encode("unicode_escape").decode() for c in text if unicodedata.category(c) in ("Cc", "Cs")}
     return "".join(escaped.get(c, c) if c != "\n" else c for c in text)
 

@@ -9,7 +9,6 @@ import math
 import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
 from threading import Lock
@@ -38,7 +37,8 @@ from tsugiki.base.identity import BaseIdentity, identity_of, why_different
 from tsugiki.errors import TsugikiError
 from tsugiki.export.gguf_adapter import MergedOnlyError, export_gguf_adapter
 from tsugiki.io.atomic import remove_folder
-from tsugiki.io.file_names import CHAT_TEMPLATE_FILE, RECORD_FILE
+from tsugiki.io.cache import kept_of_folders
+from tsugiki.io.file_names import CHAT_TEMPLATE_FILE
 from tsugiki.io.formatting import format_size
 from tsugiki.language import _, language
 from tsugiki.lora.config import LoraConfig
@@ -60,14 +60,13 @@ from tsugiki.serve.folders import base_name
 from tsugiki.serve.page import HEADERS
 from tsugiki.serve.protocol import Fields, MixField, NameRequest, read
 from tsugiki.serve.security import PAGE_API
-from tsugiki.serve.served_adapters import FileStates, ServedAdapters, adapter_file_states
+from tsugiki.serve.served_adapters import ServedAdapters
 from tsugiki.serve.uploads import data_names
 from tsugiki.training.record.run_record import RunRecord
 
 _CARD = "README.md"
 _LARGEST_CARD = 200_000  # bytes
 _PART = 1 << 20  # bytes that are read at once
-_LISTED = 4096  # adapters whose row of the table is cached
 _REPORT_HEADERS = {
     **HEADERS,
     "Content-Security-Policy": "sandbox; default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
@@ -126,11 +125,12 @@ class LibraryView:
         loaded = set(self.adapters.loaded())
 
         def rows() -> list[dict[str, Any]]:
-            table = []
-            for name, folder in folders.items():
-                files = adapter_file_states(folder), adapter_file_states(folder, [RECORD_FILE])
-                row, trained_on = _row(folder, files, language())
-                other = trained_on and why_different(trained_on, base)
+            table, key = [], f"{self.adapters.library.resolve()!r} {language()}"
+            for name, found in kept_of_folders("rows", key, folders, _row).items():
+                if isinstance(found, TsugikiError):
+                    found = {"broken": without_path(str(found), folders[name])}, None
+                row, trained_on = found
+                other = trained_on and why_different(BaseReference(**trained_on), base)
                 flags = {"loaded": name in loaded, "given": name in self.adapters.folders}
                 table.append({"name": name, **row, **flags, "other_base": other or None})
             return table
@@ -235,13 +235,9 @@ class LibraryView:
             raise TsugikiError(message.format(name=name))
 
 
-@lru_cache(maxsize=_LISTED)
-def _row(folder: Path, files: tuple[FileStates, ...], lang: str) -> tuple[dict[str, Any], BaseReference | None]:
-    """Return an adapter's row of the table, and its base. `files` and `lang` are parts of the cache's key."""
-    try:
-        info, config, metadata = read_adapter_info(folder), read_adapter_config(folder), read_metadata(folder)
-    except TsugikiError as error:
-        return {"broken": without_path(str(error), folder)}, None
+def _row(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the row of an adapter in the table, and its base, as JSON values."""
+    info, config, metadata = read_adapter_info(folder), read_adapter_config(folder), read_metadata(folder)
     record = record_of(folder)
     mixes = isinstance(config, LoraConfig) and not config.use_dora and not config.modules_to_save
     return {
@@ -257,7 +253,7 @@ def _row(folder: Path, files: tuple[FileStates, ...], lang: str) -> tuple[dict[s
         "mixes": mixes and config.bias == "none" and not config.trainable_token_indices,
         "held_out": _held_out(record),
         "origin": _origin(metadata, record),
-    }, info.base
+    }, info.base.model_dump(mode="json")
 
 
 def _held_out(record: RunRecord | None) -> dict[str, Any] | None:

@@ -378,10 +378,10 @@ def memory_of(folders: Sequence[Path]) -> int:
     return size
 
 
-def adapter_file_states(folder: Path, names: Sequence[str] = _FILES) -> FileStates:
+def adapter_file_states(folder: Path) -> FileStates:
     """Return the names and states of an adapter's files, which differ if one of them is replaced."""
     states = []
-    for name in names:
+    for name in _FILES:
         with suppress(OSError):
             states.append((name, file_state((folder / name).stat())))
     return tuple(states)

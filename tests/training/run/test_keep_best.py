@@ -45,9 +45,9 @@ def losses_on_validation(monkeypatch: pytest.MonkeyPatch, losses: list[float]) -
     """Let the evaluations of the validation text have these losses: of the base, and after each step."""
     validate = RunScores.validate
 
-    def pretended(self: RunScores, loop: Any) -> Any:
-        result = validate(self, loop)
-        loss = losses[loop.progress.step]
+    def pretended(self: RunScores, loop: Any, step: int | None = None) -> Any:
+        result = validate(self, loop, step)
+        loss = losses[result.step]
         scores = tuple((tokens * loss, tokens, characters) for _nll, tokens, characters in result.documents)
         result = result.model_copy(update={"loss": loss, "documents": scores})
         self.record.validations[-1] = result
@@ -77,15 +77,18 @@ def test_the_best_step_is_kept_and_reported(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("method", sorted(set(METHODS) - {"select"}))
-def test_the_base_is_evaluated_at_the_end_as_it_was_before_the_first_step(
+def test_the_base_is_evaluated_later_as_it_was_before_the_first_step(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     given = config(tmp_path, method=method, prompts=[], max_steps=2, save_steps=9, learning_rate=0.01)
     late = train(given)
-    monkeypatch.setattr(EvaluationCallback, "_evaluates_base_at_end", lambda self: False)
+    monkeypatch.setattr(EvaluationCallback, "_base_can_wait", lambda self: False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another cache"))  # the first one has the figures of the base
     early = train(given.model_copy(update={"out": str(tmp_path / "early")}))
     assert [entry.step for entry in late.evaluations] == [entry.step for entry in early.evaluations]
     assert late.evaluations[0].loss == pytest.approx(early.evaluations[0].loss, rel=1e-6)
+    assert [entry.step for entry in late.validations] == [0, 1, 2] == [entry.step for entry in early.validations]
+    assert late.validations[0].loss == pytest.approx(early.validations[0].loss, rel=1e-6)
     assert late.evaluations[-1] == early.evaluations[-1]
     assert late.evaluations[0] != late.evaluations[-1]
 

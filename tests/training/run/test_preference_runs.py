@@ -129,7 +129,7 @@ def test_a_run_resumes_with_the_same_bytes(tmp_path: Path):
 
 def test_the_reference_is_computed_once_for_several_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     first = train(config(tmp_path, "one"))
-    assert list(cache_folder("references").glob("*.json"))
+    assert list(cache_folder("base").glob("*.json"))
     monkeypatch.setattr("tsugiki.training.run.preference.training_reference", None)  # calling it is an error
     second = train(config(tmp_path, "two", preference_settings={"beta": 0.5}))
     assert second.preference_curve[0] == first.preference_curve[0]

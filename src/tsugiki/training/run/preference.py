@@ -6,19 +6,17 @@ resumed run, or another one with a different beta, does not compute them again. 
 and keep nothing.
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from tsugiki.base.identity import identity_of
-from tsugiki.io.cache import kept
 from tsugiki.language import _
 from tsugiki.preference.losses import LOSSES, kto
 from tsugiki.training.data.packing import PackedAnswers
 from tsugiki.training.record.pairs import StepPairs
+from tsugiki.training.run.base_results import kept_of_base
 from tsugiki.training.run.stage_results import Base, Ready, loop_of
 from tsugiki.training.run.start import Start
 from tsugiki.training.score.answers import score_answers, scores_of
@@ -68,8 +66,7 @@ def add_reference(start: Start, base: Base, answers: PackedAnswers, ready: Ready
             def compute() -> dict[str, list[float]]:
                 return _log_probabilities(start, base, ready, answers, advance)
 
-            key = _key(start, base, ready, answers)
-            values = compute() if start.accelerator.num_processes > 1 else kept("references", key, compute)
+            values = kept_of_base(start, base, _facts(start, base, answers), compute)
         references = {part: torch.tensor(numbers) for part, numbers in values.items()}
         loss = replace(loss, reference=references["training"])
     if loss.loss.function is kto:
@@ -89,24 +86,11 @@ def score_pairs(start: Start, base: Base, ready: Ready, part: str, step: int) ->
     return StepPairs(step=step, **dict(scores))
 
 
-def _key(start: Start, base: Base, ready: Ready, answers: PackedAnswers) -> str:
-    """Return everything that the log-probabilities depend on."""
-    config, model, started_from = start.config, base.model, start.record.started_from
-    return json.dumps(
-        {
-            "base": identity_of(model).model_dump(mode="json"),
-            "adapter": None if started_from is None else started_from.model_dump(mode="json"),
-            "method": [config.method, config.to_record().get("lora"), config.method_config],
-            "seed": config.seed,
-            "rows": {part: rows.blocks.fingerprint() for part, rows in answers.parts.items()},
-            "masking": base.data.document_masking,
-            "dtypes": [str(model.dtype), base.dtype, ready.resolved.get("product_dtype")],
-            "attention": model.config.get_text_config()._attn_implementation,
-            "device": start.device.type,
-            "torch": torch.__version__,
-        },
-        sort_keys=True,
-    )
+def _facts(start: Start, base: Base, answers: PackedAnswers) -> object:
+    """Return everything that the log-probabilities depend on, besides the base."""
+    config, rows = start.config, {part: rows.blocks.fingerprint() for part, rows in answers.parts.items()}
+    method = config.method, config.to_record().get("lora"), config.method_config
+    return "references", start.record.started_from, method, config.seed, rows, base.data.document_masking
 
 
 def _log_probabilities(

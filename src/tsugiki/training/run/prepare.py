@@ -1,6 +1,7 @@
 """The stages of a run before its first step: choose what the settings leave open, and make the model trainable."""
 
 import time
+from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -20,6 +21,7 @@ from tsugiki.training.choose.softmax import SAMPLED, sampled_tokens, samples_voc
 from tsugiki.training.measure.facts import Facts
 from tsugiki.training.model.notes import reach_notes
 from tsugiki.training.model.trainable import make_trainable, trained_tokens
+from tsugiki.training.run.base_results import kept_of_base
 from tsugiki.training.run.preference import answer_loss, preference_notes
 from tsugiki.training.run.stage_results import Base, Layers, Ready, loop_of
 from tsugiki.training.run.start import Start
@@ -35,7 +37,7 @@ def prepare(start: Start, facts: Facts, base: Base) -> Ready:
     samples = _samples_vocabulary(start, base)
     predictions = None
     if samples or (with_head is not None and "target_modules" not in start.before):
-        predictions = on_main(start.accelerator, lambda: predict_sample(base.model, base.data.blocks))
+        predictions = on_main(start.accelerator, lambda: _predictions(start, base))
     layers = choose_layers(start.before, base.model, start.config.adapter_config, with_head, predictions)
     resolved, more = make_model_trainable(start, base, layers)
     notes = [*layers.notes, *more]
@@ -47,6 +49,15 @@ def prepare(start: Start, facts: Facts, base: Base) -> Ready:
     if start.config.preference is not None:
         notes = [*preference_notes(start.config.preference, start.config.loss_settings()), *notes]
     return Ready(choices, loss, resolved | choices.resolved(), notes)
+
+
+def _predictions(start: Start, base: Base) -> BasePredictions:
+    def predict() -> tuple[float, str]:
+        found = predict_sample(base.model, base.data.blocks)
+        return found.unlikely_share, b64encode(found.mean_probabilities.numpy().tobytes()).decode()
+
+    share, probabilities = kept_of_base(start, base, ("predictions", base.data.summary.blocks_fingerprint), predict)
+    return BasePredictions(share, torch.frombuffer(bytearray(b64decode(probabilities)), dtype=torch.float32))
 
 
 def choose_layers(

@@ -4,8 +4,10 @@ All processes evaluate, each a part of the text, and all get the result. Only th
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from tsugiki.language import _
+from tsugiki.lora.hold import active_names
 from tsugiki.model.context import context_length
 from tsugiki.training.choose.choices import FEW_WINDOWS, EvaluationPlan
 from tsugiki.training.choose.decisions import HALF, enough_windows, multiply_update
@@ -13,6 +15,7 @@ from tsugiki.training.data.windows import Window, in_turns
 from tsugiki.training.model.trainable import restore_values, trained_values
 from tsugiki.training.record.pairs import StepPairs
 from tsugiki.training.record.result import StepEvaluation, change_of_bits, of_first_windows
+from tsugiki.training.run.base_results import kept_of_base
 from tsugiki.training.run.preference import score_pairs
 from tsugiki.training.run.record_file import RecordFile
 from tsugiki.training.run.stage_results import Base, Ready
@@ -58,10 +61,10 @@ class RunScores:
         loop.accelerator.log({"eval_loss": result.loss, "eval_bits_per_char": result.bits_per_char}, step=result.step)
         self.file.write(loop.progress)
 
-    def validate(self, loop: TrainingLoop) -> StepEvaluation:
-        """Score the validation text."""
+    def validate(self, loop: TrainingLoop, step: int | None = None) -> StepEvaluation:
+        """Score the validation text; `step` is that of the model's weights (None: the last step)."""
         loop.read_losses()
-        result = self.score(loop, self.validation_windows)
+        result = self.score(loop, self.validation_windows, step)
         self.record.validations.append(result)
         self.display.evaluation(result, _("validation"))
         loop.accelerator.log({"validation_loss": result.loss}, step=result.step)
@@ -104,9 +107,16 @@ class RunScores:
     def score(self, loop: TrainingLoop, windows: list[Window], step: int | None = None) -> StepEvaluation:
         """Score windows; `step` is that of the model's weights (None: the last step)."""
         model, tokenizer, turns = self.base.model, self.base.tokenizer, self.start.config.assistant_turns
-        with self.display.stage(_("evaluating"), len(windows)) as advance:
-            result = evaluate(model, tokenizer, windows, turns, advance, self.context, loop.accelerator)
-        return StepEvaluation(step=loop.progress.step if step is None else step, **dict(result))
+        step = loop.progress.step if step is None else step
+
+        def compute() -> dict[str, Any]:
+            with self.display.stage(_("evaluating"), len(windows)) as advance:
+                return dict(evaluate(model, tokenizer, windows, turns, advance, self.context, loop.accelerator))
+
+        facts = "scores", self.base.data.summary.digest, windows, turns, self.context
+        is_base = step == 0 and not active_names(model)
+        result = kept_of_base(self.start, self.base, facts, compute) if is_base else compute()
+        return StepEvaluation(step=step, **result)
 
     def use_enough_windows(self) -> None:
         """Keep only as many validation windows as the first look shows to be enough."""

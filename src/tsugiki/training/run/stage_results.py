@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -18,9 +18,6 @@ from tsugiki.training.step.text_loss import StepLoss
 
 if TYPE_CHECKING:
     from tsugiki.base.new_words import NewWords
-
-BaseResults: TypeAlias = dict[tuple[object, ...], dict[str, list[Any]]]
-"""Settings on which the results of the base depend -> fields of the record -> results."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +38,6 @@ class Base:
     data: PackedDataset
     dtype: BaseDtype
     """The dtype in which the model was loaded."""
-    results: BaseResults = field(default_factory=dict)
-    """The evaluations and samples of the base, which runs with the same base and data share."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,36 @@
+"""What the base of a run computes before it is trained, kept in the cache for the next run with the same base and text.
+
+These are its predictions on a sample, its losses, its samples and the references of pairs. They are a third of the
+processor time until the first step of a small model.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from tsugiki.base.identity import identity_of
+from tsugiki.io.cache import code_state, kept
+from tsugiki.io.digests import sha256
+from tsugiki.io.measurements import processor_name
+from tsugiki.lora.hold import is_grafted
+from tsugiki.lowbit.nf4 import product_dtype
+from tsugiki.training.record.run_record import library_versions
+from tsugiki.training.run.stage_results import Base
+from tsugiki.training.run.start import Start
+
+
+def kept_of_base(start: Start, base: Base, facts: object, compute: Callable[[], Any]) -> Any:
+    """Return the JSON value that `compute` gives, from the cache if nothing that it depends on has changed.
+
+    `facts` is what it depends on besides the base, the machine and the program; its `repr` must tell all of it. Nothing
+    is kept of a base whose files may not tell what it computes, and of several processes, which compute together.
+    """
+    model, config = base.model, start.config
+    identity = identity_of(model)
+    is_unknown = identity.fingerprint is None or config.trust_remote_code or config.add_tokens is not None
+    if is_unknown or start.accelerator.num_processes > 1:
+        return compute()
+    numbers = str(model.dtype), base.dtype, product_dtype(model) if start.device.type == "cpu" else None
+    paths = is_grafted(model), model.config.get_text_config()._attn_implementation
+    program = library_versions(), code_state()
+    key = repr((identity.model_dump(), numbers, paths, str(start.device), processor_name(), program, facts))
+    return kept("base", sha256([key.encode("utf-8", "surrogatepass")]), compute)  # the key may hold whole texts

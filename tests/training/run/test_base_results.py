@@ -1,0 +1,106 @@
+"""What a base computes before it is trained is kept for the next run, and computed when it is needed."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from tests.runs import interrupt, run_config
+from tsugiki.io import cache
+from tsugiki.training import RunConfig, RunRecord, train
+from tsugiki.training.run import evaluation_callback, prepare, scores
+
+SETTINGS: dict[str, Any] = {"validation": "auto", "max_steps": 1, "eval_steps": 1, "held_out": 0.5}
+
+
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the functions that compute with the model of a run, once for each call."""
+    calls: list[str] = []
+
+    def count(module: Any, name: str) -> None:
+        function = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *given: calls.append(name) or function(*given))
+
+    for module, name in ((scores, "evaluate"), (prepare, "predict_sample"), (evaluation_callback, "samples")):
+        count(module, name)
+    return calls
+
+
+def config(folder: Path, out: str, **changes: Any) -> RunConfig:
+    return run_config(folder, out, **{**SETTINGS, **changes})
+
+
+def of_base(record: RunRecord) -> list[Any]:
+    return [record.evaluations[0], record.validations[0], record.samples[0], record.resolved_settings]
+
+
+def test_the_second_run_computes_nothing_of_the_base(tmp_path: Path, computed: list[str]):
+    first = train(config(tmp_path, "first"))
+    # Of the base: predictions, the held-out and the validation text, a sample; of step 1: the last four.
+    assert sorted(computed) == [*["evaluate"] * 5, "predict_sample", *["samples"] * 2]
+    computed.clear()
+    second = train(config(tmp_path, "second", learning_rate=2e-2))
+    assert sorted(computed) == [*["evaluate"] * 3, "samples"]
+    assert of_base(second) == of_base(first)
+    assert second.evaluations[-1] != first.evaluations[-1]
+
+
+def other_text(folder: Path) -> None:
+    for path in (folder / "texts").iterdir():
+        path.write_text(path.read_text().replace("の", "が"))
+
+
+def other_weights(folder: Path) -> None:
+    path = folder / "base-gpt2" / "model.safetensors"
+    tensors = load_file(path)
+    tensors["transformer.ln_f.weight"] += 0.5
+    save_file(tensors, path, {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("change", "settings"),
+    [(other_text, {}), (other_weights, {}), (None, {"base_dtype": "fp32"}), (None, {"prompts": ["雨が"]})],
+)
+def test_nothing_is_taken_from_another_base_or_text(
+    change: Callable[[Path], None] | None,
+    settings: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    train(config(tmp_path, "first"))
+    if change:
+        change(tmp_path)
+    found = of_base(train(config(tmp_path, "found", **settings)))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
+    assert found == of_base(train(config(tmp_path, "computed", **settings)))
+
+
+def test_another_version_of_the_program_computes_again(
+    tmp_path: Path, computed: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    train(config(tmp_path, "first"))
+    of_first = sorted(computed)
+    computed.clear()
+    monkeypatch.setattr("tsugiki.training.run.base_results.code_state", lambda: 1)
+    train(config(tmp_path, "second"))
+    assert sorted(computed) == of_first
+
+
+def test_the_base_is_not_scored_before_the_first_step(tmp_path: Path, computed: list[str]):
+    interrupt(train, config(tmp_path, "run"), 0)
+    assert computed == ["predict_sample", "samples"]
+
+
+def test_the_state_of_the_program_is_the_time_of_its_last_change(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    for name, seconds in (("a.py", 5), ("inner/native.so", 7), ("inner/page.js", 9)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+        os.utime(tmp_path / name, (seconds, seconds))
+    monkeypatch.setattr(cache, "__file__", str(tmp_path / "io" / "cache.py"))
+    cache.code_state.cache_clear()
+    assert cache.code_state() == 7_000_000_000
+    cache.code_state.cache_clear()
