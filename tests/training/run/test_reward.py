@@ -1,6 +1,7 @@
 """Runs that learn by a reward: what is stored, what is kept, and what stops them; after a kill they are the same."""
 
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -69,11 +70,16 @@ def test_rounds_are_asked_learned_and_judged_and_the_best_one_is_kept(tmp_path: 
     assert [one.round for one in record.rounds] == [0, 1, 2]
     assert [len(first.held_out), len(first.validation), first.learned.drawn] == [4, 4, 0]
     assert all(one.learned.drawn == 12 and one.learned.answers == 36 and one.learned.pairs > 0 for one in learned)
-    assert all(one.retention != 1 and set(one.seconds) == {"asking", "learning", "judging"} for one in learned)
+    assert all(
+        one.retention != 1 and list(one.seconds) == ["sampling", "scoring", "learning", "judging"] for one in learned
+    )
     out, rounds = tmp_path / "run", tmp_path / "run" / "rounds"
     assert (out / ADAPTER_FILE).read_bytes() == (rounds / "1" / ADAPTER_FILE).read_bytes()
     assert read_record(rounds / "2").config.to_dict()["start_from"] == str(rounds / "1")
+    retained = [json.loads(line)["text"] for line in (rounds / "retention.jsonl").read_text().splitlines()]
     asked = [json.loads(line) for line in (rounds / "1.answers.jsonl").read_text().splitlines()]
+    assert len(retained) == 8
+    assert not {*retained} & {row["prompt"] for row in asked}
     pairs = [json.loads(line) for line in (rounds / "1.pairs.jsonl").read_text().splitlines()]
     assert len(asked) == 12
     assert len(pairs) == learned[0].learned.pairs
@@ -183,9 +189,12 @@ def test_one_prompt_suffices_and_a_rule_that_no_answer_reaches_is_named(
     assert "regex:no such text gives 0.0 to all answers" in capsys.readouterr().err
 
 
-def test_no_adapter_is_left_where_no_round_is_better(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(reward_run, "best_round", lambda rounds, most: 0)
-    with pytest.raises(TsugikiError, match=r"no round.*rounds"):
+@pytest.mark.parametrize(("best", "message"), [(0, "no round.*rounds"), (1, "forgotten too much.*rounds")])
+def test_no_adapter_is_left_where_no_round_is_better(
+    best: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(reward_run, "best_round", lambda rounds, most: best if most == math.inf else 0)
+    with pytest.raises(TsugikiError, match=message):
         train_by_reward(config(tmp_path, settings={"rounds": 1}))
     assert not (tmp_path / "run" / ADAPTER_FILE).exists()
     assert read_record(tmp_path / "run").kept_round == 0
