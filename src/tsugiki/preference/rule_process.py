@@ -41,8 +41,8 @@ def main(path: str, name: str, seconds: str) -> None:
             answers = list(to_prompt)
             for asked in [answers] if takes_lists else [[one] for one in answers]:
                 random.seed(asked[0]["seed"])  # so that a rule with random numbers gives the same ones after a kill
-                limit = float(seconds) * len(asked)
-                faulthandler.dump_traceback_later(limit, exit=True, file=nowhere)  # also ends what holds the GIL
+                # this also ends what holds the GIL
+                faulthandler.dump_traceback_later(float(seconds) * len(asked), exit=True, file=nowhere)
                 results = _results(function, asked[0]["prompt"], [one["answer"] for one in asked], asked[0]["fields"])
                 faulthandler.cancel_dump_traceback_later()
                 print(*map(json.dumps, results), sep="\n", file=replies, flush=True)

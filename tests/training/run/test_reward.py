@@ -1,7 +1,6 @@
 """Runs that learn by a reward: what is stored, what is kept, and what stops them; after a kill they are the same."""
 
 import json
-import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +22,7 @@ from tsugiki.training.record.rewards import RewardRound, best_round
 from tsugiki.training.record.run_record import read_record
 from tsugiki.training.run import reward as reward_run
 from tsugiki.training.run.reward import train_by_reward
+from tsugiki.training.settings.config import RewardSettings
 from tsugiki.training.settings.files import load_config
 
 RULE = "def reward(prompt, answer):\n    return sum(map(str.islower, answer)) / max(len(answer), 1)\n"
@@ -189,16 +189,29 @@ def test_one_prompt_suffices_and_a_rule_that_no_answer_reaches_is_named(
     assert "regex:no such text gives 0.0 to all answers" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("best", "message"), [(0, "no round.*rounds"), (1, "forgotten too much.*rounds")])
-def test_no_adapter_is_left_where_no_round_is_better(
-    best: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(reward_run, "best_round", lambda rounds, most: best if most == math.inf else 0)
-    with pytest.raises(TsugikiError, match=message):
+def test_no_adapter_is_left_where_no_round_is_better(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(reward_run, "best_round", lambda rounds, most: 0)
+    with pytest.raises(TsugikiError, match=r"no round.*900% more.*rounds"):
         train_by_reward(config(tmp_path, settings={"rounds": 1}))
     assert not (tmp_path / "run" / ADAPTER_FILE).exists()
     assert read_record(tmp_path / "run").kept_round == 0
     assert report_page(read_record(tmp_path / "run"), tmp_path / "run")
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_learning_rate_that_forgets_too_much_is_lowered_for_all_rounds(interrupted: bool, tmp_path: Path):
+    never = RewardSettings.model_construct(**{**config(tmp_path).to_record()["reward_settings"], "forgetting": -0.99})
+    given = config(tmp_path, learning_rate="auto", validation="none", held_out="none")
+    lowered = given.model_copy(update={"reward_settings": never})
+    if interrupted:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(reward_run._Rounds, "_learned", _interrupted_at(reward_run._Rounds._learned, 2))
+            with pytest.raises(KeyboardInterrupt):
+                train_by_reward(lowered)
+    with pytest.raises(TsugikiError, match="no round"):
+        train_by_reward(lowered, resume=interrupted)
+    rates = [read_record(tmp_path / "run/rounds" / name).chosen("learning_rate") for name in ("too-high", "1", "2")]
+    assert rates[1:] == [rates[0] / 3] * 2
 
 
 def test_a_changed_rule_is_named(tmp_path: Path):

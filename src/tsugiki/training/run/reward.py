@@ -3,7 +3,8 @@
     round 0      the start is judged: answers to the validation and the held-out prompts are sampled and scored
     each round   ask     answers of the model to some prompts, with the adapter of the round before, are sampled, scored
                          by the rules and stored (`rounds/N.answers.jsonl`, `rounds/N.pairs.jsonl`)
-                 learn   the best against the worst answer to each prompt: a run of preference tuning (`rounds/N`)
+                 learn   the best against the worst answer to each prompt: a run of preference tuning (`rounds/N`);
+                         the first round chooses the learning rate by what it forgets
                  judge   as in round 0
     the end      the adapter of the best round on the validation prompts is the result (`training.record.rewards`)
 
@@ -11,7 +12,6 @@ What is stored is not computed again, so that a run which is resumed has the sam
 random. Prompts whose answers scored all alike when they were drawn last teach nothing, and are drawn less often.
 """
 
-import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -65,13 +65,14 @@ from tsugiki.training.run.load import find_facts, load_run_model, load_run_token
 from tsugiki.training.run.stage_results import Base
 from tsugiki.training.run.stages import train_on
 from tsugiki.training.run.start import Start, started, unwritten
-from tsugiki.training.settings.config import RewardSettings, RunConfig
+from tsugiki.training.settings.config import AUTO, RewardSettings, RunConfig
 from tsugiki.training.settings.files import validated
 from tsugiki.training.tools.processes import on_main
 
 ROUNDS = "rounds"
 """The folder in the run's folder that holds the answers and the runs of the rounds."""
 _RETENTION = "retention.jsonl"
+_TOO_HIGH = "too-high"  # round 1 with the automatic learning rate, if that has forgotten too much
 _JUDGED = 3  # answers to each validation and held-out prompt
 _RETAINED = 48  # prompts that are the retention text, at most
 _SHOWN = 3  # prompts whose first answers are shown
@@ -195,7 +196,7 @@ class _Rounds:
             if not file.exists():
                 found = self.ask(number - 1, self._drawn(number), self.numbers.samples, f"round {number}")
                 write_answers(file, found)
-            write_pairs(self._pairs(number), read_answers(file))
+            write_pairs(self.path(f"{number}.pairs.jsonl"), read_answers(file))
             return read_answers(file), self.scoring[0]
 
         answers, scoring = on_main(self.start.accelerator, asked)
@@ -207,13 +208,12 @@ class _Rounds:
         if not counted.pairs:
             return False
         times.append(_cpu_seconds())
-        retention = [one.loss for one in self._learn(number).retention_evaluations]
+        forgotten = self._learn(number)
         times.append(_cpu_seconds())
         found = on_main(self.start.accelerator, lambda: self._judged(number))
         times.append(_cpu_seconds())
         asking, learning, judging = np.diff(times).tolist()
         seconds = {"sampling": asking - scoring, "scoring": scoring, "learning": learning, "judging": judging}
-        forgotten = retention[-1] / retention[0] if retention else None
         self._add(found.model_copy(update={"learned": counted, "retention": forgotten, "seconds": seconds}))
         return True
 
@@ -236,17 +236,11 @@ class _Rounds:
 
         on_main(self.start.accelerator, write)
         if not kept:
-            best, most = record.rounds[best_round(record.rounds, math.inf)], self.numbers.forgetting
-            message = _("no round has a higher validation reward than the start; their adapters are in {rounds}")
-            if best.round:
-                message = _(
-                    "round {round} has a higher reward than the start, but has forgotten too much: the loss on the "
-                    "retention text has risen by {risen:.0%}, and may by {most:.0%} "
-                    "({flag:reward_settings forgetting}); a lower {flag:learning_rate} forgets less; the adapters are "
-                    "in {rounds}"
-                )
-            given = {"round": best.round, "risen": (best.retention or 1.0) - 1, "most": most}
-            raise TsugikiError(message.format(**given, rounds=self.path("")))
+            message = _(
+                "no round has a higher validation reward than the start, and at most {most:.0%} more loss on the "
+                "retention text ({flag:reward_settings forgetting}); {out} has figures and adapters of all rounds"
+            )
+            raise TsugikiError(message.format(most=self.numbers.forgetting, out=out))
         return record
 
     def ask(self, number: int, rows: Sequence[PromptRow], samples: int, seed: str) -> list[PromptAnswers]:
@@ -292,9 +286,6 @@ class _Rounds:
         begun = self.start.config.start_from
         return self.path(number) if number else None if begun is None else adapter_folder(begun)
 
-    def _pairs(self, number: int) -> Path:
-        return self.path(f"{number}.pairs.jsonl")
-
     def _drawn(self, number: int) -> list[PromptRow]:
         """Return the prompts of a round, which are drawn without replacement, in their order."""
         rows, most = self.parts["training"], self.numbers.prompts
@@ -307,7 +298,25 @@ class _Rounds:
         places = rng.choice(len(rows), min(most, len(rows)), replace=False, p=shares)
         return [rows[place] for place in np.sort(places)]
 
-    def _learn(self, number: int) -> RunRecord:
+    def _learn(self, number: int) -> float:
+        """Learn the pairs of a round, and return the loss on the retention text relative to that of the base.
+
+        If the first round forgets too much at the automatic learning rate, it and all others have a third of this rate.
+        """
+        record, high = self._learned(number), self.path(_TOO_HIGH)
+        losses = [one.loss for one in record.retention_evaluations]
+        forgotten = losses[-1] / losses[0] if losses else 1.0
+        if number > 1 or record.config.learning_rate != AUTO or forgotten <= 1 + self.numbers.forgetting:
+            return forgotten
+        on_main(self.start.accelerator, lambda: self.path(number).rename(high))
+        message = _(
+            "round 1 has raised the loss on the retention text by {risen:.0%} at the automatic learning rate, "
+            "{rate:g}; it is learned again at a third of that rate"
+        )
+        self.start.display.print(message.format(risen=forgotten - 1, rate=record.chosen("learning_rate")))
+        return self._learn(number)
+
+    def _learned(self, number: int) -> RunRecord:
         """Learn the pairs of a round, unless that was done before, and return the record of this run."""
         out = self.path(number)
         earlier = read_record(out) if (out / RECORD_FILE).is_file() else None
@@ -333,7 +342,9 @@ class _Rounds:
         of_adapter = ("lora", "method", "method_config") if number > 1 else ()  # that of the round before has them
         for name in ("reward", "reward_settings", "columns", "drop_duplicates", *of_adapter):
             settings.pop(name, None)
-        files = {"data": str(self._pairs(number)), "out": str(self.path(number))}
+        if (self.path(_TOO_HIGH) / RECORD_FILE).is_file():
+            settings["learning_rate"] = read_record(self.path(_TOO_HIGH)).chosen("learning_rate") / 3
+        files = {"data": str(self.path(f"{number}.pairs.jsonl")), "out": str(self.path(number))}
         files |= {"retention_data": config.retention_data or str(self.path(_RETENTION))}
         parts = {"held_out": NONE, "validation": NONE, "keep": "last", "allow_overlap": True}
         base = {"start_from": None if before is None else str(before), "base_dtype": self.dtype}
