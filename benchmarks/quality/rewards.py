@@ -37,11 +37,13 @@ import numpy as np
 import torch
 
 from benchmarks.figures import Figures
+from tsugiki import evaluate
+from tsugiki.data.read.prompts import read_prompts
 from tsugiki.data.records import NONE
 from tsugiki.io.json import read_json, write_json
 from tsugiki.preference.losses import LOSSES, Answers, PreferenceLoss
 from tsugiki.preference.rewards import parse_rule
-from tsugiki.preference.sampling import read_answers
+from tsugiki.preference.sampling import read_answers, write_prompts
 from tsugiki.report.table import Table
 from tsugiki.training.record.interval import mean_interval
 from tsugiki.training.run import prepare, reward
@@ -100,15 +102,21 @@ def _settings(options: argparse.Namespace, seed: int, rounds: int = 1) -> dict[s
 
 def judge(options: argparse.Namespace) -> None:
     """Print the seconds and the mean reward of each adapter in a folder, and write them into it."""
+    folders = sorted((one for one in options.judge.iterdir() if one.name.isdigit()), key=lambda one: int(one.name))
+    texts = options.judge / "prompts.jsonl"
+    write_prompts(texts, read_prompts(options.held_out))
+    base, *after = (
+        one.loss for one in evaluate(str(texts), model=options.model, adapter=[*map(str, folders)]).values()
+    )
     found = []
-    for folder in sorted((one for one in options.judge.iterdir() if one.name.isdigit()), key=lambda one: int(one.name)):
+    for folder, loss in zip(folders, after, strict=True):
         settings = {**_settings(options, 1), "start_from": str(folder), "out": str(options.out)}
         config = validated(RunConfig, {name: value for name, value in settings.items() if value is not None}, None)
         judged = reward._loaded(unwritten(config), [parse_rule(text) for text in options.reward])._judged(0)
-        found.append({"seconds": int(folder.name), "held_out": judged.held_out, "length": judged.length})
+        found.append({"seconds": int(folder.name), "held_out": judged.held_out, "retention": loss / base})
         low, high = mean_interval(judged.held_out) or (math.nan, math.nan)
         mean = statistics.fmean(judged.held_out)
-        print(f"{folder.name} s: {mean:.3f} [{low:.3f}, {high:.3f}], {judged.length:.0f} characters", flush=True)
+        print(f"{folder.name} s: {mean:.3f} [{low:.3f}, {high:.3f}], retention {loss / base - 1:+.1%}", flush=True)
     write_json(options.judge / "judged.json", {"points": found})
 
 
@@ -117,7 +125,7 @@ def _judged_elsewhere(folder: Path, base: dict[str, Any]) -> dict[str, Any]:
     points = [base]
     for one in read_json(folder / "judged.json")["points"]:
         before = sum(sum(point["seconds"].values()) for point in points)
-        points.append({**one, "seconds": {"training": one["seconds"] - before}, "retention": math.nan})
+        points.append({**one, "seconds": {"training": one["seconds"] - before}})
     return {"points": points, "rate": folder.name.partition("=")[2]}
 
 
@@ -141,7 +149,6 @@ def _run(options: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
                 "retention": one.retention or 1.0,
                 "length": one.length,
                 "pairs": one.learned.pairs,
-                "sampled": one.learned.reward,
             }
             for one in record.rounds
         ]
@@ -225,7 +232,7 @@ def _rows(found: dict[str, list[dict[str, Any]]], seconds: float, until: float) 
                 f"{rewards.mean():.3f} [{low:.3f}, {high:.3f}]",
                 ", ".join(f"{one.mean():.3f}" for one in rewards),
                 f"{statistics.fmean(change):+.3f} [{least:+.3f}, {most:+.3f}]" if rows else "",
-                "" if math.isnan(forgotten) else f"{forgotten:+.1%}",
+                f"{forgotten:+.1%}",
                 ", ".join(_until(one["points"], until) for one in runs),
             ]
         )
