@@ -41,13 +41,10 @@ from typing import Any
 import torch
 
 from benchmarks.figures import Figures
-from tsugiki.generation.batch import find_batch_mode
+from tsugiki.generation.generate import continue_rows
 from tsugiki.generation.prompt import prompt_tokens
-from tsugiki.generation.request import Event, Output, Request
 from tsugiki.generation.sampling import Sampling
-from tsugiki.generation.scheduler import Scheduler, generating
 from tsugiki.io.json import read_json, write_json
-from tsugiki.lora.hold import disable_adapter
 from tsugiki.report.table import Table
 from tsugiki.training.record.interval import Score, change, loss_interval
 from tsugiki.training.run.stages import train
@@ -253,27 +250,13 @@ def _answers(
     """Return some answers to each prompt. Each has a seed of its own, so that prompts are independent of each other."""
     target = evaluation_targets([options.model], [str(adapter)] if adapter else [])[-1:]
     _, model, tokenizer = next(loaded_targets(target))
-    parts = [[list[str]() for _ in range(samples)] for _ in prompts]
-
-    def request(place: int, number: int) -> Request:
-        tokens = prompt_tokens(model, tokenizer, prompts[place])
-
-        def receive(event: Event) -> None:
-            assert isinstance(event, Output), event
-            parts[place][number].append(event.text)
-
-        sampling = Sampling(0.8, 1.0, (seed * len(prompts) + place) * samples + number, 1.0)
-        ends = tokens.ends | {tokenizer.eos_token_id}
-        return Request(tokens.ids, tokenizer, options.tokens, receive, batch_mode=mode, sampling=sampling, ends=ends)
-
-    with generating(model):
-        with disable_adapter(model):
-            mode = find_batch_mode(model)
-        scheduler = Scheduler(model, 96, 96 * 1024)
-        scheduler.add([request(place, number) for place in range(len(prompts)) for number in range(samples)])
-        while scheduler.busy:
-            scheduler.step()
-    return [["".join(text) for text in texts] for texts in parts]
+    tokens = [prompt_tokens(model, tokenizer, prompt) for prompt in prompts for _ in range(samples)]
+    sampling = Sampling(0.8, 1.0, repetition_penalty=1.0)
+    ends = {tokenizer.eos_token_id}.union(*(one.ends for one in tokens))
+    seeds = [seed * len(tokens) + place for place in range(len(tokens))]
+    more: Any = {"seeds": seeds, "at_once": 96}
+    texts = continue_rows(model, tokenizer, [one.ids for one in tokens], options.tokens, sampling, ends, **more)
+    return [texts[first : first + samples] for first in range(0, len(texts), samples)]
 
 
 def _row(name: str, results: list[dict[str, Any]], like: list[dict[str, Any]]) -> list[str]:

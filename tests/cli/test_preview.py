@@ -32,3 +32,13 @@ def test_bad_input_is_one_line(arguments: tuple[str, ...], said: str, base: str,
     status, out, err = run("preview", "--model", base, *arguments)
     assert (status, out) == (2, "")
     assert said in err.splitlines()[-1]
+
+
+def test_a_run_with_a_rule_shows_answers_and_their_rewards(base: str, run):
+    Path("prompts.jsonl").write_text(json.dumps({"prompt": "ab"}))
+    settings = ("--reward", "regex:.", "--reward-settings", "tokens=3", "--held-out", "none", "--validation", "none")
+    status, out, _ = run("preview", "--model", base, "--data", "prompts.jsonl", *settings)
+    assert status == 0
+    assert out.startswith("ab\n")
+    assert out.count("│ 1      │") == 3
+    assert run("preview", "--model", base, "--data", "prompts.jsonl", *settings, "--html", "p.html")[0] == 2

@@ -82,6 +82,15 @@ def test_a_function_of_trl_runs_unchanged(tmp_path: Path):
     assert scores_of([parse_rule(rule)], [(row, "4")], "1", 10, print) == [(1.0,)]
 
 
+def test_a_function_of_trl_gets_all_answers_to_a_prompt_at_once(tmp_path: Path):
+    rule = parse_rule(
+        python(tmp_path, "def reward(prompts, completions, n):\n    return [len(set(completions))] * n[0]")
+    )
+    rows = [PromptRow(name, {"n": 2}, f"p:{name}") for name in ("one", "other")]
+    answered = [(rows[0], "a"), (rows[0], "b"), (rows[1], "a"), (rows[1], "a")]
+    assert scores_of([rule], answered, "1", 10, print) == [(2.0,), (2.0,), (1.0,), (1.0,)]
+
+
 @pytest.mark.parametrize(
     ("line", "reason"),
     [

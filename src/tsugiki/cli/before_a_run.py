@@ -14,7 +14,7 @@ import typer
 
 from tsugiki.cli.fast_start import import_libraries
 from tsugiki.cli.flags import RUN_CONFIG, FlagsOf, Given, settings_text, words_of
-from tsugiki.cli.terminal import print_line, print_next_command, print_table
+from tsugiki.cli.terminal import print_line, print_lines, print_next_command, print_table
 from tsugiki.data.read.aozora import SITE, Kana
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.language import _, counts, ngettext
@@ -22,6 +22,7 @@ from tsugiki.language import _, counts, ngettext
 if TYPE_CHECKING:
     from tsugiki.training.run.plan import Option
     from tsugiki.training.run.preview import Preview
+    from tsugiki.training.settings.config import RunConfig
 
 
 def aozora_command(
@@ -223,6 +224,33 @@ def _print_preview(shown: "Preview", verbose: bool) -> None:
 _ROWS = 3  # of a page and of a long preview
 
 
+def _print_rows(config: "RunConfig", rows: int | None, html: Path | None, verbose: bool) -> None:
+    from tsugiki.io.atomic import write_text
+    from tsugiki.report.preview import to_html
+    from tsugiki.training.run.preview import preview
+
+    shown = preview(config, rows or _ROWS)
+    _print_preview(shown if rows or verbose else replace(shown, rows=shown.rows[:1]), verbose)
+    if not verbose:
+        typer.echo(_("more rows and names: --verbose"))
+    if html:
+        write_text(html, to_html(shown))
+        typer.echo(_("page: {path}").format(path=html))
+
+
+def _print_answers(config: "RunConfig", prompts: int, html: Path | None) -> None:
+    """Print some prompts of a run that learns by a rule, with answers and their rewards."""
+    from tsugiki.report.table import Table
+    from tsugiki.training.run.reward import preview_answers
+
+    if html:
+        raise TsugikiError(_("{html}: the answers of a model are shown in the terminal alone").format(html=html))
+    for one in preview_answers(config, prompts):
+        rows = [["–" if answer.reward is None else f"{answer.reward:.3g}", answer.text] for answer in one.answers]
+        print_lines(one.row.text)
+        print_table(Table([_("reward"), _("answer")], rows))
+
+
 def preview_command(
     config: Path | None = None,
     *,
@@ -233,9 +261,11 @@ def preview_command(
 ) -> None:
     """Show the first rows of a run, counts, and the time that it would take, without training.
 
+    With --reward, it shows prompts, answers of the model to them, and their rewards.
+
     Args:
         config: YAML file of a run's settings. Flags override it.
-        rows: Number of rows to show. Default: 1, or 3 with --verbose and on the page.
+        rows: Number of rows, or of prompts, to show. Default: 1, or 3 with --verbose, on the page, and of prompts.
         html: HTML file to write the preview to as well, whole.
         verbose: Show 3 whole rows, and all names of near-duplicates.
 
@@ -255,17 +285,10 @@ def preview_command(
         message = _("{html}: the folder {parent} does not exist; create it first")
         raise TsugikiError(message.format(html=html, parent=html.parent))
 
-    from tsugiki.io.atomic import write_text
-    from tsugiki.report.preview import to_html
-    from tsugiki.training.run.preview import preview
-
-    shown = preview(run_config, rows or _ROWS)
-    _print_preview(shown if rows or verbose else replace(shown, rows=shown.rows[:1]), verbose)
-    if not verbose:
-        typer.echo(_("more rows and names: --verbose"))
-    if html:
-        write_text(html, to_html(shown))
-        typer.echo(_("page: {path}").format(path=html))
+    if run_config.reward:
+        _print_answers(run_config, rows or _ROWS, html)
+    else:
+        _print_rows(run_config, rows, html, verbose)
     if config is None:
         name = Path(run_config.data[0]).stem or "text"
         print_next_command("train", *words_of(RunConfig, {**settings, "out": f"runs/{name}"}))

@@ -146,6 +146,11 @@ def normalise_name(name: str) -> str:
     return without_spaces(name[:500])  # normalising a long row of combining marks takes quadratic time
 
 
+def folded(text: str) -> str:
+    """Return a text in Unicode's form NFKC, and without differences of upper and lower case."""
+    return unicodedata.normalize("NFKC", text).casefold()
+
+
 def without_spaces(text: str) -> str:
     """Return a text with normalised widths and composed characters, and without spaces, also those of no width."""
     return _UNSEEN.sub("", unicodedata.normalize("NFKC", text))

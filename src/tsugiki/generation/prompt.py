@@ -8,8 +8,11 @@ from typing import TypeAlias
 from tsugiki.adapters.saved_tokenizer import saved_chat_template
 from tsugiki.annotations import PreTrainedModel, PreTrainedTokenizerBase
 from tsugiki.data.chat import prompt_text, read_template
-from tsugiki.data.encoding import document_start, encode, encode_records
+from tsugiki.data.encoding import document_end, document_start, encode, encode_records
 from tsugiki.data.records import Conversation, Message
+from tsugiki.errors import TsugikiError
+from tsugiki.language import _
+from tsugiki.model.context import context_length
 
 Prompt: TypeAlias = str | Sequence[Message]
 """A text to continue, or the turns of a conversation that the assistant answers."""
@@ -45,6 +48,37 @@ def prompt_tokens(
     answer = encode_records(tokenizer, [answered], "last")[0]
     end = [token for token, in_loss in zip(answer.ids, answer.loss_mask, strict=True) if in_loss][-1]
     return PromptTokens(encode(tokenizer, [text])[0], frozenset({end, *configured_ends(model)}))
+
+
+def tokens_of_prompts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[tuple[Prompt, str, str]],
+    system: str | None = None,
+) -> tuple[list[list[int]], set[int]]:
+    """Return the tokens of prompts, each given with its name in errors and its tools, and the tokens that end an answer.
+
+    A prompt that is a text is the user's turn if the tokenizer has a chat template, as in training; `system` is the
+    message before it.
+    """
+    rows, ends = list[list[int]](), {document_end(tokenizer), *configured_ends(model)}
+    for prompt, source, tools in prompts:
+        asked = as_prompt(prompt, bool(tokenizer.chat_template), system) if isinstance(prompt, str) else prompt
+        found = prompt_tokens(model, tokenizer, asked, source, tools)
+        check_fits(model, len(found.ids) + 1, source)
+        rows.append(found.ids)
+        ends |= found.ends
+    return rows, ends
+
+
+def check_fits(model: PreTrainedModel, tokens: int, source: str) -> None:
+    """Raise a TsugikiError if a prompt and an answer of so many tokens together do not fit into the model's context."""
+    if tokens > (context := context_length(model)):
+        message = _(
+            "{source}: prompt and answer have {tokens:,} tokens or more, above the model's context of {context:,}; "
+            "shorten or remove the prompt"
+        )
+        raise TsugikiError(message.format(source=source, tokens=tokens, context=context))
 
 
 def learned_conversations(adapter: Path | None, tokenizer: PreTrainedTokenizerBase) -> bool:

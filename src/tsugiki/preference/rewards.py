@@ -16,7 +16,6 @@ without a reward; where it fails too often, that is an error.
 import json
 import re
 import shlex
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from tsugiki.data.read.prompts import PromptRow
-from tsugiki.data.records import without_spaces
+from tsugiki.data.records import folded, without_spaces
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.generation.grammar import schema_check
 from tsugiki.io.digests import file_sha256
@@ -176,7 +175,7 @@ def _normal(value: Any) -> Any:
 def _ends_in(expected: str | float, answer: str) -> bool:
     """Return whether an answer is a text or a number, or its last word or number is."""
     text = expected if isinstance(expected, str) else json.dumps(expected)
-    wanted, normal = (unicodedata.normalize("NFKC", one).casefold().strip() for one in (text, answer))
+    wanted, normal = (folded(one).strip() for one in (text, answer))
     if _NUMBER.fullmatch(wanted):
         numbers = [float(one.replace(",", "")) for one in _NUMBER.findall(normal)]
         return numbers[-1:] == [float(wanted.replace(",", ""))]

@@ -143,10 +143,9 @@ def write_pairs(path: Path, answers: Iterable[PromptAnswers]) -> None:
     _write_lines(path, rows)
 
 
-def write_completions(path: Path, answers: Iterable[PromptAnswers]) -> None:
-    """Write the first answer to each prompt, if it is whole, as rows of prompts and completions."""
-    first = [(one, one.answers[0]) for one in answers if one.answers[0].is_whole and one.answers[0].text.strip()]
-    _write_lines(path, [{"prompt": one.row.prompt, "completion": _completion(one, answer)} for one, answer in first])
+def write_prompts(path: Path, rows: Iterable[PromptRow]) -> None:
+    """Write prompts as plain texts."""
+    _write_lines(path, [{"text": row.text} for row in rows])
 
 
 def _completion(answers: PromptAnswers, answer: Answer) -> str | list[dict[str, str]]:

@@ -33,7 +33,8 @@ def reward_sentence(record: RunRecord) -> str:
 def reward_table(record: RunRecord) -> Table:
     """Return a row for each round; no rows for a run without a reward."""
     headers = [_("round"), _("reward, held-out prompts"), _("reward, validation prompts"), _("characters")]
-    headers += [_("different 3-grams"), _("retention loss"), _("pairs"), _("all alike"), _("cut off"), _("CPU s")]
+    headers += [_("different 3-grams"), _("retention loss"), _("pairs"), _("all alike"), _("cut off")]
+    headers.append(_("CPU s: sampling,\nscoring, learning,\njudging"))
     return Table(headers, [_row(one, one.learned, record.kept_round) for one in record.rounds])
 
 
@@ -43,7 +44,7 @@ def _row(one: RewardRound, learned: AnswerCounts, kept: int | None) -> list[str]
     number = _("{round}, kept").format(round=one.round) if one.round == kept else str(one.round)
     retention = "–" if one.retention is None else f"{one.retention - 1:+.1%}"
     of_learned = [f"{learned.pairs:,}", *("–" if not of else f"{part / of:.0%}" for part, of in shares)]
-    seconds = f"{sum(one.seconds.values()):.0f}"
+    seconds = "+".join(f"{part:.0f}" for part in one.seconds.values()) or "–"
     return [number, *rewards, f"{one.length:.0f}", f"{one.distinct:.3f}", retention, *of_learned, seconds]
 
 

@@ -22,6 +22,7 @@ from tsugiki.training.record.rewards import RewardRound, best_round
 from tsugiki.training.record.run_record import read_record
 from tsugiki.training.run import reward as reward_run
 from tsugiki.training.run.reward import train_by_reward
+from tsugiki.training.settings.config import RewardSettings
 from tsugiki.training.settings.files import load_config
 
 RULE = "def reward(prompt, answer):\n    return sum(map(str.islower, answer)) / max(len(answer), 1)\n"
@@ -69,11 +70,16 @@ def test_rounds_are_asked_learned_and_judged_and_the_best_one_is_kept(tmp_path: 
     assert [one.round for one in record.rounds] == [0, 1, 2]
     assert [len(first.held_out), len(first.validation), first.learned.drawn] == [4, 4, 0]
     assert all(one.learned.drawn == 12 and one.learned.answers == 36 and one.learned.pairs > 0 for one in learned)
-    assert all(one.retention != 1 and set(one.seconds) == {"asking", "learning", "judging"} for one in learned)
+    assert all(
+        one.retention != 1 and list(one.seconds) == ["sampling", "scoring", "learning", "judging"] for one in learned
+    )
     out, rounds = tmp_path / "run", tmp_path / "run" / "rounds"
     assert (out / ADAPTER_FILE).read_bytes() == (rounds / "1" / ADAPTER_FILE).read_bytes()
     assert read_record(rounds / "2").config.to_dict()["start_from"] == str(rounds / "1")
+    retained = [json.loads(line)["text"] for line in (rounds / "retention.jsonl").read_text().splitlines()]
     asked = [json.loads(line) for line in (rounds / "1.answers.jsonl").read_text().splitlines()]
+    assert len(retained) == 8
+    assert not {*retained} & {row["prompt"] for row in asked}
     pairs = [json.loads(line) for line in (rounds / "1.pairs.jsonl").read_text().splitlines()]
     assert len(asked) == 12
     assert len(pairs) == learned[0].learned.pairs
@@ -185,11 +191,27 @@ def test_one_prompt_suffices_and_a_rule_that_no_answer_reaches_is_named(
 
 def test_no_adapter_is_left_where_no_round_is_better(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(reward_run, "best_round", lambda rounds, most: 0)
-    with pytest.raises(TsugikiError, match=r"no round.*rounds"):
+    with pytest.raises(TsugikiError, match=r"no round.*900% more.*rounds"):
         train_by_reward(config(tmp_path, settings={"rounds": 1}))
     assert not (tmp_path / "run" / ADAPTER_FILE).exists()
     assert read_record(tmp_path / "run").kept_round == 0
     assert report_page(read_record(tmp_path / "run"), tmp_path / "run")
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_learning_rate_that_forgets_too_much_is_lowered_for_all_rounds(interrupted: bool, tmp_path: Path):
+    never = RewardSettings.model_construct(**{**config(tmp_path).to_record()["reward_settings"], "forgetting": -0.99})
+    given = config(tmp_path, learning_rate="auto", validation="none", held_out="none")
+    lowered = given.model_copy(update={"reward_settings": never})
+    if interrupted:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(reward_run._Rounds, "_learned", _interrupted_at(reward_run._Rounds._learned, 2))
+            with pytest.raises(KeyboardInterrupt):
+                train_by_reward(lowered)
+    with pytest.raises(TsugikiError, match="no round"):
+        train_by_reward(lowered, resume=interrupted)
+    rates = [read_record(tmp_path / "run/rounds" / name).chosen("learning_rate") for name in ("too-high", "1", "2")]
+    assert rates[1:] == [rates[0] / 3] * 2
 
 
 def test_a_changed_rule_is_named(tmp_path: Path):

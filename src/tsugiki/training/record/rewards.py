@@ -27,7 +27,7 @@ class RewardRound(BaseModel):
     retention: float | None = None
     """Loss on the retention text relative to that of the base; None: not measured."""
     seconds: dict[str, float] = Field(default_factory=dict)
-    """CPU seconds of asking (sampling and scoring), learning and judging."""
+    """CPU seconds of sampling, scoring, learning and judging."""
 
 
 def best_round(rounds: Sequence[RewardRound], most_forgotten: float) -> int:

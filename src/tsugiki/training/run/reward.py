@@ -3,7 +3,8 @@
     round 0      the start is judged: answers to the validation and the held-out prompts are sampled and scored
     each round   ask     answers of the model to some prompts, with the adapter of the round before, are sampled, scored
                          by the rules and stored (`rounds/N.answers.jsonl`, `rounds/N.pairs.jsonl`)
-                 learn   the best against the worst answer to each prompt: a run of preference tuning (`rounds/N`)
+                 learn   the best against the worst answer to each prompt: a run of preference tuning (`rounds/N`);
+                         the first round chooses the learning rate by what it forgets
                  judge   as in round 0
     the end      the adapter of the best round on the validation prompts is the result (`training.record.rewards`)
 
@@ -14,7 +15,7 @@ random. Prompts whose answers scored all alike when they were drawn last teach n
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -24,14 +25,13 @@ import numpy as np
 from tsugiki.adapters.library import adapter_folder
 from tsugiki.adapters.pretrained import load_adapter
 from tsugiki.annotations import PreTrainedModel, PreTrainedTokenizerBase
-from tsugiki.data.encoding import document_end
 from tsugiki.data.read.prompts import PromptRow
 from tsugiki.data.records import NONE, Message
 from tsugiki.dtypes import BaseDtype
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.fast.paths import use_plain_paths
 from tsugiki.generation.generate import continue_rows
-from tsugiki.generation.prompt import Prompt, as_prompt, prompt_tokens
+from tsugiki.generation.prompt import tokens_of_prompts
 from tsugiki.generation.sampling import Sampling
 from tsugiki.io.atomic import check_new_file, make_folder, refuse_existing, write_bytes
 from tsugiki.io.file_names import RECORD_FILE
@@ -41,7 +41,6 @@ from tsugiki.lora.graft import ungraft
 from tsugiki.lora.hold import is_grafted
 from tsugiki.lowbit.nf4 import product_dtype
 from tsugiki.lowbit.quantized_layer import decide
-from tsugiki.model.context import context_length
 from tsugiki.preference.rewards import Rule, parse_rule, reward_of, scores_of
 from tsugiki.preference.sampling import (
     Answer,
@@ -53,8 +52,8 @@ from tsugiki.preference.sampling import (
     read_answers,
     seeds_of,
     write_answers,
-    write_completions,
     write_pairs,
+    write_prompts,
 )
 from tsugiki.training.data.packing import pack_data
 from tsugiki.training.data.prompts import split_prompts
@@ -66,15 +65,16 @@ from tsugiki.training.run.load import find_facts, load_run_model, load_run_token
 from tsugiki.training.run.stage_results import Base
 from tsugiki.training.run.stages import train_on
 from tsugiki.training.run.start import Start, started, unwritten
-from tsugiki.training.settings.config import RewardSettings, RunConfig
+from tsugiki.training.settings.config import AUTO, RewardSettings, RunConfig
 from tsugiki.training.settings.files import validated
 from tsugiki.training.tools.processes import on_main
 
 ROUNDS = "rounds"
 """The folder in the run's folder that holds the answers and the runs of the rounds."""
 _RETENTION = "retention.jsonl"
+_TOO_HIGH = "too-high"  # round 1 with the automatic learning rate, if that has forgotten too much
 _JUDGED = 3  # answers to each validation and held-out prompt
-_RETAINED = 48  # prompts whose answers are the retention text where no prompts are judged
+_RETAINED = 48  # prompts that are the retention text, at most
 _SHOWN = 3  # prompts whose first answers are shown
 _ROWS = 48
 """The most answers of a batch."""
@@ -100,6 +100,12 @@ def train_by_reward(
         while len(start.record.rounds) <= run.numbers.rounds and run.learn_round(len(start.record.rounds)):
             pass
         return run.finish()
+
+
+def preview_answers(config: RunConfig, prompts: int) -> list[PromptAnswers]:
+    """Return some prompts of a run with a few answers of its model to each, and their scores; nothing is written."""
+    run = _loaded(unwritten(config), [parse_rule(text) for text in config.reward])
+    return run.ask(0, run.parts["training"][:prompts], _JUDGED, "preview")
 
 
 def write_pairs_once(config: RunConfig, out: Path) -> AnswerCounts:
@@ -164,19 +170,20 @@ class _Rounds:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     dtype: BaseDtype
+    scoring: list[float] = field(default_factory=list)
+    """CPU seconds of the rules for the answers that were sampled last."""
 
     def path(self, name: object) -> Path:
         """Return a path in the folder of the rounds."""
         return self.start.out / ROUNDS / str(name)
 
     def judge_start(self) -> None:
-        """Judge the model before the first round, and keep some of its answers as retention text."""
+        """Judge the model before the first round, and write the prompts as retention text."""
+        rows = [*self.parts["validation"], *self.parts["held_out"]] or self.parts["training"]
 
         def judge() -> RewardRound:
-            found, judged = self._judged(0)
-            of_start = judged or self.ask(0, self.parts["training"][:_RETAINED], 1, "start")
-            write_completions(self.path(_RETENTION), of_start)
-            return found
+            write_prompts(self.path(_RETENTION), rows[:_RETAINED])
+            return self._judged(0)
 
         self._add(on_main(self.start.accelerator, judge))
 
@@ -184,14 +191,15 @@ class _Rounds:
         """Ask, learn and judge; False if there are no pairs to learn, which before the first step is an error."""
         times, file = [_cpu_seconds()], self.path(f"{number}.answers.jsonl")
 
-        def asked() -> list[PromptAnswers]:
+        def asked() -> tuple[list[PromptAnswers], float]:
+            self.scoring[:] = [0.0]
             if not file.exists():
                 found = self.ask(number - 1, self._drawn(number), self.numbers.samples, f"round {number}")
                 write_answers(file, found)
-            write_pairs(self._pairs(number), read_answers(file))
-            return read_answers(file)
+            write_pairs(self.path(f"{number}.pairs.jsonl"), read_answers(file))
+            return read_answers(file), self.scoring[0]
 
-        answers = on_main(self.start.accelerator, asked)
+        answers, scoring = on_main(self.start.accelerator, asked)
         counted = count_answers(answers)
         if not counted.pairs and number == 1:
             raise TsugikiError(nothing_to_learn(counted, file))
@@ -200,12 +208,12 @@ class _Rounds:
         if not counted.pairs:
             return False
         times.append(_cpu_seconds())
-        retention = [one.loss for one in self._learn(number).retention_evaluations]
+        forgotten = self._learn(number)
         times.append(_cpu_seconds())
-        found, _answers = on_main(self.start.accelerator, lambda: self._judged(number))
+        found = on_main(self.start.accelerator, lambda: self._judged(number))
         times.append(_cpu_seconds())
-        seconds = dict(zip(("asking", "learning", "judging"), np.diff(times).tolist(), strict=True))
-        forgotten = retention[-1] / retention[0] if retention else None
+        asking, learning, judging = np.diff(times).tolist()
+        seconds = {"sampling": asking - scoring, "scoring": scoring, "learning": learning, "judging": judging}
         self._add(found.model_copy(update={"learned": counted, "retention": forgotten, "seconds": seconds}))
         return True
 
@@ -228,8 +236,11 @@ class _Rounds:
 
         on_main(self.start.accelerator, write)
         if not kept:
-            message = _("no round has a higher validation reward than the start; their adapters are in {rounds}")
-            raise TsugikiError(message.format(rounds=self.path("")))
+            message = _(
+                "no round has a higher validation reward than the start, and at most {most:.0%} more loss on the "
+                "retention text ({flag:reward_settings forgetting}); {out} has figures and adapters of all rounds"
+            )
+            raise TsugikiError(message.format(most=self.numbers.forgetting, out=out))
         return record
 
     def ask(self, number: int, rows: Sequence[PromptRow], samples: int, seed: str) -> list[PromptAnswers]:
@@ -244,8 +255,10 @@ class _Rounds:
             answers = self._sampled(rows, samples, seed, advance)
         self._remove_adapter()
         answered = [(rows[place // samples], one.text) for place, one in enumerate(answers)]
+        begun = _cpu_seconds()
         with display.stage(_("scoring answers"), None):
             scores = scores_of(self.rules, answered, seed, self.numbers.seconds, display.print)
+        self.scoring[:] = [_cpu_seconds() - begun]
         both = zip(answers, scores, strict=True)
         scored = [replace(one, scores=results, reward=reward_of(self.rules, results)) for one, results in both]
         return [PromptAnswers(row, scored[place * samples : (place + 1) * samples]) for place, row in enumerate(rows)]
@@ -253,21 +266,15 @@ class _Rounds:
     def _sampled(
         self, rows: Sequence[PromptRow], samples: int, seed: str, advance: Callable[[int], None]
     ) -> list[Answer]:
-        model, tokenizer, is_chat = self.model, self.tokenizer, bool(self.tokenizer.chat_template)
-        ids, ends, reasons = list[list[int]](), {document_end(tokenizer)}, dict[int, str]()
-        for row in rows:
-            prompt: Prompt = [Message(turn["role"], turn["content"]) for turn in row.prompt if isinstance(turn, dict)]
-            if isinstance(row.prompt, str):
-                prompt = as_prompt(row.prompt, is_chat, self.start.config.system)
-            found = prompt_tokens(model, tokenizer, prompt, row.source)
-            if len(found.ids) >= context_length(model):
-                message = _("{source}: the prompt has {count} tokens, more than the model's context; shorten it")
-                raise TsugikiError(message.format(source=row.source, count=len(found.ids)))
-            ids += [found.ids] * samples
-            ends |= found.ends
+        messages = [
+            [Message(turn["role"], turn["content"]) for turn in row.prompt if isinstance(turn, dict)] for row in rows
+        ]
+        prompts = [(turns or str(row.prompt), row.source, "") for row, turns in zip(rows, messages, strict=True)]
+        asked, ends = tokens_of_prompts(self.model, self.tokenizer, prompts, self.start.config.system)
+        ids, reasons = [row for row in asked for _sample in range(samples)], dict[int, str]()
         more: Any = {"seeds": seeds_of(seed, len(ids)), "finish": reasons.__setitem__, "at_once": _ROWS}
         sampling = Sampling(self.numbers.temperature, top_p=1.0, repetition_penalty=1.0)
-        texts = continue_rows(model, tokenizer, ids, self.numbers.tokens, sampling, ends, advance, **more)
+        texts = continue_rows(self.model, self.tokenizer, ids, self.numbers.tokens, sampling, ends, advance, **more)
         return [answer_of(text, reasons[place] != "stop") for place, text in enumerate(texts)]
 
     def _remove_adapter(self) -> None:
@@ -278,9 +285,6 @@ class _Rounds:
     def _adapter(self, number: int) -> Path | None:
         begun = self.start.config.start_from
         return self.path(number) if number else None if begun is None else adapter_folder(begun)
-
-    def _pairs(self, number: int) -> Path:
-        return self.path(f"{number}.pairs.jsonl")
 
     def _drawn(self, number: int) -> list[PromptRow]:
         """Return the prompts of a round, which are drawn without replacement, in their order."""
@@ -294,7 +298,25 @@ class _Rounds:
         places = rng.choice(len(rows), min(most, len(rows)), replace=False, p=shares)
         return [rows[place] for place in np.sort(places)]
 
-    def _learn(self, number: int) -> RunRecord:
+    def _learn(self, number: int) -> float:
+        """Learn the pairs of a round, and return the loss on the retention text relative to that of the base.
+
+        If the first round forgets too much at the automatic learning rate, it and all others have a third of this rate.
+        """
+        record, high = self._learned(number), self.path(_TOO_HIGH)
+        losses = [one.loss for one in record.retention_evaluations]
+        forgotten = losses[-1] / losses[0] if losses else 1.0
+        if number > 1 or record.config.learning_rate != AUTO or forgotten <= 1 + self.numbers.forgetting:
+            return forgotten
+        on_main(self.start.accelerator, lambda: self.path(number).rename(high))
+        message = _(
+            "round 1 has raised the loss on the retention text by {risen:.0%} at the automatic learning rate, "
+            "{rate:g}; it is learned again at a third of that rate"
+        )
+        self.start.display.print(message.format(risen=forgotten - 1, rate=record.chosen("learning_rate")))
+        return self._learn(number)
+
+    def _learned(self, number: int) -> RunRecord:
         """Learn the pairs of a round, unless that was done before, and return the record of this run."""
         out = self.path(number)
         earlier = read_record(out) if (out / RECORD_FILE).is_file() else None
@@ -320,14 +342,16 @@ class _Rounds:
         of_adapter = ("lora", "method", "method_config") if number > 1 else ()  # that of the round before has them
         for name in ("reward", "reward_settings", "columns", "drop_duplicates", *of_adapter):
             settings.pop(name, None)
-        files = {"data": str(self._pairs(number)), "out": str(self.path(number))}
+        if (self.path(_TOO_HIGH) / RECORD_FILE).is_file():
+            settings["learning_rate"] = read_record(self.path(_TOO_HIGH)).chosen("learning_rate") / 3
+        files = {"data": str(self.path(f"{number}.pairs.jsonl")), "out": str(self.path(number))}
         files |= {"retention_data": config.retention_data or str(self.path(_RETENTION))}
         parts = {"held_out": NONE, "validation": NONE, "keep": "last", "allow_overlap": True}
         base = {"start_from": None if before is None else str(before), "base_dtype": self.dtype}
         return validated(RunConfig, {**settings, **files, **parts, **base}, None)
 
-    def _judged(self, number: int) -> tuple[RewardRound, list[PromptAnswers]]:
-        """Return the rewards of the model after a round on validation and held-out prompts, and its answers."""
+    def _judged(self, number: int) -> RewardRound:
+        """Return what the model after a round is worth on validation and held-out prompts."""
         validation, held_out = self.parts["validation"], self.parts["held_out"]
         answers = self.ask(number, [*validation, *held_out], _JUDGED, "judged")
         texts = [one.text for of_row in answers for one in of_row.answers]
@@ -336,7 +360,7 @@ class _Rounds:
         worth: Any = {"validation": means[: len(validation)], "held_out": means[len(validation) :]}
         length, distinct = fmean(map(len, texts or [""])), fmean([len(set(one)) / len(one) for one in grams] or [0.0])
         shown = [(one.row.text, one.answers[0].text) for one in [*answers[len(validation) :], *answers][:_SHOWN]]
-        return RewardRound(round=number, **worth, length=length, distinct=distinct, samples=shown), answers
+        return RewardRound(round=number, **worth, length=length, distinct=distinct, samples=shown)
 
     def _add(self, found: RewardRound) -> None:
         """Add a round to the record, write it, and say what it was worth."""

@@ -6,18 +6,15 @@ wrong by this rule, and so is one that begins well and then tells another fact. 
 """
 
 from collections.abc import Sequence
-from unicodedata import normalize
+
+from tsugiki.data.records import folded
 
 
 def right_answers(answers: Sequence[str], keys: Sequence[Sequence[str]]) -> list[bool]:
     """Return whether each answer is right: `answers[i]` is about the fact whose key strings are `keys[i]`."""
-    folded = [[_folded(key) for key in own] for own in keys]
-    return [_is_right(_folded(answer), number, folded) for number, answer in enumerate(answers)]
+    of_facts = [[folded(key) for key in own] for own in keys]
+    return [_is_right(folded(answer), number, of_facts) for number, answer in enumerate(answers)]
 
 
 def _is_right(answer: str, number: int, keys: Sequence[Sequence[str]]) -> bool:
     return all((key in answer) == (fact == number) for fact, own in enumerate(keys) for key in own)
-
-
-def _folded(text: str) -> str:
-    return normalize("NFKC", text).casefold()

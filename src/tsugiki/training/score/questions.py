@@ -23,17 +23,16 @@ from typing import Any, Literal, TypeAlias, get_args
 import torch
 
 from tsugiki.annotations import PreTrainedModel, PreTrainedTokenizerBase
-from tsugiki.data.encoding import document_end, encode_records
+from tsugiki.data.encoding import encode_records
 from tsugiki.data.read.character_encoding import detect_encoding
 from tsugiki.data.read.schemas import read_row
 from tsugiki.data.read.tables import jsonl_rows, opener
 from tsugiki.data.records import Completion, Conversation, Message, Record
 from tsugiki.errors import TsugikiError, error_text, unreadable
 from tsugiki.generation.generate import continue_rows
-from tsugiki.generation.prompt import as_prompt, configured_ends, prompt_tokens
+from tsugiki.generation.prompt import check_fits, tokens_of_prompts
 from tsugiki.generation.sampling import Sampling
 from tsugiki.language import _
-from tsugiki.model.context import context_length
 from tsugiki.model.names import compile_search
 from tsugiki.training.record.interval import wilson_interval
 from tsugiki.training.record.result import Answer, Answers
@@ -206,7 +205,7 @@ def _choose(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, question
     encoded = encode_records(tokenizer, [question.answered(choice) for question, choice in options])
     sequences = []
     for number, ((question, _choice), record) in enumerate(zip(options, encoded, strict=True)):
-        _check_fits(model, len(record.ids), question)
+        check_fits(model, len(record.ids), question.source)
         mask = torch.tensor(record.loss_mask)
         mask[mask.nonzero()[-1]] = False
         sequences.append(TokenSequence(torch.tensor(record.ids), mask, number))
@@ -229,27 +228,11 @@ def _generate(
 
     No repetition penalty is applied, because an answer may repeat words of its question.
     """
-    rows, ends = [], {document_end(tokenizer), *configured_ends(model)}
-    for question in questions:
-        text = question.prompt
-        asked = as_prompt(text, bool(tokenizer.chat_template)) if isinstance(text, str) else text
-        prompt = prompt_tokens(model, tokenizer, asked, question.source, question.tools)
-        _check_fits(model, len(prompt.ids) + 1, question)
-        rows.append(prompt.ids)
-        ends |= prompt.ends
+    prompts = [(question.prompt, question.source, question.tools) for question in questions]
+    rows, ends = tokens_of_prompts(model, tokenizer, prompts)
     return continue_rows(
         model, tokenizer, rows, max_new_tokens, Sampling(temperature=0, repetition_penalty=1), ends, advance
     )
-
-
-def _check_fits(model: PreTrainedModel, tokens: int, question: Question) -> None:
-    context = context_length(model)
-    if tokens > context:
-        message = _(
-            "{source}: prompt and answer have {tokens:,} tokens or more, above the model's context of {context:,}; "
-            "shorten or remove the question"
-        )
-        raise TsugikiError(message.format(source=question.source, tokens=tokens, context=context))
 
 
 def _is_correct(question: Question, answer: str) -> bool:
