@@ -4,6 +4,7 @@ Weights are read from safetensors files only, so nothing is unpickled. Code in a
 `trust_remote_code`.
 """
 
+import copy
 import json
 import sys
 from pathlib import Path
@@ -81,7 +82,8 @@ def _load_quantized(folder: Path, config: PretrainedConfig, dtype: LoadDtype) ->
 
     from tsugiki.base.streaming import load_quantized
 
-    model = load_quantized(folder, config, torch_dtype(preferred_compute_dtype()), base_dtype)
+    # A copy, because a model that is built from a config writes its dtype into it, in which the files would be loaded.
+    model = load_quantized(folder, copy.deepcopy(config), torch_dtype(preferred_compute_dtype()), base_dtype)
     if model is not None and (folder / GENERATION_CONFIG_FILE).is_file():  # `from_pretrained` reads it by itself
         model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     return model
