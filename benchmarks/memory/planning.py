@@ -5,8 +5,8 @@ steps, each in a process of its own. `tsugiki plan` has planned each before, in 
 `peak_memory` of run.json, time is the time of its steps. Times need a quiet machine, memory does not. A folder that
 holds results gets those that are missing.
 
-`--unfitted` measures ten runs instead, on which no formula of a plan was fitted: mixtures of experts, windows, all
-parameters, a high rank, and long rows.
+`--unfitted` measures twelve runs instead, on which no formula of a plan was fitted: mixtures of experts, windows, all
+parameters, another method, a high rank, and long rows.
 """
 
 import argparse
@@ -140,15 +140,17 @@ _MORE_CONFIGS: dict[str, dict[str, Any]] = {
 }
 """Those of the unfitted runs."""
 UNFITTED = [
-    Case("qwen3-moe-66m"),
-    Case("qwen3-moe-66m", recompute="blocks"),
-    Case("olmoe-80m"),
-    Case("gemma3-90m"),
+    Case("olmoe-80m", dtype="bf16"),
+    Case("olmoe-80m", dtype="bf16", recompute="blocks"),
+    Case("qwen3-moe-66m", dtype="int8"),
+    Case("gemma3-90m", dtype="bf16"),
+    Case("phi3-50m", dtype="int8"),
     Case("phi3-50m"),
+    Case("mistral-60m", dtype="bf16", settings="--block-size 2048 --batch-size 2"),
     Case("mistral-60m", dtype="int8"),
-    Case("mistral-60m", settings="--block-size 2048 --batch-size 2"),
-    Case("llama-35m", dtype="nf4"),
-    Case("llama-35m", settings="--r 256 --lora-alpha 256"),
+    Case("qwen3-70m", dtype="nf4"),
+    Case("llama-35m", dtype="bf16", settings="--r 256 --lora-alpha 256"),
+    Case("smollm2-135m", dtype="bf16", settings="--batch-size 2 --method ia3"),
     Case("gpt2-small", settings="--method full --batch-size 2"),
 ]
 
@@ -163,7 +165,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for models, runs and results.json")
     parser.add_argument("--shapes", nargs="+", default=["embedded", *CONFIGS])
-    parser.add_argument("--unfitted", action="store_true", help="the ten runs instead of shapes, dtypes, recompute")
+    parser.add_argument("--unfitted", action="store_true", help="the twelve runs instead of shapes, dtypes, recompute")
     parser.add_argument("--dtypes", nargs="+", default=["bf16", "int8", "nf4"])
     parser.add_argument("--recompute", nargs="+", default=["none", "blocks"])
     parser.add_argument("--steps", type=int, default=4)
@@ -181,7 +183,7 @@ def main() -> None:
     for case in UNFITTED if options.unfitted else fitted:
         if case.cells in [row[:3] for row in rows]:
             continue
-        model = case.shape if case.shape == "embedded" else _save(case.shape, options.out / case.shape)
+        model = case.shape if case.shape == "embedded" else save_model(case.shape, options.out / case.shape)
         run = options.out / "-".join(case.cells).replace(" ", "")
         shutil.rmtree(run, ignore_errors=True)
         figures = _measure(model, case, text, run, options.steps, options.rows, options.block_size)
@@ -191,7 +193,8 @@ def main() -> None:
         Figures({language: names[:columns] for language, names in _HEADERS.items()}, rows, command).write(results)
 
 
-def _save(shape: str, folder: Path) -> str:
+def save_model(shape: str, folder: Path) -> str:
+    """Write the model of a shape with random weights to a folder that does not exist yet, and return its name."""
     if folder.exists():
         return str(folder)
     settings = dict((CONFIGS | _MORE_CONFIGS)[shape])

@@ -252,8 +252,9 @@ def generate(
         json_schema: what is written is JSON that this JSON schema allows; needs the extra `serve`.
         chat_template: chat template for conversations and for prompts with completions: a Jinja file, default (a plain
             one) or none. Default: that of the adapter, or of the tokenizer.
-        dtype: dtype of the base's weights. Default: int8 or nf4 if the adapter was trained on such a base, otherwise
-            fp32.
+        dtype: dtype of the base's weights. Default: that in which training loads it: int8 or nf4 if the adapter was
+            trained on such a base, otherwise bf16 where this machine multiplies it. In fp32 the text depends least on
+            the machine and on other prompts.
         allow_base_mismatch: load an adapter that was trained on another base.
         trust_remote_code: run Python code that the model brings, with all your rights.
 
@@ -268,10 +269,11 @@ def generate(
     from tsugiki.generation.prompt import as_prompt, learned_conversations
     from tsugiki.generation.sampling import Sampling
     from tsugiki.io.progress import quiet_libraries
-    from tsugiki.training.score.targets import evaluation_targets, loaded_targets
+    from tsugiki.training.score.targets import dtype_of_training, evaluation_targets, loaded_targets
 
     targets = evaluation_targets(_list(model), _list(adapter))[-1:]
     with quiet_libraries():
+        dtype = dtype or dtype_of_training(targets)
         _target, loaded, tokenizer = next(
             loaded_targets(targets, allow_base_mismatch, trust_remote_code, chat_template, dtype)
         )

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, T5Tokenizer
 
 from tests.tiny import CONFIGS, grafted, ids, logits, relative_error, save_tiny, tiny_model
+from tests.tiny_types import tiny_of
 from tsugiki import LoraConfig, TsugikiError, graft
 from tsugiki.base import load_model, load_tokenizer, local_folder, placeholder_model
 
@@ -23,6 +24,21 @@ def test_a_folder_loads_in_float32_and_keeps_its_name(tmp_path: Path):
     assert logits(model).isfinite().all()
     assert load_tokenizer(folder).eos_token_id == 0
     assert local_folder(folder) == Path(folder)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads /proc")
+def test_a_mixture_of_experts_is_loaded_in_the_dtype_of_its_files_and_they_leave_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    saved = tiny_of("qwen3_moe", moe_intermediate_size=96).to(torch.bfloat16)
+    saved.save_pretrained(tmp_path)
+    model = load_model(str(tmp_path), "bf16")
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text(encoding="utf-8")
+    assert all(torch.equal(model.get_parameter(name), value) for name, value in saved.named_parameters())
+    loaded_in = list[torch.dtype]()
+    monkeypatch.setattr("tsugiki.lowbit.quantization.quantize", lambda model, *_: loaded_in.append(model.dtype))
+    load_model(str(tmp_path), "int8")
+    assert loaded_in == [torch.bfloat16]
 
 
 def test_broken_models_give_one_sentence(tmp_path: Path):

@@ -85,6 +85,27 @@ def test_prompts_from_a_file_and_standard_input_as_json_lines_and_side_by_side(
         assert (status, err.count("\n"), said in err) == (2, 1, True)
 
 
+def test_the_dtype_is_that_of_training(base: str, run, monkeypatch: pytest.MonkeyPatch):
+    import tsugiki
+    from tsugiki.training.score import targets
+
+    load_model, seen = targets.load_model, list[str]()
+
+    def noted(name: str, dtype: str, **others: object) -> object:
+        seen.append(dtype)
+        return load_model(name, dtype, **others)
+
+    monkeypatch.setattr(targets, "load_model", noted)
+    monkeypatch.setattr(targets, "preferred_compute_dtype", lambda: "bf16")
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    for command in (("generate", "--prompt", "a", "--max-new-tokens", "1"), ("chat",)):
+        for flags in ((), ("--dtype", "fp32")):
+            assert run(*command, "--model", base, *flags)[0] == 0
+    tsugiki.generate("a", model=base, max_new_tokens=1)
+    assert run("eval", "--model", base, "--data", "text.txt")[0] == 0
+    assert seen == ["bf16", "fp32", "bf16", "fp32", "bf16", "fp32"], "figures of an evaluation are exact"
+
+
 def test_what_is_written_is_json_of_a_schema(base: str, run, tmp_path: Path):
     pytest.importorskip("llguidance")
     import tsugiki

@@ -4,6 +4,7 @@ Weights are read from safetensors files only, so nothing is unpickled. Code in a
 `trust_remote_code`.
 """
 
+import copy
 import json
 import sys
 from functools import partial
@@ -27,6 +28,7 @@ from tsugiki.io.file_names import GENERATION_CONFIG_FILE
 from tsugiki.io.progress import hidden_progress_bars
 from tsugiki.language import _
 from tsugiki.model.meta import NoRandomValues, fill_with_zeros, meta_model, with_few_numbers
+from tsugiki.model.ungrafted import find_stacks
 
 if TYPE_CHECKING:
     import torch
@@ -81,7 +83,8 @@ def _load_quantized(folder: Path, config: PretrainedConfig, dtype: LoadDtype) ->
 
     from tsugiki.base.streaming import load_quantized
 
-    model = load_quantized(folder, config, torch_dtype(preferred_compute_dtype()), base_dtype)
+    # A copy, because a model that is built from a config writes its dtype into it, in which the files would be loaded.
+    model = load_quantized(folder, copy.deepcopy(config), torch_dtype(preferred_compute_dtype()), base_dtype)
     if model is not None and (folder / GENERATION_CONFIG_FILE).is_file():  # `from_pretrained` reads it by itself
         model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     return model
@@ -115,9 +118,22 @@ def _load_by_transformers(
         from tsugiki.lowbit.quantization import quantize
 
         quantize(model, torch_dtype(preferred_compute_dtype()), base_dtype)
+    _copy_unstacked(model)
     model.eval()
     loaded: PreTrainedModel = model
     return loaded
+
+
+def _copy_unstacked(model: PreTrainedModel) -> None:
+    """Copy the small part of a mixture of experts that is mapped from its files, so that they leave the memory.
+
+    The experts are copies already, because transformers stacks them; to read them, it has touched all of the files.
+    """
+    experts = {id(stack) for stack in find_stacks(dict(model.named_modules())).values()}
+    small = [parameter for parameter in model.parameters() if id(parameter) not in experts]
+    if 2 * sum(parameter.numel() for parameter in small) < model.num_parameters():
+        for parameter in small:
+            parameter.data = parameter.data.clone()
 
 
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

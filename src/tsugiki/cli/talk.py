@@ -67,7 +67,7 @@ def generate_command(
     from tsugiki.generation.grammar import json_grammar
     from tsugiki.generation.prompt import as_prompt, learned_conversations
     from tsugiki.io.progress import ProgressDisplay
-    from tsugiki.training.score.targets import evaluation_targets, loaded_targets
+    from tsugiki.training.score.targets import dtype_of_training, evaluation_targets, loaded_targets
 
     chosen = evaluation_targets([model] if model else [], [adapter] if adapter else [])
     if not compare:
@@ -75,8 +75,8 @@ def generate_command(
     sampling = _sampling(options, json_grammar(_read(json_schema)) if json_schema else None)
     display, results = ProgressDisplay(), list[list[str]]()
     display.announce(_("loading {model}").format(model=chosen[0]))
-    loading = ("allow_base_mismatch", "trust_remote_code", "chat_template", "dtype")
-    targets = loaded_targets(chosen, **{name: options[name] for name in loading})
+    loading = {name: options[name] for name in ("allow_base_mismatch", "trust_remote_code", "chat_template")}
+    targets = loaded_targets(chosen, **loading, dtype=options["dtype"] or dtype_of_training(chosen))
     _target, loaded, tokenizer = next(targets)
     as_turns = not options["raw"] and learned_conversations(chosen[-1].adapter, tokenizer)
     inputs: list[Prompt] = [as_prompt(text, as_turns, options["system"]) for text in texts]
@@ -209,7 +209,7 @@ def chat_command(
     from tsugiki.adapters.saved_tokenizer import saved_chat_template
     from tsugiki.generation.sampling import with_penalty_of
     from tsugiki.io.progress import ProgressDisplay
-    from tsugiki.training.score.targets import TargetLoader, dtype_of, evaluation_targets
+    from tsugiki.training.score.targets import TargetLoader, dtype_of_training, evaluation_targets
 
     target = evaluation_targets([model] if model else [], [adapter] if adapter else [])[-1]
     sampling = _sampling(options)
@@ -217,7 +217,7 @@ def chat_command(
         options["allow_base_mismatch"],
         options["trust_remote_code"],
         template_of_base=saved_chat_template(target.adapter) if target.adapter else None,
-        dtype=options["dtype"] or dtype_of([target]),
+        dtype=options["dtype"] or dtype_of_training([target]),
     )
     session = _Session(loader, target, max_new_tokens, sampling, ProgressDisplay(), options["raw"], options["system"])
     _switch(session, target)

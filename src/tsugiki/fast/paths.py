@@ -13,6 +13,7 @@ from torch import Tensor
 from tsugiki.annotations import PreTrainedModel
 from tsugiki.fast.attention import NAME, register
 from tsugiki.fast.document_masks import FLASH, keeps_apart_by_flash
+from tsugiki.fast.experts import use_even_rows
 from tsugiki.fast.forward import enable_chunked_loss
 from tsugiki.fast.layers import use_fast_products
 from tsugiki.fast.modules import use_fused_modules
@@ -31,16 +32,18 @@ _UNDO = "_tsugiki_fast_paths"
 def use_fast_paths(model: PreTrainedModel, *, attention: bool = True, modules: bool = True, loss: bool = True) -> None:
     """Let the model compute the same results faster, in place; `use_plain_paths` undoes it.
 
-    This is all that changes in the model: its attention implementation; the `forward` of activations, feed-forward
-    networks and RMSNorm; and the model's own `forward`, for its loss. What undoes this is kept in the attribute
-    `_tsugiki_fast_paths`. Attention masks of a model with block attention get an attribute `_tsugiki_blocks`. Grafted
-    layers compute fast before and afterwards, since `graft` has replaced their `forward` (see `fast.layers`).
+    This is all that changes in the model: its implementations of attention and of experts; the `forward` of
+    activations, feed-forward networks and RMSNorm; and the model's own `forward`, for its loss. What undoes this is
+    kept in the attribute `_tsugiki_fast_paths`. Attention masks of a model with block attention get an attribute
+    `_tsugiki_blocks`. Grafted layers compute fast before and afterwards, since `graft` has replaced their `forward`
+    (see `fast.layers`).
 
     Args:
         model: a causal language model, grafted or not. Of an encoder-decoder model, only modules are replaced.
         attention: on a processor, compute attention in blocks (see `fast.attention`). On a GPU, use flash attention
             if it is installed (the package flash-attn) and the weights have 16 bits; otherwise torch's own attention.
-        modules: fuse activations, gated feed-forward networks and RMSNorm (see `fast.modules`).
+        modules: fuse activations, gated feed-forward networks and RMSNorm (see `fast.modules`), and give experts even
+            numbers of rows on a processor (see `fast.experts`).
         loss: compute the loss of `model(…, labels=…)` without whole logits (see `fast.forward`).
     """
     if is_grafted(model):
@@ -56,6 +59,7 @@ def use_fast_paths(model: PreTrainedModel, *, attention: bool = True, modules: b
             _use_flash_attention(model, undo)
     if modules:
         use_fused_modules(model, undo)
+        use_even_rows(model, undo)
     if loss and decoder_only:
         # An untrained soft prompt causes more rounding error than a wrong head, so the base is probed without it.
         with nullcontext() if is_merged(model) else base_alone(model):

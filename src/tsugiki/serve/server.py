@@ -4,7 +4,7 @@ import asyncio
 import errno
 import os
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from ipaddress import ip_address
 from pathlib import Path
 from types import FrameType
@@ -17,7 +17,6 @@ from tsugiki.adapters.files import named_base
 from tsugiki.adapters.library import adapter_folder, check_name, library_folder
 from tsugiki.base.loading import default_device, load_model, load_tokenizer
 from tsugiki.data.chat import use_template
-from tsugiki.dtypes import LoadDtype, preferred_compute_dtype
 from tsugiki.errors import TsugikiError, unreadable
 from tsugiki.generation.engine import Engine
 from tsugiki.generation.request import Limits
@@ -28,7 +27,7 @@ from tsugiki.serve.security import LOCAL, Access, check_hosts, check_origins
 from tsugiki.serve.served_adapters import ServedAdapters
 from tsugiki.serve.settings import ServerSettings
 from tsugiki.serve.train_view import Workspace, workspace_routes
-from tsugiki.training.score.targets import EvaluationTarget, dtype_of
+from tsugiki.training.score.targets import EvaluationTarget, dtype_of_training
 
 _KEY_VARIABLE = "TSUGIKI_API_KEY"
 _GB = 1e9  # bytes
@@ -79,7 +78,7 @@ def serve(settings: ServerSettings, ready: Callable[[str, str, str], None]) -> N
     model = settings.model or _named_base(settings.adapter)
     name = Path(model).resolve().name if Path(model).exists() else model
     folders = _folders(settings.adapter, name)
-    dtype = settings.dtype or _dtype_of_training(model, folders)
+    dtype = settings.dtype or dtype_of_training([EvaluationTarget(model, folder) for folder in folders.values()])
     with listen(settings.host, settings.port) as listening:
         base = load_model(model, dtype, trust_remote_code=settings.trust_remote_code).to(default_device())
         tokenizer = load_tokenizer(model, trust_remote_code=settings.trust_remote_code)
@@ -126,12 +125,6 @@ def _key(api_key: str | None, file: Path | None) -> str | None:
         return file.read_text(encoding="utf-8").strip()
     except (OSError, ValueError) as error:
         raise unreadable(file, error) from error
-
-
-def _dtype_of_training(model: str, folders: Mapping[str, Path]) -> LoadDtype:
-    """Return the dtype in which training loads a base for these adapters."""
-    trained_on = dtype_of([EvaluationTarget(model, folder) for folder in folders.values()])
-    return preferred_compute_dtype() if trained_on == "fp32" else trained_on
 
 
 def _named_base(given: Sequence[str]) -> str:

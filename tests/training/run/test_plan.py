@@ -37,7 +37,7 @@ from tsugiki.training import (
     train,
 )
 from tsugiki.training.measure import facts, memory_plan, sample
-from tsugiki.training.measure.cost import need_of
+from tsugiki.training.measure.cost import kernel_bytes, need_of
 from tsugiki.training.run import plan
 from tsugiki.training.tools import memory
 
@@ -278,3 +278,7 @@ def test_stacked_experts_are_loaded_by_transformers():
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     size = sum(weight.nbytes for weight in model.parameters())
     assert loading_bytes(model, "bf16") == size
+    kernels = [kernel_bytes(model, tokens, itemsize=2) for tokens in (512, 1024, 1 << 20, 1 << 21)]
+    assert kernels[0] < kernels[1] < kernels[2] == kernels[3], "oneDNN keeps so many kernels and not more"
+    assert kernel_bytes(tiny_base("llama"), 512, itemsize=2) < kernels[0]
+    assert kernel_bytes(model, 512, itemsize=4) == 0

@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 
 from tests.runs import run_config
+from tsugiki.dtypes import preferred_compute_dtype
 from tsugiki.io import ProgressDisplay
 from tsugiki.lowbit import Nf4Linear
 from tsugiki.report import evaluation_table
 from tsugiki.training import (
     TargetLoader,
     dtype_of,
+    dtype_of_training,
     evaluate_targets,
     evaluation_targets,
     loaded_targets,
@@ -72,6 +74,7 @@ def test_an_adapter_of_a_quantised_base_is_evaluated_on_such_a_base(run: Any, tm
     record = train(quantised)
     plain, targets = (evaluation_targets([config.model], [one.out]) for one in (config, quantised))
     assert (dtype_of(plain), dtype_of(targets), dtype_of(targets[:1])) == ("fp32", "nf4", "fp32")
+    assert (dtype_of_training(plain), dtype_of_training(targets)) == (preferred_compute_dtype(), "nf4")
     for dtype, expected in ((None, True), ("bf16", False)):
         models = [model for _, model, _ in loaded_targets(targets, dtype=dtype)]
         assert all(any(isinstance(layer, Nf4Linear) for layer in model.modules()) is expected for model in models)

@@ -5,7 +5,8 @@
     16: a trained parameter, its gradient, and AdamW's two averages, in float32; 4: its gradient for one micro-batch
     start: 4 · trained if the run keeps a copy of its first values, as of an adapter or of a narrow model
     threads: micro-batches that are computed at a time, one on an accelerator
-    process: Python and the imported libraries, which take no memory of an accelerator; recomputing imports more
+    process: Python, the imported libraries and oneDNN's kernels, which take no memory of an accelerator; recomputing
+        imports more
 
 In full fine-tuning all weights train, and the copy that computes in 16 bits is the base; there is none in 32 bits.
 `benchmarks.memory.planning` compares the result with runs.
@@ -59,6 +60,10 @@ Result = TypeVar("Result")
 
 _COMPILER = 68_000_000
 """Bytes of PyTorch's compiler, which PyTorch imports when the first block is recomputed."""
+_LATER, _KERNELS = 20_000_000, 30_000_000
+"""Bytes of what a run imports and reads after its model, and of oneDNN's kernels for products that a sample has not."""
+_KERNEL, _MOST_KERNELS = 300_000, 1000
+"""Bytes of a kernel of an expert, and how many kernels oneDNN keeps."""
 _REPEATS = 3
 _STORED: dict[LayerDtype, Callable[[int, int], int]] = {"int8": Int8Linear.stored_bytes, "nf4": Nf4Linear.stored_bytes}
 
@@ -175,6 +180,7 @@ def need_of(
     else:
         base = base_bytes(model, base_dtype, compute_dtype)
     head = model.get_output_embeddings()
+    process = _LATER + kernel_bytes(model, rows * tokens, itemsize) if on_processor else 0
     # A step may compute a part of the logits (`sampled_softmax`), but evaluations compute all of them.
     logits = min(rows * tokens, rows_per_chunk(words, itemsize)) * words * itemsize if head is not None else 0
     return Need(
@@ -183,7 +189,7 @@ def need_of(
         blocks=len(decoder_blocks(model)),
         base=base,
         loading=loading_bytes(model, base_dtype) if on_processor else 0,
-        process=_process(device) if here == device else 0,
+        process=process + (_process(device) if here == device else 0),
         loss=logits + 4 * rows * tokens * width * itemsize,
         threads=threads,
         measured=measured,
@@ -296,6 +302,17 @@ def loading_bytes(model: nn.Module, base_dtype: BaseDtype) -> int:
         return max((4 * weight.numel() for weight in layers if weight is not embedding), default=0)
     dtype = torch_dtype(base_dtype)
     return max((weight.nbytes for weight in model.parameters() if weight.dtype != dtype), default=0)
+
+
+def kernel_bytes(model: nn.Module, tokens: int, itemsize: int) -> int:
+    """Return the bytes of oneDNN's kernels, which compute in 16 bits: for experts, one for each product and row number.
+
+    An expert has gate and up in one product and down in another, forward and backward, for multiples of sixteen rows.
+    """
+    if itemsize == 4:
+        return 0
+    of_experts = 4 * tokens // 16 if find_stacks(dict(model.named_modules())) else 0
+    return _KERNELS + min(of_experts, _MOST_KERNELS) * _KERNEL
 
 
 def _process(device: torch.device) -> int:

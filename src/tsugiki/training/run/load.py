@@ -8,6 +8,7 @@ from tsugiki.annotations import PreTrainedModel, PreTrainedTokenizerBase
 from tsugiki.base.loading import load_meta_model, load_model, load_tokenizer
 from tsugiki.data.chat import use_template
 from tsugiki.errors import TsugikiError
+from tsugiki.fast.experts import use_even_rows
 from tsugiki.fast.recomputation import recompute_blocks
 from tsugiki.io.progress import ProgressDisplay
 from tsugiki.language import _
@@ -106,6 +107,7 @@ def load_run_model(start: Start, facts: Facts, new_words: "NewWords | None" = No
         add_rows(model, new_words)
     if not start.in_shards:  # `shard` moves a part of the weights only
         model.to(start.device)
+    use_even_rows(model, [])  # before the first pass, whose kernels stay in memory
     if config.recompute == AUTO:
         recompute_blocks(model, facts.recomputed_blocks)
     return model

@@ -17,7 +17,7 @@ from tsugiki.data.encoding import document_end
 from tsugiki.data.read.files import Data
 from tsugiki.data.read.schemas import NO_COLUMNS, Columns
 from tsugiki.data.records import AssistantTurns, Reading
-from tsugiki.dtypes import LoadDtype
+from tsugiki.dtypes import LoadDtype, preferred_compute_dtype
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.document_masks import detect_document_masking, shares_prompts
 from tsugiki.fast.paths import use_fast_paths, use_plain_paths
@@ -169,8 +169,8 @@ def loaded_targets(
 _FEW_BITS: tuple[LoadDtype, ...] = ("int8", "nf4", "nf4-int8")
 
 
-def dtype_of(chosen: Sequence[EvaluationTarget]) -> LoadDtype:
-    """Return the dtype of the base that the first adapter was trained on if it was quantised, otherwise fp32.
+def dtype_of(chosen: Sequence[EvaluationTarget], otherwise: LoadDtype = "fp32") -> LoadDtype:
+    """Return the dtype of the base that the first adapter was trained on if it was quantised, or else `otherwise`.
 
     Such a base was perhaps too large for memory in another dtype, and the adapter fits it best.
     """
@@ -179,7 +179,12 @@ def dtype_of(chosen: Sequence[EvaluationTarget]) -> LoadDtype:
             trained_on = read_record(target.adapter).resolved_settings.get("base_dtype") if target.adapter else None
             if trained_on in _FEW_BITS:
                 return _FEW_BITS[_FEW_BITS.index(trained_on)]
-    return "fp32"
+    return otherwise
+
+
+def dtype_of_training(chosen: Sequence[EvaluationTarget]) -> LoadDtype:
+    """Return the dtype in which training loads the base of these targets; what only writes text uses it, too."""
+    return dtype_of(chosen, preferred_compute_dtype())
 
 
 @dataclass
