@@ -18,6 +18,7 @@ from tsugiki.fast import (
     RowPairs,
     activations,
     add_low_rank,
+    attention,
     norms,
     plain_add_low_rank,
     plain_rows,
@@ -227,6 +228,40 @@ def test_rows_with_their_own_pairs_equal_the_definition(dtype: torch.dtype, toke
 
 
 @pytest.mark.usefixtures("_compiled")
+@pytest.mark.parametrize("heads", [(4, 4), (6, 3), (5, 1)])
+@pytest.mark.parametrize("widths", [(80, 80), (64, 20), (5, 130)])
+def test_attention_equals_the_definition_and_no_bit_depends_on_threads(heads: tuple[int, int], widths: tuple[int, int]):
+    if native.native("attention", "bfloat16") is None:
+        pytest.skip("no products of bfloat16 by AVX-512 on this processor")
+    torch.manual_seed(0)
+    sizes = [(70, heads[0], widths[0]), (75, heads[1], widths[0]), (75, heads[1], widths[1])]
+    given = [torch.randn(2, *size).bfloat16().transpose(1, 2).requires_grad_() for size in sizes]
+    mask = torch.ones(70, 75, dtype=torch.bool).tril(5) & (torch.rand(2, 1, 70, 75) < 0.7)
+    mask |= torch.ones(70, 75, dtype=torch.bool).tril(5).triu(5)
+
+    def results(dtype: torch.dtype, threads: int, function: Callable[..., Tensor]) -> list[Tensor]:
+        moved = [tensor.detach().to(dtype).requires_grad_() for tensor in given]
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            out = function(*moved)
+            return [out.detach(), *torch.autograd.grad(out, moved, torch.ones_like(out) * out.detach())]
+        finally:
+            torch.set_num_threads(before)
+
+    def ours(*tensors: Tensor) -> Tensor:
+        return attention.attention_forward(torch.nn.Module(), *tensors, mask, scaling=0.2)[0].transpose(1, 2)
+
+    def definition(*tensors: Tensor) -> Tensor:
+        return attention.plain_attention(*tensors, mask, 0.2)
+
+    found, exact = results(torch.bfloat16, 1, ours), results(torch.float64, 1, definition)
+    assert all(map(torch.equal, found, results(torch.bfloat16, 3, ours)))
+    for ours_, plain, true in zip(found, results(torch.bfloat16, 1, definition), exact, strict=True):
+        assert relative_error(ours_, true) <= 1.2 * relative_error(plain, true) + 1e-3
+
+
+@pytest.mark.usefixtures("_compiled")
 @pytest.mark.skipif(not exact_integers(), reason="no integer products on this processor")
 def test_a_run_is_the_same_without_the_library_and_with_any_number_of_threads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -340,6 +375,12 @@ def _rows_of(r: int, into: int, out: int) -> Tensor:
     return rows_product(layer, RowPairs([pair]), torch.ones(2, 1, 8), torch.ones(2, 1, 6))
 
 
+def _attend(value: tuple[int, ...], mask: tuple[int, int] = (70, 75)) -> Tensor:
+    tensors = _half(1, 4, 70, 8), _half(1, 2, 75, 8), _half(*value)
+    visible = torch.ones(mask, dtype=torch.bool).tril(mask[1] - mask[0])[None, None]
+    return attention.attention_forward(torch.nn.Module(), *tensors, visible)[0]
+
+
 ONE, INT32, STRIDED = torch.ones, torch.int32, torch.arange(12.0)[::2]
 MISFITS: dict[str, Callable[[], object]] = {
     "few rows: wide x": lambda: few_rows.few_rows_product(_half(2, 40), _half(6, 8), None),
@@ -358,6 +399,11 @@ MISFITS: dict[str, Callable[[], object]] = {
     "rows: out": lambda: _rows_of(2, 8, 7),
     "norm: short weight": lambda: norms.generated_rms_norm(ONE(2, 8), ONE(6), 1e-5),
     "norm: no memory": lambda: norms.generated_rms_norm(ONE(2, 8), ONE(8).to("meta"), 1e-5),
+    "attention: values": lambda: _attend((1, 2, 74, 8)),
+    "attention: key heads": lambda: _attend((1, 1, 75, 8)),
+    "attention: rows": lambda: _attend((2, 2, 75, 8)),
+    "attention: keys of the mask": lambda: _attend((1, 2, 75, 8), (70, 120)),
+    "attention: queries of the mask": lambda: _attend((1, 2, 75, 8), (69, 75)),
     "rotation": lambda: rotated(ONE(2, 10), 16),
     "rounded": lambda: rounded(ONE(2, 10), 16),
     "dithered": lambda: dithered(ONE(2, 8), ONE(6)),
@@ -386,7 +432,7 @@ def test_what_does_not_fit_together_never_reaches_a_c_function(
         pytest.fail("a C function was called")
 
     def outcome(found: object) -> type[Exception] | None:
-        for module in (few_rows, integer_passes, nf4, product, row_products, norms):
+        for module in (attention, few_rows, integer_passes, nf4, product, row_products, norms):
             monkeypatch.setattr(module, "native_for", lambda *_: found)
         monkeypatch.setattr(integer_passes, "native", lambda _: found)
         try:

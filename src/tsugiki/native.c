@@ -1,9 +1,9 @@
 /* Functions that compute in one pass over memory what takes torch several passes. Their definitions, with bit-identical
    results, are the `plain_` functions of the modules that call them: lowbit/integer_passes.py, lowbit/nf4.py and
    fast/activations.py. Therefore nothing may be contracted to fused multiply-adds
-   (-ffp-contract=off). Only `low_rank_added`, `rows_added`, `rms_norm`, `decode_attention` and the functions of few rows
-   of floats sum in another order than torch; their definitions are in fast/product.py, fast/row_products.py,
-   fast/norms.py, generation/decoding.py and lowbit/few_rows.py. */
+   (-ffp-contract=off). Only `low_rank_added`, `rows_added`, `rms_norm`, `decode_attention`, `attention` and the functions
+   of few rows of floats sum in another order than torch; their definitions are in fast/product.py, fast/row_products.py,
+   fast/norms.py, generation/decoding.py, fast/attention.py and lowbit/few_rows.py. */
 
 #include <math.h>
 #include <stdint.h>
@@ -31,7 +31,7 @@
 #define DITHER_STEP (0.499f / 8388608.0f)
 
 /* Increase this, here and in native.py, whenever the arguments of a function change. */
-EXPORT int64_t interface_version(void) { return 10; }
+EXPORT int64_t interface_version(void) { return 11; }
 
 static inline float as_float(uint32_t bits) {
     float value;
@@ -630,6 +630,7 @@ EXPORT int64_t has_few_rows_float32(void) { return HAS_EIGHT; }
 FEW_ROWS(few_rows_float32, FAST, float, long_dot, from_float, to_float)
 
 #ifdef HAS_AVX512
+#include <cpuid.h>
 #include <immintrin.h>
 
 #define SUMS 4 /* of a dot product, because an addition has to wait for the one before */
@@ -789,10 +790,15 @@ EXPORT BFLOAT16 void few_rows_transposed_bfloat16(const uint16_t *x, int64_t row
     deinterleaved(sums, rows, out, padded, n, bias, y);
 }
 
+/* Whether there are a matrix unit and its products of bfloat16. */
+static int has_amx(void) {
+    unsigned a, b, c, d = 0;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && d >> 22 & 1 && d >> 24 & 1;
+}
+
 /* The same by the matrix unit AMX, whose tiles have 16 rows of 64 bytes. TDPBF16PS adds the products of neighbouring
    pairs of numbers, so one of its factors has pairs in its rows: x for w [out, in], and w for w [in, out]. */
 #ifdef __linux__
-#include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -802,9 +808,7 @@ EXPORT BFLOAT16 void few_rows_transposed_bfloat16(const uint16_t *x, int64_t row
 
 /* Linux lets a process use the tiles only after a request. */
 EXPORT int64_t has_few_rows_amx_bfloat16(void) {
-    unsigned a, b, c, d;
-    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d >> 22 & 1) || !(d >> 24 & 1)) return 0;
-    return has_few_rows_bfloat16() && syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
+    return has_amx() && has_few_rows_bfloat16() && syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
 }
 EXPORT int64_t has_few_rows_transposed_amx_bfloat16(void) { return has_few_rows_amx_bfloat16(); }
 
@@ -911,4 +915,183 @@ EXPORT AMX void few_rows_transposed_amx_bfloat16(const uint16_t *x, int64_t rows
     deinterleaved(sums, rows, out, padded, n, bias, y);
 }
 #endif
+
+/* Attention in bfloat16, in blocks of 32 queries and 32 keys, whose scores stay in the cache: see `_CAttention` of
+   fast/attention.py. The instruction adds products of neighbouring pairs of numbers, so one factor is [m, 2 n] as it is,
+   and of the other one two neighbouring rows are interleaved: [n, width] of pairs. Widths are filled up with zeros to
+   `columns`, a multiple of 32. A processor with the matrix unit AMX, which torch uses, does without it. */
+#define BLOCK 32
+#define SQUARE (BLOCK * BLOCK)
+
+EXPORT int64_t has_attention_bfloat16(void) { return has_few_rows_bfloat16() && !has_amx(); }
+
+/* A tensor [batch, heads, tokens, width]: its address and strides. */
+typedef struct { uint16_t *data; int64_t batch, head, token, width; } View;
+
+typedef struct {
+    View q, k, v, out, d_out, dq, dk, dv;
+    int64_t heads, key_heads, queries, keys, columns;
+    double scale;
+    const uint32_t *bits; /* [queries, blocks of keys] for each row of the batch: a bit for each key that a query sees */
+    int64_t of_bits;      /* from one row of the batch to the next */
+} Attention;
+
+/* to [BLOCK, columns] = the tokens of a head from `start` on, and zeros. */
+INLINE void read_block(View x, int64_t b, int64_t head, int64_t start, int64_t tokens, int64_t columns, uint16_t *to) {
+    memset(to, 0, (size_t)(BLOCK * columns) * 2);
+    for (int64_t r = 0; r < BLOCK && start + r < tokens; r++)
+        memcpy(to + r * columns, x.data + b * x.batch + head * x.head + (start + r) * x.token, (size_t)x.width * 2);
+}
+
+INLINE void write_block(const uint16_t *x, int64_t columns, View to, int64_t b, int64_t head, int64_t start, int64_t tokens) {
+    for (int64_t r = 0; r < BLOCK && start + r < tokens; r++)
+        memcpy(to.data + b * to.batch + head * to.head + (start + r) * to.token, x + r * columns, (size_t)to.width * 2);
+}
+
+/* to [n, width] = the interleaved rows of x [2 n, width]. */
+BFLOAT16 INLINE void pair_rows(const uint16_t *x, int64_t n, int64_t width, uint32_t *restrict to) {
+    for (int64_t r = 0; r < n; r++, x += 2 * width, to += width)
+        for (int64_t i = 0; i < width; i++) to[i] = x[i] | (uint32_t)x[width + i] << 16;
+}
+
+/* to [columns, rows] = the transpose of x [rows, columns]. */
+INLINE void transpose(const void *x, int64_t rows, int64_t columns, uint32_t *restrict to) {
+    for (int64_t c = 0; c < columns; c++)
+        for (int64_t r = 0; r < rows; r++) to[c * rows + r] = ((const uint32_t *)x)[r * columns + c];
+}
+
+BFLOAT16 INLINE void round_floats(const float *x, int64_t n, uint16_t *to) {
+    for (int64_t i = 0; i < n; i += 16)
+        _mm256_storeu_si256((__m256i *)(to + i), (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(x + i)));
+}
+
+/* c [m, width] += a b, for a [m, n] of pairs, whose rows are `stride` pairs apart, and b [n, width] of pairs. */
+BFLOAT16 static void add_product(const void *a, int64_t stride, int64_t m, const uint32_t *b, int64_t n, int64_t width,
+                                 float *c) {
+    for (int64_t j = 0; j < width; j += 32)
+        for (int64_t i = 0; i < m; i += 8) { /* 8 rows of 32 columns are kept in registers */
+            const uint32_t *of_a = (const uint32_t *)a + i * stride, *of_b = b + j;
+            float *of_c = c + i * width + j;
+            __m512 sum[16];
+            for (int s = 0; s < 16; s++) sum[s] = _mm512_loadu_ps(of_c + s / 2 * width + s % 2 * 16);
+            for (int64_t k = 0; k < n; k++, of_b += width)
+                for (int s = 0; s < 16; s++)
+                    sum[s] = _mm512_dpbf16_ps(sum[s], (__m512bh)_mm512_set1_epi32((int)of_a[s / 2 * stride + k]),
+                                              (__m512bh)_mm512_loadu_si512(of_b + s % 2 * 16));
+            for (int s = 0; s < 16; s++) _mm512_storeu_ps(of_c + s / 2 * width + s % 2 * 16, sum[s]);
+        }
+}
+
+/* 2^x, with an error of 2^-22. */
+BFLOAT16 INLINE __m512 power_of_2(__m512 x) {
+    static const float factors[] = {8.9893397e-3f, 5.5826318e-2f, 2.4015361e-1f, 6.9315308e-1f, 1.0f};
+    __m512 whole = _mm512_roundscale_ps(x, 0), rest = _mm512_sub_ps(x, whole), sum = _mm512_set1_ps(1.8775767e-3f);
+    for (int i = 0; i < 5; i++) sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(factors[i]));
+    return _mm512_scalef_ps(sum, whole);
+}
+
+/* Whether any of n queries sees a key of a block. */
+INLINE int is_seen(const uint32_t *bits, int64_t blocks, int64_t n) {
+    while (n > 0 && bits[(n - 1) * blocks] == 0) n--;
+    return n > 0;
+}
+
+/* Replace the scores of a query by bfloat16 of 2^(scale (score - the largest one)), in the first half of their places, and
+   return 1 / their sum. The scores are in blocks [BLOCK, BLOCK], whose numbers are in `list`. */
+BFLOAT16 INLINE float exponentials(float *scores, const int32_t *list, int64_t count, const uint32_t *bits, float scale) {
+    __m512 most = _mm512_set1_ps(-1e30f), total = _mm512_setzero_ps(), factor = _mm512_set1_ps(scale);
+    for (int64_t j = 0; j < 2 * count; j++) { /* half of a row of a block */
+        __m512 x = _mm512_loadu_ps(scores + j / 2 * SQUARE + j % 2 * 16);
+        most = _mm512_mask_max_ps(most, (__mmask16)(bits[list[j / 2]] >> j % 2 * 16), most, x);
+    }
+    most = _mm512_set1_ps(_mm512_reduce_max_ps(most) * scale);
+    for (int64_t j = 0; j < 2 * count; j++) {
+        float *block = scores + j / 2 * SQUARE;
+        __m512 x = power_of_2(_mm512_fmsub_ps(_mm512_loadu_ps(block + j % 2 * 16), factor, most));
+        x = _mm512_maskz_mov_ps((__mmask16)(bits[list[j / 2]] >> j % 2 * 16), x);
+        total = _mm512_add_ps(total, x);
+        _mm256_storeu_si256((__m256i *)block + j % 2, (__m256i)_mm512_cvtneps_pbh(x));
+    }
+    return 1.0f / _mm512_reduce_add_ps(total);
+}
+
+/* `out` or, if there is memory for dq, the gradients; for the heads from `first` to `last`, counted over the batch, which
+   are all those of some key heads. With the probabilities P of a block, dS = scale P (d_out v^T - sum of d_out out),
+   dv += P^T d_out, dq += dS k and dk += dS^T q. The sums of dk and dv are transposed, [columns, BLOCK] for each block of
+   keys. `memory` has room for blocks (224 columns + 2050) + 288 columns numbers. */
+EXPORT BFLOAT16 void attention_bfloat16(const Attention *a, int64_t first, int64_t last, uint16_t *memory) {
+    int64_t blocks = (a->keys + BLOCK - 1) / BLOCK, group = a->heads / a->key_heads, columns = a->columns;
+    int64_t size = BLOCK * columns / 2, backward = a->dq.data != 0;
+    uint32_t *keys = (uint32_t *)memory, *values = keys + blocks * size, *key_pairs = values + blocks * size;
+    uint32_t *pairs = key_pairs + blocks * size, *q_turned = pairs + size, *d_turned = q_turned + size;
+    float *dk = (float *)(d_turned + size), *dv = dk + 2 * blocks * size, *scores = dv + 2 * blocks * size;
+    float *sums = scores + blocks * SQUARE, inverse[BLOCK], mean[BLOCK], scale = (float)a->scale;
+    uint16_t *rows = (uint16_t *)(sums + 2 * size), *d_rows = rows + 2 * size;
+    int32_t *list = (int32_t *)(d_rows + 2 * size);
+    for (int64_t i = first; i < last; i++) {
+        int64_t b = i / a->heads, h = i % a->heads;
+        for (int64_t t = 0; t < blocks && h % group == 0; t++) {
+            read_block(a->k, b, h / group, t * BLOCK, a->keys, columns, rows);
+            transpose(rows, BLOCK, columns / 2, keys + t * size);
+            read_block(a->v, b, h / group, t * BLOCK, a->keys, columns, d_rows);
+            if (backward) transpose(d_rows, BLOCK, columns / 2, values + t * size);
+            pair_rows(rows, BLOCK / 2, columns, key_pairs + t * size);
+            if (!backward) pair_rows(d_rows, BLOCK / 2, columns, values + t * size);
+        }
+        if (backward && h % group == 0) memset(dk, 0, (size_t)(blocks * size) * 16); /* and dv */
+        for (int64_t start = 0; start < a->queries; start += BLOCK) {
+            int64_t n = a->queries - start < BLOCK ? a->queries - start : BLOCK, count = 0;
+            const uint32_t *bits = a->bits + b * a->of_bits + start * blocks;
+            read_block(a->q, b, h, start, a->queries, columns, rows);
+            for (int64_t t = 0; t < blocks; t++) {
+                if (!is_seen(bits + t, blocks, n)) continue;
+                memset(scores + count * SQUARE, 0, SQUARE * 4);
+                add_product(rows, columns / 2, BLOCK, keys + t * size, columns / 2, BLOCK, scores + count * SQUARE);
+                list[count++] = (int32_t)t;
+            }
+            for (int64_t r = 0; r < n; r++)
+                inverse[r] = exponentials(scores + r * BLOCK, list, count, bits + r * blocks, scale * 1.44269504f);
+            memset(sums, 0, (size_t)size * 8);
+            if (backward) {
+                pair_rows(rows, BLOCK / 2, columns, pairs);
+                transpose(pairs, BLOCK / 2, columns, q_turned);
+                read_block(a->out, b, h, start, a->queries, columns, rows);
+                read_block(a->d_out, b, h, start, a->queries, columns, d_rows);
+                for (int64_t r = 0; r < n; r++) mean[r] = dot_bfloat16(rows + r * columns, d_rows + r * columns, columns);
+                pair_rows(d_rows, BLOCK / 2, columns, pairs);
+                transpose(pairs, BLOCK / 2, columns, d_turned);
+            }
+            for (int64_t j = 0; j < count; j++) {
+                const uint16_t *of_scores = (uint16_t *)(scores + j * SQUARE);
+                int64_t t = list[j];
+                if (!backward) add_product(of_scores, BLOCK, BLOCK, values + t * size, BLOCK / 2, columns, sums);
+                if (!backward) continue;
+                uint16_t P[SQUARE] = {0}, dS[SQUARE] = {0};
+                float dP[SQUARE] = {0};
+                add_product(d_rows, columns / 2, BLOCK, values + t * size, columns / 2, BLOCK, dP);
+                for (int64_t r = 0; r < n; r++)
+                    for (int64_t k = 0; k < BLOCK; k++) {
+                        float p = from_bfloat16(of_scores[r * 2 * BLOCK + k]) * inverse[r];
+                        P[r * BLOCK + k] = to_bfloat16(p);
+                        dS[r * BLOCK + k] = to_bfloat16(p * (dP[r * BLOCK + k] - mean[r]) * scale);
+                    }
+                pair_rows(P, BLOCK / 2, BLOCK, pairs);
+                add_product(d_turned, BLOCK / 2, columns, pairs, BLOCK / 2, BLOCK, dv + 2 * t * size);
+                pair_rows(dS, BLOCK / 2, BLOCK, pairs);
+                add_product(q_turned, BLOCK / 2, columns, pairs, BLOCK / 2, BLOCK, dk + 2 * t * size);
+                add_product(dS, BLOCK / 2, BLOCK, key_pairs + t * size, BLOCK / 2, columns, sums);
+            }
+            for (int64_t r = 0; r < n && !backward; r++)
+                for (int64_t c = 0; c < columns; c++) sums[r * columns + c] *= inverse[r];
+            round_floats(sums, 2 * size, rows);
+            write_block(rows, columns, backward ? a->dq : a->out, b, h, start, a->queries);
+        }
+        for (int64_t t = 0; t < 2 * blocks && backward && h % group == group - 1; t++) { /* dv follows dk */
+            round_floats(dk + 2 * t * size, 2 * size, d_rows);
+            pair_rows(d_rows, columns / 2, BLOCK, pairs);
+            transpose(pairs, columns / 2, BLOCK, (uint32_t *)rows);
+            write_block(rows, columns, t < blocks ? a->dk : a->dv, b, h / group, t % blocks * BLOCK, a->keys);
+        }
+    }
+}
 #endif

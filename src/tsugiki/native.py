@@ -1,9 +1,9 @@
 """The C functions of `native.c`, which are compiled when Tsugiki is installed (`hatch_build.py`).
 
 Each computes in one pass over memory what takes torch several passes. The results are bit-identical to torch's, except
-those of `low_rank_added`, `rows_added`, `rms_norm`, `decode_attention` and `few_rows` of floats, which are equal up to
-rounding. Without a compiled library, or without the processor's instructions, callers compute the same in torch, by the
-definition beside each call. A call releases Python's global interpreter lock.
+those of `low_rank_added`, `rows_added`, `rms_norm`, `decode_attention`, `attention` and `few_rows` of floats, which are
+equal up to rounding. Without a compiled library, or without the processor's instructions, callers compute the same in
+torch, by the definition beside each call. A call releases Python's global interpreter lock.
 """
 
 import ctypes
@@ -33,6 +33,7 @@ _SIGNATURES = {
     "rows_added": "pnnnnpp",
     "rms_norm": "pnnpddp",
     "decode_attention": "pppnnnnnppppnnpndpp",
+    "attention": "pnnp",
     "few_rows": "pnnnnppp",
     "few_rows_transposed": "pnnnnpppp",
     "few_integer_rows": "pnnnnppppp",
@@ -40,7 +41,7 @@ _SIGNATURES = {
     "few_rows_transposed_amx": "pnnnnpppp",
 }
 """The argument types of each kind of function: p for a pointer, n for int64, d for a double."""
-_VERSION = 10
+_VERSION = 11
 """The version of these signatures. A library that was compiled for another version, such as from an older checkout, is
 not used."""
 _TYPES = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "d": ctypes.c_double}

@@ -12,13 +12,18 @@ from tsugiki.fast import attention
 
 @pytest.fixture
 def blocks(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
-    """The shapes of the queries that block attention computed, instead of the plain definition."""
+    """The shapes of the queries that block attention computed, in torch or in C, instead of the plain definition."""
     made: list[torch.Size] = []
-    function = attention._BlockAttention
 
-    def apply(*given: Any) -> Tensor:
-        made.append(given[0].shape)
-        return function.apply(*given)
+    def counted(name: str) -> None:
+        function = getattr(attention, name)
 
-    monkeypatch.setattr(attention, "_BlockAttention", SimpleNamespace(apply=apply))
+        def apply(*given: Any) -> Tensor:
+            made.append(given[0].shape)
+            return function.apply(*given)
+
+        monkeypatch.setattr(attention, name, SimpleNamespace(apply=apply))
+
+    counted("_BlockAttention")
+    counted("_CAttention")
     return made

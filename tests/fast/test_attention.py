@@ -110,17 +110,27 @@ def results(forward: Any, given: list[Tensor], *rest: Any) -> list[Tensor]:
     return [out.detach(), *(tensor.grad for tensor in given if tensor.grad is not None)]
 
 
-@pytest.mark.parametrize("dtype", FLOOR)
-@pytest.mark.parametrize("name", MASKS)
-def test_values_and_gradients_equal_the_definition(name: str, dtype: torch.dtype, blocks: list[torch.Size]):
-    mask = MASKS[name]
+def equals_the_definition(mask: Tensor, dtype: torch.dtype) -> None:
     given = tensors(mask, dtype)
     found, plain = results(attend, given, mask, 0.3), results(plain_attention, given, mask, 0.3)
     exact = results(plain_attention, [t.detach().double().requires_grad_() for t in given], mask, 0.3)
-    assert len(blocks) == 1
     for what, ours, theirs, true in zip(NAMES, found, plain, exact, strict=True):
         assert ours.dtype == theirs.dtype
         assert relative_error(ours, true) <= FLOOR[dtype] + 2 * relative_error(theirs, true), what
+
+
+@pytest.mark.parametrize("dtype", FLOOR)
+@pytest.mark.parametrize("name", MASKS)
+def test_values_and_gradients_equal_the_definition(name: str, dtype: torch.dtype, blocks: list[torch.Size]):
+    equals_the_definition(MASKS[name], dtype)
+    assert len(blocks) == 1
+
+
+@pytest.mark.parametrize("name", ["129", "another mask each row", "documents after seventy keys"])
+def test_bfloat16_without_the_c_function(name: str, blocks: list[torch.Size], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(attention, "native_for", lambda *_: None)
+    equals_the_definition(MASKS[name], torch.bfloat16)
+    assert len(blocks) == 1
 
 
 @pytest.mark.parametrize("key_heads", [1, 2, 4])
