@@ -19,7 +19,6 @@ from tsugiki.io.digests import combined_digest
 from tsugiki.io.measurements import kept_seconds, shortest_seconds
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lowbit.integer_products import exact_integers
-from tsugiki.lowbit.threads import with_one_thread
 from tsugiki.model.inference import decoder_blocks
 from tsugiki.training.measure.sample import (
     backward,
@@ -90,7 +89,6 @@ def faster_dtype(seconds: Mapping[str, float]) -> BaseDtype:
     return "int8" if seconds["bf16"] >= _GAIN * seconds["int8"] else "bf16"
 
 
-@with_one_thread()
 def _measure_dtypes(config: RunConfig, shapes: Shapes) -> dict[str, float]:
     samples = {dtype: _sample(config, shapes, dtype) for dtype in _DTYPES}
     whole, sample = shapes.model, samples["bf16"]

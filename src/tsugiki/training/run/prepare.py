@@ -9,10 +9,12 @@ import torch
 
 from tsugiki.annotations import PreTrainedModel
 from tsugiki.errors import TsugikiError
+from tsugiki.io.measurements import decide
 from tsugiki.language import _, ngettext
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.hold import is_grafted
-from tsugiki.lowbit.quantized_layer import decide
+from tsugiki.lowbit.quantized_layer import key_of
+from tsugiki.model.products import LIBRARIES
 from tsugiki.training.choose.base_predictions import BasePredictions, predict_sample
 from tsugiki.training.choose.choices import Choices, choices_for, rows_in_time, with_new_length
 from tsugiki.training.choose.output_head import head_factor, head_notes, leaves_layers_open, with_output_head
@@ -77,7 +79,9 @@ def make_model_trainable(start: Start, base: Base, layers: Layers) -> tuple[dict
     """Graft the adapter, or make all weights trainable. Return what was decided for it, for the record, and notes."""
     config, model, before = start.config, base.model, start.before
     if "product_dtype" in before:  # of a resumed run
-        decide(model.dtype, before["product_dtype"] == "int8")
+        decide(key_of(model.dtype), before["product_dtype"] == "int8")
+    if "product_library" in before:
+        decide(LIBRARIES, before["product_library"] == "oneDNN")
     tokens = trained_tokens(config, base.tokenizer)
     resolved = make_trainable(model, config, start.device, tokens, layers.adapter_config)
     notes = reach_notes(model)
