@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from tests.runs import run_config
@@ -26,33 +26,21 @@ def onednn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "_LEAST_WORK", 1)
 
 
-def _weights() -> dict[str, Tensor]:
-    """Weights [40, 24] that lie in memory in several ways."""
-    drawn = torch.randn(80, 48)
-    return {
-        "[out, in]": drawn[:40, :24].contiguous(),
-        "[in, out]": drawn[:24, :40].contiguous().T,
-        "rows of a larger one": drawn[::2, :24],
-        "columns of a larger one": drawn[:40, 1::2],
-        "one row": drawn[:1, :24].expand(40, 24),
-    }
-
-
 @needs_onednn
 @pytest.mark.usefixtures("onednn")
-@pytest.mark.parametrize("rows", [1, 7, 64])
+@pytest.mark.parametrize("rows", [2, 7, 64])
 def test_onednn_gives_the_product_of_torch(rows: int):
     torch.manual_seed(0)
-    drawn, bias = torch.randn(2 * rows, 48), torch.randn(40)
-    for name, weight in _weights().items():
-        for x in (drawn[:rows, :24].contiguous(), drawn[::2, 24:], drawn[:rows, :24].T.contiguous().T):
+    bias = torch.randn(40)
+    for weight in (torch.randn(40, 24), torch.randn(24, 40).T):
+        for x in (torch.randn(rows, 24), torch.randn(24, rows).T):
             for of_weight in (bias, None):
                 assert uses_onednn(x, weight, of_weight)
                 expected = F.linear(x, weight, of_weight)
                 y = matrix_product(x.view(1, *x.shape), weight, of_weight)[0]
                 assert y.shape == expected.shape
                 assert y.is_contiguous()
-                assert relative_error(y, expected) < 1e-6, name
+                assert relative_error(y, expected) < 1e-6
 
 
 @needs_onednn
@@ -90,6 +78,10 @@ def test_what_onednn_cannot_multiply_is_multiplied_by_torch():
     with pytest.raises(RuntimeError, match="3x24 and 23x40"):
         matrix_product(x, weight[:, 1:])
     assert matrix_product(x[:0], weight).shape == (0, 40)
+    assert not uses_onednn(x[:1], weight)
+    for slow in (torch.randn(3, 48)[:, :24], torch.randn(1, 24).expand(3, 24)):
+        assert not uses_onednn(slow, weight)
+        assert not uses_onednn(weight, slow)
 
 
 def _as_in_a_new_process(seconds: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> list[Any]:

@@ -24,8 +24,9 @@ _GAIN = 1.1
 """oneDNN must be at least this many times as fast."""
 _ROWS, _WIDTH = 256, 768
 _REPEATS, _MOST_SECONDS = 5, 0.1
-_LEAST_WORK = 1 << 20
-"""Multiplications of a product from which on oneDNN is used: smaller ones wait for its preparations."""
+_LEAST_ROWS, _LEAST_WORK = 2, 1 << 20
+"""Rows and multiplications from which on oneDNN is used: it prepares each product, and one row is read as fast by both
+libraries."""
 _DENSE = (Tensor, nn.Parameter)
 
 
@@ -65,14 +66,17 @@ class _OneDnnProduct(torch.autograd.Function):
 
 def uses_onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
     """Return whether `matrix_product` of these is computed by oneDNN, which gives no gradient of the weight."""
-    if x.dtype is not torch.float32 or x.numel() * len(weight) < _LEAST_WORK or torch.compiler.is_compiling():
+    if x.dtype is not torch.float32 or len(x) < _LEAST_ROWS or x.numel() * len(weight) < _LEAST_WORK:
         return False
-    if weight.dtype is not torch.float32 or x.shape[1:] != weight.shape[1:]:
+    if torch.compiler.is_compiling() or weight.dtype is not torch.float32 or x.shape[1:] != weight.shape[1:]:
         return False
     given = (x, weight) if bias is None else (x, weight, bias)
     if not all(tensor.is_cpu and type(tensor) in _DENSE for tensor in given):
         return False
-    if not can_read(bias, torch.float32, len(weight)):  # oneDNN does not look at a bias's strides
+    # Other strides than these take a hundred times as long, and those of a bias are not looked at.
+    if not all(matrix.is_contiguous() or matrix.mT.is_contiguous() for matrix in given[:2]):
+        return False
+    if not can_read(bias, torch.float32, len(weight)):
         return False
     if (torch.is_grad_enabled() and weight.requires_grad) or torch.is_autocast_enabled("cpu"):
         return False
