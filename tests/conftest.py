@@ -75,10 +75,11 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
 @pytest.fixture
 def integers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Multiply integers, also where floats are faster, or where the processor's integer product is not exact."""
-    from tsugiki.lowbit import exact_integers, integer_products, quantized_layer
+    from tsugiki.io import measurements
+    from tsugiki.lowbit import exact_integers, integer_products, key_of
 
     if not exact_integers():
         monkeypatch.setattr(torch, "_int_mm", lambda q, w: (q.double() @ w.double()).to(torch.int32))
         monkeypatch.setattr(integer_products, "exact_integers", lambda: True)
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        monkeypatch.setitem(quantized_layer._decided, dtype, True)
+        monkeypatch.setitem(measurements._decided, key_of(dtype), True)

@@ -21,9 +21,9 @@ print(type(tsugiki.training.CHAPTER), "torch" in sys.modules)
     assert said == "False True False\n<class 'dict'> False\n"
 
 
-@pytest.mark.parametrize("name", ["nowhere", "_settings", "data", "plain_product"])
+@pytest.mark.parametrize("name", ["nowhere", "_settings", "data", "plain_levels"])
 def test_a_name_that_is_private_or_not_of_one_module_is_none_of_the_package(name: str):
-    """`data` is a package, and `plain_product` is defined in two modules."""
-    package = tsugiki.lowbit if name == "plain_product" else tsugiki.training
+    """`data` is a package, and `plain_levels` is defined in two modules."""
+    package = tsugiki.lowbit if name == "plain_levels" else tsugiki.training
     with pytest.raises(AttributeError, match=f"called '{name}'"):
         vars(package)["__getattr__"](name)

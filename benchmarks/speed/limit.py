@@ -9,7 +9,7 @@ only the blocks on and below the diagonal. Softmax, norms, loss, dropout and cop
 
 A product may use any dtype that is precise enough (bfloat16 for int8 weights, if that is faster), either of two memory
 layouts of the weight, and either all threads together or one thread for each slice of the rows. The fastest combination
-counts.
+counts. In float32, products of matrices use the library that Tsugiki has measured to be faster.
 """
 
 import math
@@ -32,6 +32,7 @@ from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.targets import find_targets
 from tsugiki.model.linear import features, is_conv1d
 from tsugiki.model.meta import meta_model
+from tsugiki.model.products import matrix_product, uses_onednn
 from tsugiki.training.tools.threads import run_in_threads
 
 ProductGroup: TypeAlias = Literal["frozen layers", "low rank", "attention", "causal attention", "head"]
@@ -262,4 +263,7 @@ def _multiply(share: Pairs, out: Tensor, repeats: int) -> None:
     product = torch._int_mm if out.dtype == torch.int32 else torch.matmul
     for _turn in range(repeats):
         for a, b in share:
-            product(a, b, out=out[: a.shape[0]])
+            if a.dim() == 2 and uses_onednn(a, b.mT):
+                matrix_product(a, b.mT)
+            else:
+                product(a, b, out=out[: a.shape[0]])

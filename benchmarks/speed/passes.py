@@ -24,7 +24,7 @@ from tsugiki.fast import activations
 from tsugiki.native import native
 
 _SHOWN = 0.004  # share of the time from which an operation has a row of its own
-_PRODUCTS = {"mm", "addmm", "addmm_", "bmm", "_int_mm"}
+_PRODUCTS = {"mm", "addmm", "addmm_", "bmm", "_int_mm", "mkldnn::_linear_pointwise"}
 
 
 @dataclass

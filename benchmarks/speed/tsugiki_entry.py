@@ -1,6 +1,7 @@
 """Tsugiki's entries, which run the same code as `tsugiki train`: a `RunConfig`, `make_trainable` and `build_loop`."""
 
 import time
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.models import build
+from benchmarks.models import build, read_model_config
 from benchmarks.speed.workload import ENDLESS, LEARNING_RATE, StepBarrier, Workload, seconds_of_pair
 from tsugiki.annotations import PreTrainedModel
 from tsugiki.data.blocks import Blocks, pack
@@ -16,12 +17,14 @@ from tsugiki.data.store import RecordIndex, TokenStore
 from tsugiki.dtypes import BaseDtype, torch_dtype
 from tsugiki.fast.document_masks import DocumentMasking, detect_document_masking, shares_prompts
 from tsugiki.lowbit.quantization import quantize
+from tsugiki.model.meta import meta_model
 from tsugiki.preference.losses import LOSSES
 from tsugiki.preference.pairs import AnswerRows, Preferences, pack_preferences
 from tsugiki.training.choose.choices import choices_for
-from tsugiki.training.measure.dtype_speed import faster_dtype, leaves_dtype_open, seconds_of_dtypes
+from tsugiki.training.measure.dtype_speed import faster_dtype, leaves_dtype_open, rows_at_once, seconds_of_dtypes
 from tsugiki.training.measure.facts import load_dtype
-from tsugiki.training.measure.shapes import find_shapes
+from tsugiki.training.measure.shapes import Shapes
+from tsugiki.training.model.rows import tokens_of_row
 from tsugiki.training.model.trainable import make_trainable
 from tsugiki.training.settings.config import CHAPTER, RunConfig
 from tsugiki.training.settings.files import validated
@@ -51,8 +54,8 @@ def run(workload: Workload, barrier: StepBarrier, **settings: Any) -> None:
     }
     config = validated(RunConfig, given, None)
     accelerator, dtype = start_accelerator(config.device), load_dtype(config)
+    shapes = _shapes(config)
     if accelerator.device.type == "cpu" and leaves_dtype_open(config):
-        shapes = find_shapes(config.model, config.block_size, config.virtual_tokens)
         seconds = seconds_of_dtypes(config, shapes)
         dtype = faster_dtype(seconds) if seconds else dtype
     model = _base(config.model, dtype)
@@ -64,6 +67,8 @@ def run(workload: Workload, barrier: StepBarrier, **settings: Any) -> None:
     blocks = answers.blocks if answers else random_blocks(workload, model.config.vocab_size)
     resolved = {"base_dtype": dtype} | make_trainable(model, config)
     choices = choices_for(config, model, len(blocks), blocks.block_size)
+    if accelerator.device.type == "cpu" and config.micro_batch_size is None:
+        choices = replace(choices, micro_batch_size=rows_at_once(config, shapes, dtype, choices.batch_size))
     loss = AnswerLoss(answers, LOSSES["dpo"], {}, likelihood=0.0) if answers else None
     loop = build_loop(accelerator, config, choices, model, blocks, masking, loss)
     note = "compute_dtype" if "compute_dtype" in resolved else "base_dtype"
@@ -77,6 +82,14 @@ def run(workload: Workload, barrier: StepBarrier, **settings: Any) -> None:
         loop.train_step()
         loop.read_losses()
         barrier.end()
+
+
+def _shapes(config: RunConfig) -> Shapes:
+    """Do the same as `find_shapes`, also for a key of `benchmarks.models.SHAPES`."""
+    read = read_model_config(config.model)
+    model = meta_model(read)
+    tokens = tokens_of_row(model, config.block_size, config.virtual_tokens)
+    return Shapes(read, model, sum(parameter.numel() for parameter in model.parameters()), tokens)
 
 
 def _base(name: str, dtype: BaseDtype) -> PreTrainedModel:

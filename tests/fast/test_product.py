@@ -13,8 +13,9 @@ from transformers.pytorch_utils import Conv1D
 from tests.tiny import in_pairs, relative_error
 from tsugiki import LoraConfig, graft, set_adapter
 from tsugiki.fast import grafted_product, keep_mask, layers, product, use_fast_products
+from tsugiki.io import measurements
 from tsugiki.lora import LoraLinear, new_pair, trainable_parameters
-from tsugiki.model import frozen_input_gradient, has_product
+from tsugiki.model import LIBRARIES, frozen_input_gradient, has_product, products
 
 LAYERS = {
     "linear": nn.Linear,
@@ -91,6 +92,13 @@ def holds(fused: Results, exact: Results, dtype: torch.dtype, plain: Results | N
         allowed = FLOOR[dtype] + (2 * relative_error(plain[name], wanted) if plain else 0)
         assert fused[name].shape == wanted.shape
         assert relative_error(fused[name], wanted) <= allowed, name
+
+
+@pytest.fixture(autouse=True)
+def _onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Multiply float32 by oneDNN, also where it is slower; the definition is multiplied by torch."""
+    monkeypatch.setitem(measurements._decided, LIBRARIES, True)
+    monkeypatch.setattr(products, "_LEAST_WORK", 1)
 
 
 @pytest.fixture

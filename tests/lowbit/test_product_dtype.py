@@ -29,12 +29,12 @@ class Measured:
 @pytest.fixture(autouse=True)
 def _empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(quantized_layer, "_decided", {})
+    monkeypatch.setattr(measurements, "_decided", {})
 
 
 def _as_in_a_new_process(seconds: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> Measured:
     measured = Measured(seconds)
-    quantized_layer._decided.clear()
+    measurements._decided.clear()
     monkeypatch.setattr(quantized_layer, "measure", measured)
     return measured
 
@@ -59,7 +59,7 @@ def test_the_answer_is_measured_once_for_each_dtype_and_kept(monkeypatch: pytest
     assert not integers_are_faster(torch.bfloat16)
     assert again.calls == 0
     monkeypatch.setattr(measurements, "processor_name", lambda: "another processor")
-    quantized_layer._decided.clear()
+    measurements._decided.clear()
     assert integers_are_faster(torch.bfloat16)
 
 
@@ -72,6 +72,6 @@ def test_a_run_records_the_dtype_and_keeps_it_when_it_is_resumed(tmp_path: Path,
     shutil.rmtree(cache_folder("machine"))
     _as_in_a_new_process(INTEGERS, monkeypatch)
     assert train(config.model_copy(update={"max_steps": 2}), resume=True).resolved_settings["product_dtype"] == name
-    quantized_layer._decided.clear()
+    measurements._decided.clear()
     other = run_config(tmp_path, base_dtype="nf4", max_steps=1, out=str(tmp_path / "other"))
     assert train(other).resolved_settings["product_dtype"] == "int8"

@@ -59,7 +59,7 @@ def _linear(layer: LoraLinear, x: Tensor) -> Tensor:
         return type(layer).forward(layer, x)
     if pair is None:
         # torch multiplies some inputs (LED's) by a frozen weight in another order than by a trainable one.
-        if not isinstance(base, nn.Linear):
+        if is_quantized(base):
             return type(layer).forward(layer, x)
         return frozen_product(base, x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
     parameters = pair._parameters

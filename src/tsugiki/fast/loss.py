@@ -47,6 +47,7 @@ from tsugiki.model.linear import (
     frozen_product,
     is_autocast_enabled,
 )
+from tsugiki.model.products import uses_onednn
 from tsugiki.model.undo import base_of
 
 _SCRATCH = 128 << 20  # bytes of logits in a chunk on a processor; each chunk reads and rearranges the whole weight
@@ -367,9 +368,10 @@ def _logits(
     `low` is dropout(h) Aᵀ of all rows, [all rows, r], of which the first of these is number `at`, and `up` is s · B,
     [vocabulary, r]; both are None without a pair.
     """
-    logits = (
-        _tiled(layer, rows) if type(layer) is nn.Linear and rows.device.type == "cpu" else frozen_product(layer, rows)
-    )
+    if type(layer) is nn.Linear and rows.device.type == "cpu" and not uses_onednn(rows, layer.weight):
+        logits = _tiled(layer, rows)
+    else:
+        logits = frozen_product(layer, rows)
     if low is not None and up is not None:
         logits.addmm_(low[at : at + len(rows)], up.T)
     return logits if softcap is None else logits.div_(softcap).tanh_().mul_(softcap)

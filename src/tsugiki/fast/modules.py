@@ -186,9 +186,11 @@ def _replace(module: nn.Module, undo: list[Undo]) -> None:
     if weight is None or weight.dtype not in (torch.bfloat16, torch.float32) or is_hooked(module):
         return
     transposed = is_conv1d(module)
-    if native_for("few_rows_transposed" if transposed else "few_rows", weight) is None:
+    is_product = type(module) is nn.Linear or transposed
+    has_function = native_for("few_rows_transposed" if transposed else "few_rows", weight) is not None
+    if not has_function and not (is_product and weight.dtype == torch.float32):  # for which oneDNN may be faster
         return
-    if type(module) is nn.Linear or transposed:
+    if is_product:
         replace_forward(module, partial(linear_of_matrix, module, product=few_rows_product), undo)
     elif takes_one_tensor(module) and (found := rms_norm_of(module)) is not None:
         replace_forward(module, partial(_norm, module, eps=found[0], offset=found[1]), undo)

@@ -23,6 +23,7 @@ from torch.autograd.function import once_differentiable
 
 from tsugiki.fast.masks import apply_mask, keep_mask
 from tsugiki.model.linear import frozen_input_gradient, frozen_product
+from tsugiki.model.products import matrix_product
 from tsugiki.native import can_read, native_for
 
 FEW_ROWS = 16  # with more, low-rank products in float32 take longer than in 16 bits
@@ -72,7 +73,7 @@ class _GraftedProduct(torch.autograd.Function):
         mask = keep_mask(x, p) if p else None
         seen = x if mask is None else apply_mask(x, mask)
         scale = scaling / (1 - p)
-        low = seen @ A.to(x.dtype).T
+        low = matrix_product(seen, A.to(x.dtype))
         y = frozen_product(layer, x)
         y.addmm_(low, B.to(x.dtype).T, alpha=scale)
         needs_x, needs_A = ctx.needs_input_grad[:2]
@@ -86,7 +87,7 @@ class _GraftedProduct(torch.autograd.Function):
         x, mask, low, A, B = ctx.saved_tensors
         needs_x, needs_A, needs_B, needs_bias = ctx.needs_input_grad[:4]
         dy = dy.contiguous()
-        d_low = (dy @ B.to(dy.dtype)).mul_(ctx.scale)
+        d_low = matrix_product(dy, B.to(dy.dtype).T).mul_(ctx.scale)
         dx = None
         if needs_x:
             dx = frozen_input_gradient(ctx.layer, dy)
@@ -97,9 +98,9 @@ class _GraftedProduct(torch.autograd.Function):
                 dx += apply_mask(d_seen, mask, out=d_seen)
         return (
             dx,
-            (d_low.T @ (x if mask is None else apply_mask(x, mask))).to(A.dtype) if needs_A else None,
+            matrix_product(d_low.T, (x if mask is None else apply_mask(x, mask)).T).to(A.dtype) if needs_A else None,
             # Computed as [r, out], which is several times faster than [out, r].
-            (low.T @ dy).mul_(ctx.scale).T.to(B.dtype) if needs_B else None,
+            matrix_product(low.T, dy.T).mul_(ctx.scale).T.to(B.dtype) if needs_B else None,
             dy.sum(0) if needs_bias else None,
             None,
             None,

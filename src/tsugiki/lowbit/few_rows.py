@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from tsugiki.model.linear import matrix_product
+from tsugiki.model.products import matrix_product
 from tsugiki.native import can_read, native_for
 
 FEW_ROWS = 12
@@ -30,10 +30,10 @@ FEW_INTEGER_ROWS = 8
 
 
 def few_rows_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return x Wᵀ + bias, [..., out]. The result equals that of `plain_product` up to rounding.
+    """Return x Wᵀ + bias, [..., out]. The result equals that of `matrix_product` up to rounding.
 
     The C functions compute it for few rows in bfloat16 or float32, on one thread, without gradients. Otherwise
-    `plain_product` does.
+    `matrix_product` does.
 
     Args:
         x: [..., in].
@@ -42,12 +42,12 @@ def few_rows_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """
     # This runs for each layer and each token, so the checks need few Python calls.
     if torch.is_grad_enabled() or torch.get_num_threads() > 1 or not _fit(x, weight, bias):
-        return plain_product(x, weight, bias)
+        return matrix_product(x, weight, bias)
     if weight.is_contiguous():
         return _product(x, weight, bias)
     if weight.mT.is_contiguous():
         return _product_of_transposed(x, weight, bias)
-    return plain_product(x, weight, bias)
+    return matrix_product(x, weight, bias)
 
 
 def _fit(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
@@ -65,7 +65,7 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if amx is None and rows <= (FEW_FLOAT_ROWS if x.dtype is torch.float32 else FEW_ROWS):
         call = native_for("few_rows", x)
     if amx is None and call is None:
-        return plain_product(x, weight, bias)
+        return matrix_product(x, weight, bias)
     x, bias, y = x.contiguous(), None if bias is None else bias.contiguous(), x.new_empty(*x.shape[:-1], out)
     of_bias = 0 if bias is None else bias.data_ptr()
     if call is not None:
@@ -82,18 +82,11 @@ def _product_of_transposed(x: Tensor, weight: Tensor, bias: Tensor | None) -> Te
     amx = native_for("few_rows_transposed_amx", x) if rows <= FEW_TRANSPOSED_AMX_ROWS else None
     call = amx or (native_for("few_rows_transposed", x) if rows <= FEW_TRANSPOSED_ROWS else None)
     if call is None:
-        return plain_product(x, weight, bias)
+        return matrix_product(x, weight, bias)
     x, bias, y = x.contiguous(), None if bias is None else bias.contiguous(), x.new_empty(*x.shape[:-1], out)
     of_bias, sums = 0 if bias is None else bias.data_ptr(), torch.empty(16, math.ceil(out / 32) * 32)
     call(x.data_ptr(), rows, width, out, out, weight.data_ptr(), of_bias, sums.data_ptr(), y.data_ptr())
     return y
-
-
-def plain_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Compute x Wᵀ + bias by the operation of `nn.Linear`, or of `Conv1D` if the weight is a transpose."""
-    if bias is None or weight.is_contiguous():
-        return matrix_product(x, weight, bias)
-    return torch.addmm(bias, x.reshape(-1, x.shape[-1]), weight.T).view(*x.shape[:-1], -1)
 
 
 def few_integer_rows(x: Tensor, w: Tensor, scale: Tensor, bias: Tensor | None, blocks: int) -> Tensor | None:

@@ -32,6 +32,7 @@ from tsugiki.lowbit.integer_passes import own_float
 from tsugiki.lowbit.integer_products import CHANNELS, Tile, in_pieces, mean_row, split
 from tsugiki.lowbit.quantized_layer import QuantizedLayer, integers_pay
 from tsugiki.lowbit.threads import in_threads
+from tsugiki.model.products import matrix_product
 from tsugiki.native import can_read, native_for
 
 BLOCK = 64
@@ -100,7 +101,7 @@ class Nf4Linear(QuantizedLayer):
         with torch.no_grad():
             for channels, weight in self._tiles(x.dtype):
                 bias = None if self.bias is None else self.bias[channels].to(x.dtype)
-                y[:, channels] = F.linear(x, weight, bias)
+                y[:, channels] = matrix_product(x, weight, bias)
         return y
 
     def input_gradient(self, dy: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ Zen 4 multiplies 8-bit integers twice as fast as bfloat16; a processor with AMX 
 So both are measured once, in a fifth of a second, and the times are kept in the cache for the next start.
 """
 
-import threading
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Self
@@ -14,16 +13,13 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from tsugiki.io.measurements import kept_seconds, shortest_seconds
+from tsugiki.io.measurements import is_faster, shortest_seconds
 from tsugiki.lowbit import integer_products
 from tsugiki.lowbit.integer_products import has_exact_product
-from tsugiki.lowbit.threads import with_one_thread
 
 _ROWS, _WIDTH = 256, 2048
 _REPEATS = 7
 _MOST_SECONDS = 0.5
-_decided: dict[torch.dtype, bool] = {}
-_lock = threading.Lock()
 
 
 class QuantizedLayer(nn.Module):
@@ -137,16 +133,12 @@ def integers_pay(x: Tensor) -> bool:
 
 def integers_are_faster(dtype: torch.dtype) -> bool:
     """Return whether an integer product, including the rounding of its rows, is faster than a product in `dtype`."""
-    with _lock:  # all threads of a run wait for the same answer
-        if dtype not in _decided:
-            seconds = kept_seconds(f"products, {dtype}", partial(measure, dtype))
-            _decided[dtype] = seconds["int8"] < seconds["float"]
-        return _decided[dtype]
+    return is_faster(key_of(dtype), partial(measure, dtype), "int8", "float")
 
 
-def decide(dtype: torch.dtype, integers: bool) -> None:
-    """Set the answer for this process, because a run that is resumed must compute in the same dtype as before."""
-    _decided[dtype] = integers
+def key_of(dtype: torch.dtype) -> str:
+    """Return the key of this measurement, for `decide`."""
+    return f"products, {dtype}"
 
 
 def measure(dtype: torch.dtype) -> dict[str, float]:
@@ -160,5 +152,4 @@ def measure(dtype: torch.dtype) -> dict[str, float]:
         "int8": partial(integer_products.product, x, [(levels, scale)], None, _WIDTH),
         "float": partial(F.linear, x, weight),
     }
-    with with_one_thread():
-        return shortest_seconds(calls, _REPEATS, _MOST_SECONDS)
+    return shortest_seconds(calls, _REPEATS, _MOST_SECONDS)

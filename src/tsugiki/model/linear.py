@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tsugiki.model.products import matrix_product
 from tsugiki.model.undo import with_parameters
 
 CHANGED_WEIGHTS = "_tsugiki_changed_weights"
@@ -154,16 +155,6 @@ def has_product(layer: nn.Module) -> bool:
     return _implements_quantized_linear(kind)
 
 
-def matrix_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return x Wᵀ + b for x [..., in] and W [out, in], computed as the product of a matrix [rows, in].
-
-    While text is generated, the output head gets the slice [batch, 1, width] of the last hidden states. If neither the
-    slice nor the weight requires a gradient, torch computes `F.linear` of it as a batched product, for which it copies
-    the whole weight once for each row of the batch (measured in docs/log.md).
-    """
-    return F.linear(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], -1)
-
-
 def linear_of_matrix(
     layer: nn.Module, x: Tensor, product: Callable[[Tensor, Tensor, Tensor | None], Tensor] = matrix_product
 ) -> Tensor:
@@ -178,20 +169,16 @@ def frozen_product(layer: nn.Module, x: Tensor) -> Tensor:
     replaced = vars(layer).get("forward")  # `linear_of_matrix`
     if replaced is not None:
         return replaced(x)  # type: ignore[no-any-return]
-    if type(layer) is nn.Linear:
-        return F.linear(x, layer.weight, layer.bias)
     if is_quantized(layer):
         return layer.product(x)  # type: ignore[operator, no-any-return]
-    return torch.addmm(layer.bias, x, layer.weight)  # type: ignore[arg-type]
+    return linear_of_matrix(layer, x)
 
 
 def frozen_input_gradient(layer: nn.Module, dy: Tensor) -> Tensor:
     """Return Wᵀ dy for dy [rows, out], a new tensor [rows, in]; `has_product(layer)` must hold."""
-    if type(layer) is nn.Linear:
-        return dy @ layer.weight
     if is_quantized(layer):
         return layer.input_gradient(dy)  # type: ignore[operator, no-any-return]
-    return dy @ layer.weight.T  # type: ignore[operator]
+    return matrix_product(dy, oriented(layer).T)
 
 
 def select_outputs(layer: nn.Module, outputs: Tensor) -> nn.Module | None:

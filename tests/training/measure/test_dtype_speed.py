@@ -10,8 +10,16 @@ from tests.runs import interrupt, run_config
 from tests.tiny import save_tiny
 from tsugiki.dtypes import preferred_compute_dtype
 from tsugiki.lowbit import exact_integers
-from tsugiki.training import faster_dtype, find_shapes, leaves_dtype_open, read_record, seconds_of_dtypes, train
-from tsugiki.training.measure import dtype_speed, facts
+from tsugiki.training import (
+    faster_dtype,
+    find_shapes,
+    leaves_dtype_open,
+    read_record,
+    rows_at_once,
+    seconds_of_dtypes,
+    train,
+)
+from tsugiki.training.measure import dtype_speed, facts, memory_plan
 
 needs_both = pytest.mark.skipif(
     preferred_compute_dtype(torch.device("cpu")) != "bf16" or not exact_integers(),
@@ -46,6 +54,47 @@ def test_a_sample_of_each_dtype_is_measured(kind: str, tmp_path: Path):
     assert seconds.keys() == {"bf16", "int8"}
     assert all(0 < each < float("inf") for each in seconds.values())
     assert torch.get_num_threads() == threads
+
+
+def _let_two_rows_take(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replace the measurement: one by one they take a second."""
+    monkeypatch.setattr(dtype_speed, "_measure_rows", lambda *_: {"one by one": 1.0, "at once": seconds})
+    monkeypatch.setattr(dtype_speed, "rows_of_micro_batch", lambda tokens, adapter: 1)  # as for rows of 512 tokens
+
+
+def test_two_rows_at_once_are_measured(tmp_path: Path):
+    config = run_config(tmp_path)
+    shapes = find_shapes(config.model, config.block_size, config.virtual_tokens)
+    seconds = dtype_speed._measure_rows(config, shapes, "fp32")
+    assert seconds.keys() == {"one by one", "at once"}
+    assert all(0 < each < float("inf") for each in seconds.values())
+
+
+def test_a_run_computes_two_rows_at_once_where_they_are_faster_and_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    _let_two_rows_take(0.9, monkeypatch)
+    config = run_config(tmp_path, base_dtype="fp32", batch_size=4)
+    interrupt(train, config, 1)
+    _let_two_rows_take(2.0, monkeypatch)
+    monkeypatch.setattr(dtype_speed, "kept_seconds", lambda key, measure: measure())  # an empty cache
+    record = train(config, resume=True)
+    assert record.micro_batch_size == 2
+    alone = train(run_config(tmp_path, "alone", base_dtype="fp32", batch_size=4))
+    assert alone.micro_batch_size is None
+    for one, other in zip(record.loss_curve, alone.loss_curve, strict=True):
+        assert one.loss == pytest.approx(other.loss, rel=1e-4)
+
+
+@pytest.mark.parametrize(("batch_size", "threads", "expected"), [(4, 2, 2), (3, 3, None), (6, 2, None), (1, 1, None)])
+def test_two_rows_at_once_leave_no_thread_waiting(
+    batch_size: int, threads: int, expected: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    _let_two_rows_take(0.9, monkeypatch)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    config = run_config(tmp_path)
+    shapes = find_shapes(config.model, config.block_size, config.virtual_tokens)
+    assert rows_at_once(config, shapes, "fp32", batch_size) == expected
+    monkeypatch.setattr(memory_plan, "memory_for_process", lambda device: 1_100_000_000)
+    assert rows_at_once(config, shapes, "fp32", batch_size) is None  # they might not fit
 
 
 def test_integers_must_be_clearly_faster():

@@ -1,13 +1,17 @@
-"""Whether a frozen base in 8-bit integers or in bfloat16 trains faster on this processor.
+"""Whether a base in 8-bit integers or in bfloat16, and two rows at once or one, train faster on this processor.
 
 Some processors multiply 8-bit integers twice as fast as bfloat16, others hardly faster, and rounding the activations
 takes time, so the faster dtype of a frozen base depends on the processor and on the sizes of the layers. Both are timed
 by one thread, in turns, and the times are kept in the cache. On held-out text, a run on a base in 8 bits could not be
 told from one in bfloat16 for three bases (docs/memory.md). A processor without bfloat16 computes in float32, from which
 it could be told.
+
+Two rows at once arrange each weight for the processor once instead of twice, and share what each operation costs. They
+take more memory, and on some processors they are not faster.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
@@ -19,8 +23,9 @@ from tsugiki.io.digests import combined_digest
 from tsugiki.io.measurements import kept_seconds, shortest_seconds
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lowbit.integer_products import exact_integers
-from tsugiki.lowbit.threads import with_one_thread
+from tsugiki.methods.table import METHODS
 from tsugiki.model.inference import decoder_blocks
+from tsugiki.training.measure.memory_plan import surely_fits
 from tsugiki.training.measure.sample import (
     backward,
     forward,
@@ -30,6 +35,7 @@ from tsugiki.training.measure.sample import (
     sample_model,
 )
 from tsugiki.training.measure.shapes import SMALL_MODEL, Shapes
+from tsugiki.training.model.rows import rows_of_micro_batch
 from tsugiki.training.settings.config import RunConfig
 
 _DTYPES: tuple[BaseDtype, ...] = ("bf16", "int8")
@@ -39,6 +45,8 @@ _MOST_TOKENS, _LEAST_TOKENS = 256, 32
 _MULTIPLICATIONS = 8_000_000_000
 """Of one forward pass through a block: large blocks are measured with fewer tokens."""
 _TURNS, _MOST_SECONDS = 5, 0.5
+_AT_ONCE, _GAIN_AT_ONCE = 2, 1.04
+"""Rows at once, and how many times as fast as one by one they must be."""
 
 
 def leaves_dtype_open(config: RunConfig) -> bool:
@@ -70,6 +78,31 @@ def seconds_of_dtypes(config: RunConfig, shapes: Shapes) -> dict[str, float] | N
     """
     if shapes.parameters < SMALL_MODEL or getattr(shapes.config, "quantization_config", None) is not None:
         return None
+    return _kept("training", config, shapes, partial(_measure_dtypes, config, shapes))
+
+
+def rows_at_once(config: RunConfig, shapes: Shapes, dtype: BaseDtype, batch_size: int) -> int | None:
+    """Return 2 if two rows of a step at once are clearly faster than one by one; None: the usual number is computed.
+
+    They must have the usual length, share the threads as evenly as single rows do, and surely fit in the memory.
+    """
+    tokens, threads = shapes.row_tokens, torch.get_num_threads()
+    learns_texts = METHODS[config.method].trains_adapter and config.preference is None
+    if shapes.parameters < SMALL_MODEL or not learns_texts:
+        return None
+    in_turn = math.ceil(math.ceil(batch_size / _AT_ONCE) / threads) * _AT_ONCE
+    if in_turn > math.ceil(batch_size / threads) or rows_of_micro_batch(tokens, adapter=True) > 1:
+        return None
+    if _block_size(shapes) * tokens > _MULTIPLICATIONS or not surely_fits(config, shapes, _AT_ONCE):
+        return None
+    seconds = _kept(f"rows in {dtype}", config, shapes, partial(_measure_rows, config, shapes, dtype))
+    return _AT_ONCE if seconds and seconds["one by one"] >= _GAIN_AT_ONCE * seconds["at once"] else None
+
+
+def _kept(
+    what: str, config: RunConfig, shapes: Shapes, measure: Callable[[], dict[str, float]]
+) -> dict[str, float] | None:
+    """Return the times of a sample from the cache, or measure them; None if the model cannot be measured."""
     try:
         key = combined_digest(
             {
@@ -78,7 +111,7 @@ def seconds_of_dtypes(config: RunConfig, shapes: Shapes) -> dict[str, float] | N
                 "tokens": f"{config.block_size}",
             }
         )
-        return kept_seconds(f"training, {key}", partial(_measure_dtypes, config, shapes))
+        return kept_seconds(f"{what}, {key}", measure)
     except BaseException as error:  # transformers' models raise errors of all kinds
         if not is_ordinary(error):
             raise
@@ -90,12 +123,10 @@ def faster_dtype(seconds: Mapping[str, float]) -> BaseDtype:
     return "int8" if seconds["bf16"] >= _GAIN * seconds["int8"] else "bf16"
 
 
-@with_one_thread()
 def _measure_dtypes(config: RunConfig, shapes: Shapes) -> dict[str, float]:
     samples = {dtype: _sample(config, shapes, dtype) for dtype in _DTYPES}
     whole, sample = shapes.model, samples["bf16"]
-    block = sum(parameter.numel() for parameter in decoder_blocks(whole)[0].parameters())
-    tokens = max(_LEAST_TOKENS, min(_MOST_TOKENS, _MULTIPLICATIONS // block))
+    tokens = max(_LEAST_TOKENS, min(_MOST_TOKENS, _MULTIPLICATIONS // _block_size(shapes)))
     row = min(tokens, shapes.row_tokens)
     blocks, losses = (
         shortest_seconds(
@@ -107,6 +138,25 @@ def _measure_dtypes(config: RunConfig, shapes: Shapes) -> dict[str, float]:
     )
     words, of_sample = (len(model.get_input_embeddings().weight) for model in (whole, sample))
     return {dtype: len(decoder_blocks(whole)) * blocks[dtype] + losses[dtype] * words / of_sample for dtype in _DTYPES}
+
+
+def _measure_rows(config: RunConfig, shapes: Shapes, dtype: BaseDtype) -> dict[str, float]:
+    sample, tokens = _sample(config, shapes, dtype), shapes.row_tokens
+
+    def one_by_one() -> None:
+        for _ in range(_AT_ONCE):
+            _blocks(sample, 1, tokens)
+
+    calls: dict[str, Callable[[], object]] = {
+        "one by one": one_by_one,
+        "at once": partial(_blocks, sample, _AT_ONCE, tokens),
+    }
+    return shortest_seconds(calls, _TURNS, _MOST_SECONDS)
+
+
+def _block_size(shapes: Shapes) -> int:
+    """Return the number of parameters of a block."""
+    return sum(parameter.numel() for parameter in decoder_blocks(shapes.model)[0].parameters())
 
 
 def _sample(config: RunConfig, shapes: Shapes, dtype: BaseDtype) -> PreTrainedModel:

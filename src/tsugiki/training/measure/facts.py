@@ -15,7 +15,7 @@ from tsugiki.errors import TsugikiError
 from tsugiki.io.formatting import format_gigabytes
 from tsugiki.language import _
 from tsugiki.training.measure.memory_plan import MemoryPlan
-from tsugiki.training.measure.shapes import SMALL_MODEL, find_shapes
+from tsugiki.training.measure.shapes import SMALL_MODEL, Shapes, find_shapes
 from tsugiki.training.record.run_record import RunRecord
 from tsugiki.training.settings.config import RunConfig
 
@@ -34,6 +34,8 @@ class Facts:
     """Rows that are computed at once, if this was set, now or before the run was interrupted."""
     memory: MemoryPlan | None = None
     """None for a small model, or if it was not planned."""
+    shapes: Shapes | None = None
+    """The shapes of the model, if it can be measured; None for a small model."""
 
 
 def given_facts(config: RunConfig, record: RunRecord, device: torch.device) -> Facts:
@@ -54,7 +56,7 @@ def measured_facts(config: RunConfig, given: Facts, is_resumed: bool) -> Facts:
     from tsugiki.training.measure.dtype_speed import faster_dtype, leaves_dtype_open, seconds_of_dtypes
     from tsugiki.training.measure.memory_plan import plan_memory
 
-    facts = given
+    facts = replace(given, shapes=shapes)
     if not is_resumed and leaves_dtype_open(config) and (seconds := seconds_of_dtypes(config, shapes)) is not None:
         facts = replace(facts, dtype=faster_dtype(seconds), dtype_seconds=seconds)
     memory = plan_memory(config, shapes, facts.dtype, facts.micro_batch_size, given.recomputed_blocks)

@@ -50,11 +50,9 @@ def plan_memory(
     available = memory_for_process(device)
     if available is None:
         return None
-    threads = torch.get_num_threads()
-    in_step = config.batch_size if config.batch_size != AUTO else 2 * threads
+    in_step = config.batch_size if config.batch_size != AUTO else 2 * torch.get_num_threads()
     size = micro_batch_size or micro_batch_sizes(config, device, shapes.row_tokens, in_step)[-1]
-    most = _PROCESS + most_bytes(shapes, getattr(config.adapter_config, "r", 0), threads, size)
-    if not config.trains_base_parameters() and most <= _SURELY_ENOUGH * available:
+    if surely_fits(config, shapes, size):
         return None
     try:
         need = need_of(config, shapes, computing_dtype(config, device, dtype), device, size, in_step)
@@ -65,6 +63,13 @@ def plan_memory(
     count = {"none": 0, "blocks": need.blocks, AUTO: automatic}
     peak = need.peak(count[config.recompute])
     return MemoryPlan(peak, count[config.recompute], config.recompute == AUTO, peak <= limit, available)
+
+
+def surely_fits(config: RunConfig, shapes: Shapes, rows: int) -> bool:
+    """Return whether the training of an adapter with `rows` rows in each thread fits, by `most_bytes`."""
+    available = memory_for_process(torch.device("cpu"))
+    most = _PROCESS + most_bytes(shapes, getattr(config.adapter_config, "r", 0), torch.get_num_threads(), rows)
+    return available is not None and not config.trains_base_parameters() and most <= _SURELY_ENOUGH * available
 
 
 def most_bytes(shapes: Shapes, rank: int, threads: int, rows: int) -> int:

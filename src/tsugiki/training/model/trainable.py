@@ -29,6 +29,7 @@ from tsugiki.lowbit.nf4 import product_dtype
 from tsugiki.methods.full import load_weights_into, save_model
 from tsugiki.methods.table import METHODS
 from tsugiki.model.context import text_config
+from tsugiki.model.products import onednn_is_faster
 from tsugiki.model.ungrafted import vocabulary_layers
 from tsugiki.training.model.sharding import shard
 from tsugiki.training.settings.config import RunConfig
@@ -84,6 +85,8 @@ def make_trainable(
         resolved["target_modules"] = targets
     if device.type == "cpu" and (multiplied := product_dtype(model)) is not None:
         resolved["product_dtype"] = multiplied
+    if device.type == "cpu" and model.dtype == torch.float32:
+        resolved["product_library"] = "oneDNN" if onednn_is_faster() else "torch"
     return resolved
 
 

@@ -32,6 +32,7 @@ from tsugiki.model.ungrafted import output_head
 from tsugiki.training.choose.choices import choices_for
 from tsugiki.training.choose.output_head import leaves_layers_open, with_output_head
 from tsugiki.training.measure.cost import Need, need_of
+from tsugiki.training.measure.dtype_speed import rows_at_once
 from tsugiki.training.measure.facts import load_dtype
 from tsugiki.training.measure.memory_plan import computing_dtype, memory_for_process, memory_limit, micro_batch_sizes
 from tsugiki.training.measure.shapes import Shapes, find_shapes
@@ -127,7 +128,9 @@ def plan_run(
     available = memory_size or memory_for_process(device)
     options, needs = [], {}
     for base_dtype in base_dtypes or _dtypes(config, device):
-        for size in micro_batch_sizes(config, device, tokens, in_step):
+        is_measured = device.type == "cpu" and memory_size is None and config.micro_batch_size is None
+        faster = rows_at_once(config, shapes, base_dtype, in_step) if is_measured else None
+        for size in [faster] if faster else micro_batch_sizes(config, device, tokens, in_step):
             need = need_of(config, shapes, base_dtype, device, size, in_step, timed=is_here)
             for option in _options(config, need, base_dtype, size, in_step, steps, available):
                 options.append(option)

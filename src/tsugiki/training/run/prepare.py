@@ -10,14 +10,17 @@ import torch
 
 from tsugiki.annotations import PreTrainedModel
 from tsugiki.errors import TsugikiError
+from tsugiki.io.measurements import decide
 from tsugiki.language import _, ngettext
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.hold import is_grafted
-from tsugiki.lowbit.quantized_layer import decide
+from tsugiki.lowbit.quantized_layer import key_of
+from tsugiki.model.products import LIBRARIES
 from tsugiki.training.choose.base_predictions import BasePredictions, predict_sample
 from tsugiki.training.choose.choices import Choices, choices_for, rows_in_time, with_new_length
 from tsugiki.training.choose.output_head import head_factor, head_notes, leaves_layers_open, with_output_head
 from tsugiki.training.choose.softmax import SAMPLED, sampled_tokens, samples_vocabulary
+from tsugiki.training.measure.dtype_speed import rows_at_once
 from tsugiki.training.measure.facts import Facts
 from tsugiki.training.model.notes import reach_notes
 from tsugiki.training.model.trainable import make_trainable, trained_tokens
@@ -45,7 +48,7 @@ def prepare(start: Start, facts: Facts, base: Base) -> Ready:
     if isinstance(loss, SampledTextLoss):
         resolved["softmax"] = SAMPLED
         notes = [*notes, sampling_note(loss)]
-    choices = choose_numbers(start, facts.micro_batch_size, base, layers, loss)
+    choices = choose_numbers(start, facts, base, layers, loss)
     if start.config.preference is not None:
         notes = [*preference_notes(start.config.preference, start.config.loss_settings()), *notes]
     return Ready(choices, loss, resolved | choices.resolved(), notes)
@@ -88,7 +91,9 @@ def make_model_trainable(start: Start, base: Base, layers: Layers) -> tuple[dict
     """Graft the adapter, or make all weights trainable. Return what was decided for it, for the record, and notes."""
     config, model, before = start.config, base.model, start.before
     if "product_dtype" in before:  # of a resumed run
-        decide(model.dtype, before["product_dtype"] == "int8")
+        decide(key_of(model.dtype), before["product_dtype"] == "int8")
+    if "product_library" in before:
+        decide(LIBRARIES, before["product_library"] == "oneDNN")
     tokens = trained_tokens(config, base.tokenizer)
     resolved = make_trainable(model, config, start.device, tokens, layers.adapter_config)
     notes = reach_notes(model)
@@ -122,18 +127,20 @@ def choose_loss(start: Start, base: Base, layers: Layers, predictions: BasePredi
     return SampledTextLoss(tokens.kept.to(start.device), tokens.vocabulary, tokens.drawn, start.config.seed)
 
 
-def choose_numbers(start: Start, rows_at_once: int | None, base: Base, layers: Layers, loss: StepLoss) -> Choices:
-    """Choose the rows of a step, the learning rate and the number of steps, for a model that was made trainable.
-
-    `rows_at_once` is the size of a micro-batch, if it is set.
+def choose_numbers(start: Start, facts: Facts, base: Base, layers: Layers, loss: StepLoss) -> Choices:
+    """Choose the rows of a step and of a micro-batch, the learning rate and the number of steps, for a model that was
+    made trainable.
     """
     config, blocks, processes = start.config, base.data.blocks, start.accelerator.num_processes
 
     def rows_in_the_time() -> int:
-        return _rows_in_time(start, rows_at_once, base, loss)
+        return _rows_in_time(start, facts.micro_batch_size, base, loss)
 
     choices = choices_for(config, base.model, len(blocks), blocks.block_size, start.before, rows_in_the_time, processes)
-    choices = replace(choices, micro_batch_size=rows_at_once, head_factor=layers.head_factor)
+    micro_batch, packed = facts.micro_batch_size, base.data.document_masking != "separate_rows"
+    if micro_batch is None and facts.shapes and packed and not start.before:
+        micro_batch = rows_at_once(config, facts.shapes, base.dtype, min(choices.batch_size, len(blocks)))
+    choices = replace(choices, micro_batch_size=micro_batch, head_factor=layers.head_factor)
     on_main(start.accelerator, lambda: _check_rows(processes, min(choices.batch_size, len(blocks))))
     if start.in_shards and not is_grafted(base.model):  # weights in shards are not read back from a checkpoint
         choices = replace(choices, keep="last")

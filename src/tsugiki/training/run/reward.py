@@ -35,12 +35,13 @@ from tsugiki.generation.prompt import tokens_of_prompts
 from tsugiki.generation.sampling import Sampling
 from tsugiki.io.atomic import check_new_file, make_folder, refuse_existing, write_bytes
 from tsugiki.io.file_names import RECORD_FILE
+from tsugiki.io.measurements import decide
 from tsugiki.io.run_folder import CHECKPOINTS, remove_run
 from tsugiki.language import _, counts
 from tsugiki.lora.graft import ungraft
 from tsugiki.lora.hold import is_grafted
 from tsugiki.lowbit.nf4 import product_dtype
-from tsugiki.lowbit.quantized_layer import decide
+from tsugiki.lowbit.quantized_layer import key_of
 from tsugiki.preference.rewards import Rule, parse_rule, reward_of, scores_of
 from tsugiki.preference.sampling import (
     Answer,
@@ -151,7 +152,7 @@ def _loaded(start: Start, rules: Sequence[Rule]) -> "_Rounds":
     parts, facts, resolved = split_prompts(start.config), find_facts(start), start.record.resolved_settings
     model = load_run_model(start, facts)
     if "product_dtype" in resolved:
-        decide(model.dtype, resolved["product_dtype"] == "int8")
+        decide(key_of(model.dtype), resolved["product_dtype"] == "int8")
     elif start.device.type == "cpu" and (multiplied := product_dtype(model)) is not None:
         resolved["product_dtype"] = multiplied
     resolved["base_dtype"] = facts.dtype
