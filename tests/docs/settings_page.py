@@ -20,25 +20,23 @@ _HEAD = {
 
 [日本語](settings.ja.md)
 
-All settings of a run. In a YAML file they have these names, and those of `lora` stand below `lora:`; a flag of
-`tsugiki train` has hyphens instead of underscores (`--batch-size`, `--lora-alpha`). `tsugiki train --print-config`
-prints them as a file, and [run.schema.json](run.schema.json) tells an editor about them. [Training](training.md) says
-which of them to change, and why. This page is made by `python -m tests.docs.settings_page`.
+In a YAML file the settings of a run have these names, and those of `lora` stand below `lora:`; a flag of
+`tsugiki train` has hyphens instead of underscores (`--batch-size`, `--lora-alpha`).
+[run.schema.json](run.schema.json) tells an editor about them. [Training](training.md) says
+which of them to change, and why.
 """,
     JAPANESE: """\
 # 設定
 
 [English](settings.md)
 
-学習のすべての設定です。YAML ファイルではこの名前を使い、`lora` の設定は `lora:` の下に書きます。`tsugiki train` の
-フラグでは、アンダースコアの代わりにハイフンを使います（`--batch-size`、`--lora-alpha`）。
-`tsugiki train --print-config` は設定をファイルの形で表示し、エディターは
+学習の設定です。YAML ファイルではこの名前を使い、`lora` の設定は `lora:` の下に書きます。`tsugiki train` の
+フラグでは、アンダースコアの代わりにハイフンを使います（`--batch-size`、`--lora-alpha`）。エディターは
 [run.schema.json](run.schema.json) を読んで入力を助けます。どの設定をなぜ変えるかは、[学習](training.ja.md)にあります。
-このページは `python -m tests.docs.settings_page` が作ります。
 """,
 }
 _WORDS = {
-    "setting": "設定", "default": "既定値", "allowed": "値", "meaning": "意味",
+    "setting": "設定", "values (default: bold)": "値（既定値は太字）", "meaning": "意味",
     " (only for: {})": "（対象：{}）", ", ": "、", "texts": "文章", "questions": "質問と回答",
     "conversations": "会話", "pairs": "応答の組",
 }  # fmt: skip
@@ -67,22 +65,22 @@ def schema() -> str:
 
 def _section(group: str, language: str) -> str:
     word = _WORDS.__getitem__ if language == JAPANESE else str
-    head = f"| {word('setting')} | {word('default')} | {word('allowed')} | {word('meaning')} |"
+    head = f"| {word('setting')} | {word('values (default: bold)')} | {word('meaning')} |"
     rows = [_row(setting, word) for setting in settings_of(RunConfig) if setting.group == group]
-    return "\n".join([f"## {_(group)}", "", head, "| --- | --- | --- | --- |", *rows, ""])
+    return "\n".join([f"## {_(group)}", "", head, "| --- | --- | --- |", *rows, ""])
 
 
 def _row(setting: Setting, word: Any) -> str:
     annotation = RunConfig.model_fields[setting.path[0]] if len(setting.path) == 1 else None
-    names = [str(name) for kind in setting.types if get_origin(kind) is Literal for name in get_args(kind)]
+    names = [f"`{name}`" for kind in setting.types if get_origin(kind) is Literal for name in get_args(kind)]
     limits = [] if annotation is None else list(_limits(annotation.annotation, annotation.metadata))
-    has_default = not setting.is_required and setting.default not in (None, (), {})
-    default = f"`{_plain(setting.default)}`" if has_default else ""
+    if not setting.is_required and setting.default not in (None, (), {}):
+        default = f"`{_plain(setting.default)}`"
+        names = [f"**{default}**", *(name for name in names if name != default)]
     meaning = _(setting.description.replace("[", r"\[")).replace(r"\[", "[")
     if setting.about.data != DATA_KINDS:
         meaning += word(" (only for: {})").format(word(", ").join(map(word, setting.about.data)))
-    allowed = ", ".join([*(f"`{name}`" for name in names), *dict.fromkeys(limits)])
-    cells = [f"`{setting.path[-1]}`", default, allowed, meaning]
+    cells = [f"`{setting.path[-1]}`", ", ".join([*names, *dict.fromkeys(limits)]), meaning]
     return "| " + " | ".join(re.sub(r"\|", r"\\|", cell) for cell in cells) + " |"
 
 

@@ -56,7 +56,7 @@ def tokens_of_prompts(
     prompts: Sequence[tuple[Prompt, str, str]],
     system: str | None = None,
 ) -> tuple[list[list[int]], set[int]]:
-    """Return the tokens of prompts, each given with its name in errors and its tools, and the tokens that end an answer.
+    """Return the tokens of prompts, each with its name in errors and its tools, and the tokens that end an answer.
 
     A prompt that is a text is the user's turn if the tokenizer has a chat template, as in training; `system` is the
     message before it.
