@@ -217,35 +217,6 @@ def show_command(
     print_next_command("chat", str(folder) if library else adapter)
 
 
-def diff_command(
-    first: str,
-    second: str,
-    *,
-    library: Library = None,
-) -> None:
-    """Compare two adapters: their settings, and the distance between their updates in each layer.
-
-    A cosine of 1 means the same direction, and 0 means orthogonal. A layer that only one adapter has counts as zero in
-    the other.
-
-    Args:
-        first: An adapter: a name in the library, or a folder.
-        second: An adapter: a name in the library, or a folder.
-
-    Examples:
-        tsugiki adapters diff ichiyo soseki
-    """
-    from tsugiki.adapters.library import adapter_folder
-    from tsugiki.report.difference import compare_adapters
-
-    comparison = compare_adapters(adapter_folder(first, library), adapter_folder(second, library))
-    for table in (comparison.settings, comparison.matrices):
-        if table.rows:
-            print_table(table)
-    for note in comparison.notes:
-        print_line(_("note: {note}").format(note=note))
-
-
 def verify_command(
     adapters: list[str] | None = None,
     *,
@@ -446,7 +417,6 @@ ADAPTERS: "Commands" = {
     "rename": (LIBRARY, rename_command),
     "remove": (LIBRARY, remove_command),
     "show": (CHECK, show_command),
-    "diff": (CHECK, diff_command),
     "verify": (CHECK, verify_command),
     "combine": (MAKE, combine_command),
     "truncate": (MAKE, truncate_command),

@@ -15,9 +15,7 @@ from tsugiki.adapters import (
     BaseReference,
     LayerFactors,
     LoraWeights,
-    difference_norm,
     effective_rank,
-    inner_product,
     kept_energy,
     read_lora_weights,
     singular_values,
@@ -62,26 +60,14 @@ def updates(layer: LayerFactors) -> list[Tensor]:
 
 @pytest.mark.parametrize("kind", LAYERS)
 def test_against_the_update_formed_whole(kind: str):
-    one, other = factors(kind, scaling=0.7), factors(kind, seed=1)
-    M, N = torch.cat(updates(one)), torch.cat(updates(other))
+    one = factors(kind, scaling=0.7)
+    M = torch.cat(updates(one))
     values = singular_values(one)
     expected = torch.linalg.svdvals(M)
     assert torch.allclose(values, expected[: len(values)], rtol=1e-12)
     assert float(expected[len(values) :].sum()) < 1e-12
     assert update_norm(one) == pytest.approx(float(M.norm()), rel=1e-12)
-    assert inner_product(one, other) == pytest.approx(float((M * N).sum()), rel=1e-11)
-    assert difference_norm(one, other) == pytest.approx(float((M - N).norm()), rel=1e-12)
     assert math.prod(update_shape(one)) == M.numel()
-
-
-def test_a_small_difference_is_not_lost():
-    one = factors("linear")
-    turned = torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.double)).Q
-    same = LayerFactors(turned @ one.A.double(), one.B.double() @ turned.T, one.scaling)
-    assert difference_norm(one, same) / update_norm(one) < 1e-14, "other factors, the same update"
-    moved = LayerFactors(one.A, one.B * (1 + 1e-6), one.scaling)
-    expected = float((updates(one)[0] - updates(moved)[0]).norm())
-    assert difference_norm(one, moved) == pytest.approx(expected, rel=1e-6)
 
 
 def test_effective_rank_is_between_one_and_the_rank():

@@ -100,18 +100,6 @@ def effective_rank(values: Tensor) -> float:
     return float(torch.special.entr(values / total).sum().exp())
 
 
-def inner_product(one: LayerFactors, other: LayerFactors) -> float:
-    """Compute ⟨ΔW, ΔW'⟩ = tr(ΔWᵀ ΔW') = Σ (Bᵀ B') ∘ (A A'ᵀ) of two updates of the same shape."""
-    B, A = _factors(one)
-    B_other, A_other = _factors(other)
-    return float(((B.mT @ B_other) * (A @ A_other.mT)).sum())
-
-
-def difference_norm(one: LayerFactors, other: LayerFactors) -> float:
-    """Compute ‖ΔW - ΔW'‖_F of two updates of the same shape, precisely also if they are almost equal."""
-    return float(torch.linalg.vector_norm(_core(*concatenate([_factors(one), _factors(other)], [1, -1]))))
-
-
 def update_shape(layer: LayerFactors) -> tuple[int, ...]:
     """Return the shape of ΔW: [out, in]; embedding: [entries, width]; convolution: [out, in, height, width]."""
     if layer.embedding:
