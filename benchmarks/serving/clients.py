@@ -254,7 +254,7 @@ def _in_rounds(
 def _speeds(found: dict[str, list[tuple[float, float]]]) -> Iterator[tuple[str, str]]:
     for name, results in found.items():
         cpu, wall = (statistics.median(values) for values in zip(*results, strict=True))
-        yield f"{name}: tokens for a second of processor time, and of wall time", f"{cpu:,.0f}, {wall:,.0f}"
+        yield f"{name}: tokens/s of processor and wall time", f"{cpu:,.0f}, {wall:,.0f}"
 
 
 def _ratio(part: Sequence[tuple[float, float]], whole: Sequence[tuple[float, float]]) -> str:
