@@ -88,7 +88,7 @@ def main() -> None:
     for way in options.ways:
         found = turns.seconds[way][1:]
         ratios = sorted(one / other for one, other in zip(first, found, strict=True))
-        ratio = f"{median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+        ratio = f"{median(ratios):.2f} [{ratios[0]:.2f}, {ratios[-1]:.2f}]"
         cells = [options.model, options.base_dtype, way, f"{median(found):.2f}", ratio, f"{least / median(found):.0%}"]
         rows.append(cells)
     command = f"python -m benchmarks.speed.turns --model {options.model} --base-dtype {options.base_dtype}"
