@@ -1,16 +1,17 @@
 """Steps of Tsugiki with and without a fast path, in turns in one process: `python -m benchmarks.speed.turns`.
 
-A way is a library for products in float32 and a number of rows at once: `torch:1`, `onednn:1`, `onednn:2`. A step has
-four rows of random tokens, or `--batch`; one thread computes it. The seconds are those of the processor, so other
-programs matter less. Each ratio is the median over the turns, with the lowest and the highest, of the seconds of the
-first way and of this one in the same turn. The share is that of the product limit (`benchmarks.speed.limit`), also in
-processor time, with causal attention.
+A way is a library for products in float32 and a number of rows at once: `torch:1`, `onednn:1`, `onednn:2`. A C function
+that is not used may follow: `onednn:1:attention`; torch computes its definition then. A step has four rows of random
+tokens, or `--batch`; one thread computes it. The seconds are those of the processor, so other programs matter less.
+Each ratio is the median over the turns, with the lowest and the highest, of the seconds of the first way and of this
+one in the same turn. The share is that of the product limit (`benchmarks.speed.limit`), also in processor time, with
+causal attention.
 """
 
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from statistics import median
@@ -24,6 +25,7 @@ from benchmarks.models import read_model_config
 from benchmarks.speed import limit
 from benchmarks.speed.tsugiki_entry import run
 from benchmarks.speed.workload import StepBarrier, StopRequested, Workload
+from tsugiki import native
 from tsugiki.io import measurements
 from tsugiki.model.products import LIBRARIES
 from tsugiki.training.data.micro_batches import MicroBatch, MicroBatches
@@ -48,7 +50,13 @@ class _Turns(StepBarrier):
     def __init__(self, ways: Sequence[str], turns: int) -> None:
         super().__init__(lambda: "step", lambda message: None)
         self.todo = [way for _turn in range(turns + 1) for way in ways]
+        self.find = native.native
+        self.way = ways[0]
         self.seconds: dict[str, list[float]] = {way: [] for way in ways}
+
+    def native(self, kind: str, dtype: str = "") -> Callable[..., None] | None:
+        """Return a C function, unless the way does without it."""
+        return None if kind in self.way.split(":")[2:] else self.find(kind, dtype)
 
     def begin(self) -> None:
         if not self.todo:
@@ -76,10 +84,11 @@ def main() -> None:
     share = MicroBatches._share
 
     def share_of_way(micro_batches: MicroBatches, step: int) -> list[MicroBatch]:
-        micro_batches._dealt_rows = micro_batches.size = int(turns.way.partition(":")[2])
+        micro_batches._dealt_rows = micro_batches.size = int(turns.way.split(":")[1])
         return share(micro_batches, step)
 
-    with patch.object(MicroBatches, "_share", share_of_way), suppress(StopRequested):
+    of_way = patch.multiple(native, native=turns.native)
+    with of_way, patch.object(MicroBatches, "_share", share_of_way), suppress(StopRequested):
         run(workload, turns, base_dtype=options.base_dtype)
     print(f"peak of the process: {(memory.peak() or 0) / 1e9:.2f} GB", file=sys.stderr)
     least = _limit(workload, options.base_dtype)
