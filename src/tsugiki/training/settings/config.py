@@ -399,7 +399,8 @@ class MachineSettings(Settings):
     """Where to compute. auto: on the accelerator of this machine if it has one, otherwise on the processor."""
     micro_batch_size: Count | None = None
     """Rows that a thread or an accelerator computes at once; it changes speed and memory, not the result. Default: 512
-    tokens (1,024 if the whole model trains) on a processor, 4,096 on an accelerator (2,048 on a Mac)."""
+    tokens (1,024 if the whole model trains) on a processor, or two rows where they are measured to be faster and surely
+    fit; 4,096 tokens on an accelerator (2,048 on a Mac)."""
     recompute: Literal["auto", "none", "blocks"] = AUTO
     """Compute the activations of blocks again in the backward pass instead of keeping them, which saves memory; results
     stay the same. auto: of as many blocks as do not fit in the memory otherwise. blocks: of all."""
