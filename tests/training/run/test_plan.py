@@ -257,6 +257,11 @@ def test_a_step_is_its_blocks_and_its_loss():
     assert plan._step_seconds(need, 1, 5, 0) == 3 * (4 * 3 + 0.5), "two threads compute five rows in three rounds"
 
 
+def test_an_output_head_that_may_train_is_planned_like_what_trains():
+    measured = Measured(kept=0, input=0, transient=0, forward=0.0, backward=0.0, loss=0.0)
+    assert Need(0, 70, 4, 0, 0, 0, 0, 2, measured, head=30).peak(0) == Need(0, 100, 4, 0, 0, 0, 0, 2, measured).peak(0)
+
+
 @pytest.mark.parametrize(("tied", "largest"), [(True, 64 * 96), (False, 512 * 64)])
 def test_an_embedding_needs_nothing_more_while_it_is_loaded_but_a_head_to_quantise_does(tied: bool, largest: int):
     model = tiny_base("llama", hidden_size=64, intermediate_size=96, vocab_size=512, tie_word_embeddings=tied)

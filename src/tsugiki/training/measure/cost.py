@@ -108,6 +108,8 @@ class Need:
     measured: Measured
     keeps_start: bool = True
     """Whether the run keeps a copy of the trained values before its first step."""
+    head: int = 0
+    """Number of parameters of an adapter of the output head that the run may train as well."""
     recomputation: int = 0
     """Additional bytes of the process if blocks are recomputed."""
 
@@ -121,12 +123,13 @@ class Need:
         """Return name -> bytes of the parts of the memory. The part `loading` is free again before the first step."""
         block, kept = self.measured, (self.blocks - recomputed) * self.measured.kept
         activations = recomputed * block.input + max(kept, block.kept if recomputed else 0)
+        trained = self.trainable + self.head
         return {
             "process": self.process + (self.recomputation if recomputed else 0),
             "base": self.base,
-            "adapter": 4 * self.trainable * (2 if self.keeps_start else 1),
-            "gradients": 4 * self.trainable * (1 + self.threads),
-            "optimizer": 8 * self.trainable,
+            "adapter": 4 * trained * (2 if self.keeps_start else 1),
+            "gradients": 4 * trained * (1 + self.threads),
+            "optimizer": 8 * trained,
             "activations": self.threads * (activations + block.transient),
             "loss": self.threads * self.loss,
             "loading": self.loading,
