@@ -60,10 +60,9 @@ Result = TypeVar("Result")
 
 _COMPILER = 68_000_000
 """Bytes of PyTorch's compiler, which PyTorch imports when the first block is recomputed."""
-_LATER, _KERNELS = 20_000_000, 30_000_000
-"""Bytes of what a run imports and reads after its model, and of oneDNN's kernels for products that a sample has not."""
-_KERNEL = 300_000
-"""Bytes of a kernel of an expert."""
+_LATER, _KERNELS, _KERNEL = 20_000_000, 30_000_000, 300_000
+"""Bytes of what a run imports and reads after its model, of oneDNN's kernels for products that a sample has not, and of
+a kernel of an expert."""
 _REPEATS = 3
 _STORED: dict[LayerDtype, Callable[[int, int], int]] = {"int8": Int8Linear.stored_bytes, "nf4": Nf4Linear.stored_bytes}
 
