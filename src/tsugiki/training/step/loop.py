@@ -29,7 +29,6 @@ from tsugiki.training.model.sharding import check_optimizer
 from tsugiki.training.record.run_record import LossPoint, PreferencePoint
 from tsugiki.training.step.checkpoint import Progress
 from tsugiki.training.step.gradients import Gradients, not_finite, overflow
-from tsugiki.training.tools.memory import return_freed_memory
 from tsugiki.training.tools.stopping import Readings, StopSignals
 
 
@@ -117,7 +116,6 @@ class TrainingLoop:
         if self.progress.step != self._saved_step:
             self.read_losses()
             self.save(self)
-            return_freed_memory()  # kept memory lies in more and more places, which would add up over the steps
             self._saved_step = self.progress.step
 
     def _interrupted(self, number: int) -> Interrupted:
