@@ -151,7 +151,7 @@ UNFITTED = [
     Case("qwen3-70m", dtype="nf4"),
     Case("llama-35m", dtype="bf16", settings="--r 256 --lora-alpha 256"),
     Case("smollm2-135m", dtype="bf16", settings="--batch-size 2 --method ia3"),
-    Case("gpt2-small", settings="--method full --batch-size 2"),
+    Case("gemma3-90m", settings="--method full --batch-size 2"),
 ]
 
 _HEADERS = {

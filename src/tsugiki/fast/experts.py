@@ -1,4 +1,4 @@
-"""Experts on a processor in 16 bits: every expert multiplies a multiple of eight or sixteen rows.
+"""Experts on a processor in 16 bits: every expert multiplies a multiple of eight rows.
 
 oneDNN compiles a kernel for each number of rows, and keeps up to 1,024. The rows that a router sends to an expert
 differ in every step, so memory grew with the steps. Tokens of zeros, with weight 0 and whose results are dropped, fill
@@ -17,7 +17,7 @@ from tsugiki.model.undo import Undo
 
 _NAME, _PLAIN = "tsugiki", "grouped_mm"  # in transformers' table of implementations
 _ROWS, _MANY_ROWS = 8, 64
-"""Rows are a multiple of 8, and where experts have more than 64 in the mean, of 16, which costs nothing there."""
+"""Up to 64 rows are a multiple of 8, up to 128 of 16, up to 256 of 32, and so on: few numbers, and few rows more."""
 _FEWEST_TOKENS = 32  # with fewer, as while text is generated, there are few numbers of rows
 
 
@@ -40,8 +40,8 @@ def experts_forward(experts: Any, hidden: Tensor, chosen: Tensor, weights: Tenso
 
     tokens, of_token = chosen.shape
     if tokens >= _FEWEST_TOKENS and hidden.device.type == "cpu" and hidden.dtype.itemsize == 2:
-        multiple = _ROWS if chosen.numel() < _MANY_ROWS * experts.num_experts else 2 * _ROWS
-        missing = -torch.bincount(chosen.flatten(), minlength=experts.num_experts) % multiple
+        counts = torch.bincount(chosen.flatten(), minlength=experts.num_experts)
+        missing = -counts % (_ROWS * 2 ** ((counts - 1) // _MANY_ROWS).float().frexp().exponent)
         filling = torch.arange(len(missing)).repeat_interleave(missing)
         filling = F.pad(filling, (0, -len(filling) % of_token)).view(-1, of_token)
         more = (0, 0, 0, len(filling))

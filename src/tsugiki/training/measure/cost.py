@@ -60,10 +60,9 @@ Result = TypeVar("Result")
 
 _COMPILER = 68_000_000
 """Bytes of PyTorch's compiler, which PyTorch imports when the first block is recomputed."""
-_LATER, _KERNELS = 20_000_000, 30_000_000
-"""Bytes of what a run imports and reads after its model, and of oneDNN's kernels for products that a sample has not."""
-_KERNEL, _MOST_KERNELS = 300_000, 1000
-"""Bytes of a kernel of an expert, and how many kernels oneDNN keeps."""
+_LATER, _KERNELS, _KERNEL = 20_000_000, 30_000_000, 300_000
+"""Bytes of what a run imports and reads after its model, of oneDNN's kernels for products that a sample has not, and of
+a kernel of an expert."""
 _REPEATS = 3
 _STORED: dict[LayerDtype, Callable[[int, int], int]] = {"int8": Int8Linear.stored_bytes, "nf4": Nf4Linear.stored_bytes}
 
@@ -108,6 +107,8 @@ class Need:
     measured: Measured
     keeps_start: bool = True
     """Whether the run keeps a copy of the trained values before its first step."""
+    head: int = 0
+    """Number of parameters of an adapter of the output head that the run may train as well."""
     recomputation: int = 0
     """Additional bytes of the process if blocks are recomputed."""
 
@@ -121,12 +122,13 @@ class Need:
         """Return name -> bytes of the parts of the memory. The part `loading` is free again before the first step."""
         block, kept = self.measured, (self.blocks - recomputed) * self.measured.kept
         activations = recomputed * block.input + max(kept, block.kept if recomputed else 0)
+        trained = self.trainable + self.head
         return {
             "process": self.process + (self.recomputation if recomputed else 0),
             "base": self.base,
-            "adapter": 4 * self.trainable * (2 if self.keeps_start else 1),
-            "gradients": 4 * self.trainable * (1 + self.threads),
-            "optimizer": 8 * self.trainable,
+            "adapter": 4 * trained * (2 if self.keeps_start else 1),
+            "gradients": 4 * trained * (1 + self.threads),
+            "optimizer": 8 * trained,
             "activations": self.threads * (activations + block.transient),
             "loss": self.threads * self.loss,
             "loading": self.loading,
@@ -183,6 +185,9 @@ def need_of(
     process = _LATER + kernel_bytes(model, rows * tokens, itemsize) if on_processor else 0
     # A step may compute a part of the logits (`sampled_softmax`), but evaluations compute all of them.
     logits = min(rows * tokens, rows_per_chunk(words, itemsize)) * words * itemsize if head is not None else 0
+    # Where the embedding is the head, both give it a gradient, and these are added.
+    is_tied = head is not None and head.weight is model.get_input_embeddings().weight
+    twice = 2 * words * width * itemsize if trains_all and is_tied else 0
     return Need(
         parameters=shapes.parameters,
         trainable=trainable,
@@ -190,7 +195,7 @@ def need_of(
         base=base,
         loading=loading_bytes(model, base_dtype) if on_processor else 0,
         process=process + (_process(device) if here == device else 0),
-        loss=logits + 4 * rows * tokens * width * itemsize,
+        loss=logits + 4 * rows * tokens * width * itemsize + twice,
         threads=threads,
         measured=measured,
         keeps_start=not trains_all or width < NARROW,
@@ -307,12 +312,14 @@ def loading_bytes(model: nn.Module, base_dtype: BaseDtype) -> int:
 def kernel_bytes(model: nn.Module, tokens: int, itemsize: int) -> int:
     """Return the bytes of oneDNN's kernels, which compute in 16 bits: for experts, one for each product and row number.
 
-    An expert has gate and up in one product and down in another, forward and backward, for multiples of sixteen rows.
+    An expert has gate and up in one product and down in another, forward and backward, and eight numbers of up to 64
+    rows, and four more each time that the rows double (see `fast.experts`).
     """
     if itemsize == 4:
         return 0
-    of_experts = 4 * tokens // 16 if find_stacks(dict(model.named_modules())) else 0
-    return _KERNELS + min(of_experts, _MOST_KERNELS) * _KERNEL
+    if not find_stacks(dict(model.named_modules())):
+        return _KERNELS
+    return _KERNELS + 4 * (8 + 4 * math.ceil(math.log2(max(1, tokens / 64)))) * _KERNEL
 
 
 def _process(device: torch.device) -> int:

@@ -12,7 +12,7 @@ other programs.
 import math
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -126,12 +126,12 @@ def plan_run(
     steps = None if rows is None else choices.steps
     in_step = choices.batch_size if rows is None else min(choices.batch_size, rows)
     available = memory_size or memory_for_process(device)
-    options, needs = [], {}
+    options, needs, head = [], {}, _head_parameters(config, shapes)
     for base_dtype in base_dtypes or _dtypes(config, device):
         is_measured = device.type == "cpu" and memory_size is None and config.micro_batch_size is None
         faster = rows_at_once(config, shapes, base_dtype, in_step) if is_measured else None
         for size in [faster] if faster else micro_batch_sizes(config, device, tokens, in_step):
-            need = need_of(config, shapes, base_dtype, device, size, in_step, timed=is_here)
+            need = replace(need_of(config, shapes, base_dtype, device, size, in_step, timed=is_here), head=head)
             for option in _options(config, need, base_dtype, size, in_step, steps, available):
                 options.append(option)
                 needs[option] = need
@@ -143,7 +143,7 @@ def plan_run(
         is_elsewhere=memory_size is not None,
         parameters=chosen.parameters,
         trainable=chosen.trainable,
-        head=_head_parameters(config, shapes),
+        head=head,
         file_bytes=file_bytes,
         is_here=has_files,
         free_disk=_free_disk(),
