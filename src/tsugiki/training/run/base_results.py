@@ -7,12 +7,15 @@ processor time until the first step of a small model.
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from tsugiki.base.identity import identity_of
 from tsugiki.io.cache import code_state, kept
 from tsugiki.io.digests import sha256
 from tsugiki.io.measurements import processor_name
 from tsugiki.lora.hold import is_grafted
 from tsugiki.lowbit.nf4 import product_dtype
+from tsugiki.model.products import onednn_is_faster
 from tsugiki.training.record.run_record import library_versions
 from tsugiki.training.run.stage_results import Base
 from tsugiki.training.run.start import Start
@@ -29,7 +32,9 @@ def kept_of_base(start: Start, base: Base, facts: object, compute: Callable[[], 
     is_unknown = identity.fingerprint is None or config.trust_remote_code or config.add_tokens is not None
     if is_unknown or start.accelerator.num_processes > 1:
         return compute()
-    numbers = str(model.dtype), base.dtype, product_dtype(model) if start.device.type == "cpu" else None
+    on_processor, dtype = start.device.type == "cpu", model.dtype
+    library = on_processor and dtype == torch.float32 and onednn_is_faster()
+    numbers = str(dtype), base.dtype, on_processor and product_dtype(model), library
     paths = is_grafted(model), model.config.get_text_config()._attn_implementation
     program = library_versions(), code_state()
     key = repr((identity.model_dump(), numbers, paths, str(start.device), processor_name(), program, facts))

@@ -66,7 +66,7 @@ def add_reference(start: Start, base: Base, answers: PackedAnswers, ready: Ready
             def compute() -> dict[str, list[float]]:
                 return _log_probabilities(start, base, ready, answers, advance)
 
-            values = kept_of_base(start, base, _facts(start, base, answers), compute)
+            values = kept_of_base(start, base, _facts(start, base, ready, answers), compute)
         references = {part: torch.tensor(numbers) for part, numbers in values.items()}
         loss = replace(loss, reference=references["training"])
     if loss.loss.function is kto:
@@ -86,11 +86,12 @@ def score_pairs(start: Start, base: Base, ready: Ready, part: str, step: int) ->
     return StepPairs(step=step, **dict(scores))
 
 
-def _facts(start: Start, base: Base, answers: PackedAnswers) -> object:
+def _facts(start: Start, base: Base, ready: Ready, answers: PackedAnswers) -> object:
     """Return everything that the log-probabilities depend on, besides the base."""
     config, rows = start.config, {part: rows.blocks.fingerprint() for part, rows in answers.parts.items()}
     method = config.method, config.to_record().get("lora"), config.method_config
-    return "references", start.record.started_from, method, config.seed, rows, base.data.document_masking
+    computed = base.data.document_masking, ready.choices.micro_batch_size
+    return "references", start.record.started_from, method, config.seed, rows, computed
 
 
 def _log_probabilities(
