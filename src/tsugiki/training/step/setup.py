@@ -34,7 +34,7 @@ from tsugiki.training.settings.config import AUTO, LORA_PLUS, RunConfig
 from tsugiki.training.step.gradients import Gradients
 from tsugiki.training.step.loop import TrainingLoop
 from tsugiki.training.step.text_loss import StepLoss
-from tsugiki.training.tools.memory import keep_freed_memory, return_freed_memory
+from tsugiki.training.tools.memory import keep_freed_memory
 
 _SHORT_ROWS_TOKENS = 256  # of rows with one document each; with more, other threads would be idle
 
@@ -56,7 +56,6 @@ def build_loop(
     `loss`: what a step minimises; None: the cross-entropy of texts.
     """
     if accelerator.device.type == "cpu":
-        return_freed_memory()  # what the trials before the first step have left in pieces
         keep_freed_memory()
     collate = Collator(document_masking, next(model.parameters()).dtype)
     batches = StepBatches(blocks, collate, choices.batch_size, config.seed)
