@@ -30,7 +30,7 @@ from tsugiki.errors import TsugikiError, error_text, system_error
 from tsugiki.io.atomic import remove_empty
 from tsugiki.io.digests import FileState, file_state
 from tsugiki.io.file_names import RECORD_FILE
-from tsugiki.io.formatting import format_duration, format_size
+from tsugiki.io.formatting import format_duration, format_gigabytes, format_size
 from tsugiki.io.locks import OWNER_FILE, is_in_use, name_process, process_of
 from tsugiki.io.run_folder import CHECKPOINTS, checkpoint_step, checkpoints, remove_run
 from tsugiki.io.system import OWN_GROUP, ask_to_end
@@ -397,7 +397,7 @@ class Runs:
             "step": training.steps if training else 0,
             "steps": steps if isinstance(steps, int) else None,
             "loss": _number(training.loss) if training and training.steps else None,
-            "memory": format_size(training.peak_memory) if training and training.peak_memory else None,
+            "memory": format_gigabytes(training.peak_memory) if training and training.peak_memory else None,
             "held_out": [_number(entry.loss) for entry in (record.evaluations[:1] + record.evaluations[1:][-1:])],
             "tokens_per_second": _number(record.all_tokens_per_second()),
             "time_left": _time_left(record) if state == "running" else None,
