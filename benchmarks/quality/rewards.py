@@ -95,6 +95,9 @@ def main() -> None:
     found |= {folder.name: [_judged_elsewhere(folder, base)] for folder in options.beside}
     rows = [row for seconds in options.at for row in _rows(found, seconds, options.until)]
     headers = {language: [one.format(options.until) for one in titles] for language, titles in HEADERS.items()}
+    if len(options.seeds) == 1:  # the mean is that of the seed
+        for cells in (*headers.values(), *rows):
+            del cells[4]
     print(Table(headers["en"], rows).to_markdown())
     if options.figures:
         command = f"python -m benchmarks.quality.rewards {shlex.join(sys.argv[1:])}"
