@@ -57,6 +57,15 @@ HEADERS = {
     "ja": ["学習したもの", "学習率", "CPU 秒", "平均報酬", "シードごと", "先頭との差", "忘却", "{} までの秒数"],
 }
 
+NAMES = {
+    "simpo": "pairs, SimPO",
+    "dpo": "pairs, DPO",
+    "advantage": "all, by advantage",
+    "best": "best answers alone",
+    "grpo": "TRL, GRPO",
+    "online_dpo": "TRL, online DPO",
+}
+
 
 def main() -> None:
     """Run, judge, print the table, and write it with all results."""
@@ -86,6 +95,9 @@ def main() -> None:
     found |= {folder.name: [_judged_elsewhere(folder, base)] for folder in options.beside}
     rows = [row for seconds in options.at for row in _rows(found, seconds, options.until)]
     headers = {language: [one.format(options.until) for one in titles] for language, titles in HEADERS.items()}
+    if len(options.seeds) == 1:  # the mean is that of the seed
+        for cells in (*headers.values(), *rows):
+            del cells[4]
     print(Table(headers["en"], rows).to_markdown())
     if options.figures:
         command = f"python -m benchmarks.quality.rewards {shlex.join(sys.argv[1:])}"
@@ -226,7 +238,7 @@ def _rows(found: dict[str, list[dict[str, Any]]], seconds: float, until: float) 
         least, most = mean_interval(change) or (math.nan, math.nan)
         rows.append(
             [
-                name.partition("=")[0],
+                NAMES.get(name.partition("=")[0], name),
                 ", ".join(sorted({f"{one['rate']}" for one in runs})),
                 f"{seconds:g}",
                 f"{rewards.mean():.3f} [{low:.3f}, {high:.3f}]",

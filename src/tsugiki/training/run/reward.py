@@ -73,7 +73,7 @@ from tsugiki.training.tools.processes import on_main
 ROUNDS = "rounds"
 """The folder in the run's folder that holds the answers and the runs of the rounds."""
 _RETENTION = "retention.jsonl"
-_TOO_HIGH = "too-high"  # round 1 with the automatic learning rate, if that has forgotten too much
+_TOO_HIGH = "too-high-"  # begins the name of round 1 at a learning rate at which it has forgotten too much
 _JUDGED = 3  # answers to each validation and held-out prompt
 _RETAINED = 48  # prompts that are the retention text, at most
 _SHOWN = 3  # prompts whose first answers are shown
@@ -302,19 +302,19 @@ class _Rounds:
     def _learn(self, number: int) -> float:
         """Learn the pairs of a round, and return the loss on the retention text relative to that of the base.
 
-        If the first round forgets too much at the automatic learning rate, it and all others have a third of this rate.
+        If the first round forgets too much at the automatic learning rate, it and all others have a fifth of this rate.
         """
-        record, high = self._learned(number), self.path(_TOO_HIGH)
-        losses = [one.loss for one in record.retention_evaluations]
+        record, is_open = self._learned(number), number == 1 and self.start.config.learning_rate == AUTO
+        losses, rate = [one.loss for one in record.retention_evaluations], record.chosen("learning_rate")
         forgotten = losses[-1] / losses[0] if losses else 1.0
-        if number > 1 or record.config.learning_rate != AUTO or forgotten <= 1 + self.numbers.forgetting:
+        if not is_open or forgotten <= 1 + self.numbers.forgetting or rate < 1e-5:
             return forgotten
-        on_main(self.start.accelerator, lambda: self.path(number).rename(high))
+        on_main(self.start.accelerator, lambda: self.path(number).rename(self.path(f"{_TOO_HIGH}{rate:g}")))
         message = _(
-            "round 1 has raised the loss on the retention text by {risen:.0%} at the automatic learning rate, "
-            "{rate:g}; it is learned again at a third of that rate"
+            "round 1 has raised the loss on the retention text by {risen:.0%} at the learning rate {rate:g}; it is "
+            "learned again at a fifth of that rate"
         )
-        self.start.display.print(message.format(risen=forgotten - 1, rate=record.chosen("learning_rate")))
+        self.start.display.print(message.format(risen=forgotten - 1, rate=rate))
         return self._learn(number)
 
     def _learned(self, number: int) -> RunRecord:
@@ -343,8 +343,8 @@ class _Rounds:
         of_adapter = ("lora", "method", "method_config") if number > 1 else ()  # that of the round before has them
         for name in ("reward", "reward_settings", "columns", "drop_duplicates", *of_adapter):
             settings.pop(name, None)
-        if (self.path(_TOO_HIGH) / RECORD_FILE).is_file():
-            settings["learning_rate"] = read_record(self.path(_TOO_HIGH)).chosen("learning_rate") / 3
+        if tried := [read_record(one).chosen("learning_rate") for one in self.path("").glob(f"{_TOO_HIGH}*")]:
+            settings["learning_rate"] = min(tried) / 5
         files = {"data": str(self.path(f"{number}.pairs.jsonl")), "out": str(self.path(number))}
         files |= {"retention_data": config.retention_data or str(self.path(_RETENTION))}
         parts = {"held_out": NONE, "validation": NONE, "keep": "last", "allow_overlap": True}
