@@ -39,7 +39,8 @@ class Table(NamedTuple):
             return
         table, fits = RichTable(), width <= console.width and not any("\n" in cell for row in rows for cell in row)
         for number, (title, *cells) in enumerate(columns):  # a narrow terminal wraps texts, but not names and numbers
-            is_text = not fits and any(" " in cell or _has_wide(cell) for cell in cells)
+            # A line can break at a space, and between characters that are two columns wide.
+            is_text = not fits and any(" " in cell or cell_len(cell) > len(cell) for cell in cells)
             table.add_column(title, no_wrap=number == 0 or not is_text, overflow="fold")
         if fits and rows:
             rows = [["\n".join(cells) for cells in zip(*rows, strict=True)]]  # looks the same, in a quarter of the time
@@ -105,11 +106,6 @@ def wrap(text: str, width: int) -> list[str]:
                 line += piece
         lines.append(line.rstrip())
     return lines
-
-
-def _has_wide(text: str) -> bool:
-    """Return whether a text has characters that are two columns wide; a line can break between them."""
-    return cell_len(text) > len(text)
 
 
 def _pieces(text: str) -> list[str]:
