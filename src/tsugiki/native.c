@@ -966,7 +966,7 @@ BFLOAT16 INLINE void round_floats(const float *x, int64_t n, uint16_t *to) {
 }
 
 /* c [m, width] += a b, for a [m, n] of pairs, whose rows are `stride` pairs apart, and b [n, width] of pairs. */
-BFLOAT16 static void add_product(const void *a, int64_t stride, int64_t m, const uint32_t *b, int64_t n, int64_t width,
+BFLOAT16 INLINE void add_product(const void *a, int64_t stride, int64_t m, const uint32_t *b, int64_t n, int64_t width,
                                  float *c) {
     for (int64_t j = 0; j < width; j += 32)
         for (int64_t i = 0; i < m; i += 8) { /* 8 rows of 32 columns are kept in registers */

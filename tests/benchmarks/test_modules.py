@@ -17,6 +17,7 @@ OPTIONAL = {
     "gguf.adapters": "llama_cpp",
     "gguf.models": "llama_cpp",
     "gguf.llama_cpp_outputs": "llama_cpp",
+    "quality.rewards_trl": "trl",
 }
 
 

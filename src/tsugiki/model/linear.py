@@ -151,7 +151,7 @@ def has_product(layer: nn.Module) -> bool:
     kind: type = type(layer)
     if kind is nn.Linear or kind is _conv1d_class():
         weight = layer._parameters.get("weight")
-        return type(weight) is nn.Parameter and not weight.requires_grad  # no type of a quantisation library or of FSDP
+        return weight is not None and _is_dense(weight) and not weight.requires_grad
     return _implements_quantized_linear(kind)
 
 
@@ -233,6 +233,11 @@ def _multiplies_by(layer: nn.Linear, in_features: int, out_features: int) -> boo
 
 def _is_of_deepspeed(hook: Callable[..., object]) -> bool:
     return str(getattr(hook, "__module__", "")).startswith("deepspeed.")
+
+
+def _is_dense(weight: nn.Parameter) -> bool:
+    """Return whether the weight is an ordinary parameter, not a subclass of a quantisation library or of FSDP."""
+    return type(weight) is nn.Parameter
 
 
 @cache
