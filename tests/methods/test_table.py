@@ -225,7 +225,6 @@ def test_a_16_bit_or_int8_base(name: str):
     [
         ("ia3", {}),
         ("houlsby", {"reduction_factor": 4, "dropout": 0.1}),
-        ("bitfit", {}),
         ("head", {}),
     ],
 )
