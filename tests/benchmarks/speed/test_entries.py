@@ -164,6 +164,7 @@ def test_the_first_losses_of_preference_tuning_are_those_of_trl(folder: str, mon
         assert ours[1] < 0.69
 
 
+@pytest.mark.slow
 def test_the_limit(folder: str):
     script = Script()
     script.asked = iter(["step\n"] * 4)
@@ -199,6 +200,7 @@ def test_shapes_have_the_published_numbers_of_parameters(monkeypatch: pytest.Mon
     }
 
 
+@pytest.mark.slow
 def test_a_process_prints_only_json(folder: str):
     process = EntryProcess("tsugiki-fp32", TRAINING_ENTRIES["tsugiki-fp32"], Workload(folder, batch=2, length=16))
     try:
