@@ -55,13 +55,8 @@ def _break(what: str, base: str) -> None:
     [
         ("architecture", "'opt'"),
         ("truncated", "model.safetensors"),
-        ("no weights", "safetensors"),
-        ("nan", "output_norm.weight"),
         ("adapter", "adapter"),
-        ("no config", "config.json"),
         ("no tokenizer", "cannot be loaded"),
-        ("few bits", "quantization_config"),
-        ("not JSON", "config.json"),
         ("vocabulary", "wte.weight is [257, 32]"),
     ],
 )
@@ -82,9 +77,7 @@ def test_a_bad_model_gives_one_line_and_no_file(what: str, said: str, run: Any, 
         ("there.gguf", "there.gguf"),
         ("half.gguf", "half.Modelfile"),
         ("m.bin", ".gguf"),
-        ("nowhere/m.gguf", "nowhere"),
         ("text.txt/m.gguf", "text.txt"),
-        ("x" * 300 + ".gguf", "File name too long"),
     ],
 )
 def test_a_bad_path_gives_one_line_and_leaves_existing_files(gguf: str, said: str, run: Any, base: str) -> None:
