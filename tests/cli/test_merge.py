@@ -17,7 +17,7 @@ from tsugiki.methods import PromptTuningConfig
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with two LoRAs (one in the library), one of DoRA, a prompt, one that is not finite, and bases."""
+    """A folder with two LoRAs (one in the library), one of DoRA, a prompt, and bases."""
     folder = tmp_path_factory.mktemp("made")
     base = save_tiny(folder / "base")
     configs = {
@@ -50,7 +50,7 @@ def test_two_adapters_with_weights_and_their_figures(adapters: str, run):
         *("--out", "merged"),
     )
     assert (status, err) == (0, "")
-    assert "merged: 8 of 28 tensors changed; rounding to their dtypes loses 0.00% of the change" in out
+    assert "merged: 8 of 28 tensors changed" in out
     assert "changes the logits by up to" in out
     figures = json.loads(Path("merged", "tsugiki.json").read_text())["figures"]
     assert set(figures) >= {"largest_logit_change", "largest_logit_error"}
