@@ -2,7 +2,6 @@
 
 import io
 import json
-import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -70,7 +69,7 @@ def test_prompts_from_a_file_and_standard_input_as_json_lines_and_side_by_side(
     assert run("generate", *tokens, "--prompt", "-")[1].removesuffix("\n") == alone[1]
     status, out, _ = run("generate", "--adapter", "run", "--prompt", "枝", "--compare", "--max-new-tokens", "5")
     assert status == 0
-    assert trained[-10:] in re.sub(r"[\s│┃]", "", out)  # a long name is folded
+    assert trained[:20] in out  # a long name is cut
     assert "run" in out
     (tmp_path / "prompts.jsonl").write_text('{"text": "a"}\n')
     for arguments, said in (
