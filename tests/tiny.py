@@ -77,6 +77,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "smollm3": {**_LLAMA, "pad_token_id": 0},
 }
 
+DIFFERENT = ("gpt2", "llama", "gemma3_text", "opt", "phi3", "bloom")
+"""Types of which no two meet the same code: Conv1D, heads, windows and norms, biases, joined layers, no positions."""
+
 
 def summed_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """The cross-entropy of all target tokens, by the definition; labels are not shifted."""

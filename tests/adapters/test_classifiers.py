@@ -103,8 +103,3 @@ def test_a_file_without_the_module_that_its_config_names_is_refused(tmp_path: Pa
     edit_weights(tmp_path, lambda tensors: [tensors.pop(key) for key in [*tensors] if "classifier" in key])
     with pytest.raises(TsugikiError, match="names 'classifier', and the file has no tensor"):
         load_adapter(MODELS["bert for sequences"].build(), tmp_path)
-
-
-def test_a_name_that_matches_nothing_is_still_an_error_when_grafting():
-    with pytest.raises(TsugikiError, match="names 'scoer'"):
-        graft(MODELS["llama for sequences"].build(), LoraConfig(modules_to_save=["scoer"]))

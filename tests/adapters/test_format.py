@@ -126,15 +126,12 @@ def saved(tmp_path: Path, **fields: Any) -> Path:
     ("fields", "said"),
     [
         ({"use_dora": True}, "lora_magnitude_vector is missing"),
-        ({"use_qalora": True}, "use_qalora=True is not supported"),
         ({"layer_replication": [[0, 1]]}, "layer_replication="),
         ({"trainable_token_indices": [1, 2]}, "trainable_tokens_delta is missing"),
         ({"a_field_of_the_future": 3}, "a_field_of_the_future=3"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa'"),
-        ({"init_lora_weights": "pissa"}, "merge the adapter with PEFT"),
         ({"peft_type": "VERA"}, "peft_type 'VERA'"),
         ({"peft_type": "IA3"}, "would change the result"),
-        ({"r": 0}, "r: "),
         ({"r": 8}, "is [4, 32], expected [8, 32]"),
         ({"target_modules": ["q_proj"]}, "does not fit this model"),
         ({"target_modules": ["c_attn", "c_fc"]}, "is missing"),
@@ -216,23 +213,6 @@ def test_factors_in_8_bits_are_read_as_peft_reads_them(tmp_path: Path):
     model = load_adapter(tiny_model(), folder)
     theirs = peft.PeftModel.from_pretrained(tiny_model(), folder).eval()
     assert relative_error(logits(model), logits(theirs)) < 1e-5
-
-
-def test_harmless_fields_of_peft_are_accepted_and_change_nothing(tmp_path: Path):
-    plain, model = tiny_model(), tiny_model()
-    load_adapter(plain, saved(tmp_path / "plain"))
-    fields = {
-        "peft_version": "0.99",
-        "unsloth_version": "2025.1",
-        "transformers_version": "5.0",
-        "eva_config": {"rho": 2.0},
-        "init_lora_weights": "eva",
-        "qalora_group_size": 16,
-    }
-    load_adapter(model, saved(tmp_path / "more", **fields))
-    assert torch.equal(logits(model), logits(plain))
-    assert not torch.equal(logits(model), logits(tiny_model()))
-    assert trainable_parameters(model).keys() == trainable_parameters(plain).keys()
 
 
 def test_a_parameter_of_the_base_that_trains_by_hand_is_warned_of(tmp_path: Path):
@@ -465,9 +445,13 @@ def test_an_adapter_for_another_number_of_blocks_is_refused(trained_on: int, loa
         load_adapter(tiny_model("llama", num_hidden_layers=loaded_into), tmp_path)
 
 
-@pytest.mark.parametrize("where", ["memory", "disk"])
 @pytest.mark.parametrize(
-    "config", [LoraConfig(), LoraConfig(bias="all", modules_to_save=["lm_head"]), METHODS["ia3"].configure({})]
+    ("config", "where"),
+    [
+        (LoraConfig(), "memory"),
+        (LoraConfig(bias="all", modules_to_save=["lm_head"]), "disk"),
+        (METHODS["ia3"].configure({}), "memory"),
+    ],
 )
 def test_an_offloaded_model_computes_and_saves_the_same(config: Any, where: str, tmp_path: Path):
     model = grafted(tiny_model(), config)

@@ -140,7 +140,15 @@ def test_other_processes_write_nothing(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("method", "prefix"), [*((method, "") for method in CONFIGS), ("lora", "module."), ("lora", "_orig_mod.module.")]
+    ("method", "prefix"),
+    [
+        *(
+            (method, "")
+            for method in ("dora", "ia3", "prefix-tuning", "houlsby", "norms", "lora with biases and a module")
+        ),
+        ("lora", "module."),
+        ("lora", "_orig_mod.module."),
+    ],
 )
 def test_the_values_of_a_state_dict_are_written(method: str, prefix: str, tmp_path: Path):
     model = grafted(tiny_model(), CONFIGS[method]())

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.tiny import CONFIGS, save_tiny, tiny_model
+from tests.tiny import DIFFERENT, save_tiny, tiny_model
 from tsugiki import TsugikiError
 from tsugiki.base import LazyTensors, copy_other_files, load_meta_model, map_keys, read_shards, write_index
 
@@ -54,7 +54,7 @@ def test_a_folder_without_weights(tmp_path: Path):
         read_shards(tmp_path)
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kind", DIFFERENT)
 def test_every_parameter_has_a_key_or_is_converted(kind: str, tmp_path: Path):
     folder = Path(save_tiny(tmp_path / kind, kind))
     model = load_meta_model(str(folder))

@@ -10,7 +10,7 @@ import typer
 from typer.testing import CliRunner
 
 from tests.cli.imports import output_without
-from tests.data.read.aozora.samples import ROWS, index_csv, make_mirror, work_zip
+from tests.data.read.aozora.samples import ROWS, index_csv, make_mirror
 from tests.data.read.aozora.test_text import zipped
 from tsugiki.cli import aozora_command, as_command
 from tsugiki.data import INDEX
@@ -40,15 +40,6 @@ def test_writes_the_chosen_works_and_one_summary_line(mirror, tmp_path):
     assert summary.startswith("1 work, 8 characters, 0 without a code (〓), 0 skipped, 0 missing, ")
     assert "works/s" in summary
     assert following.startswith("next: tsugiki preview ")
-
-
-def test_selection_by_author_and_title(mirror, tmp_path):
-    out = tmp_path / "works.jsonl"
-    assert run("--source", mirror, "--author", "山田一", "--title", "の", "--out", out).exit_code == 0
-    assert [json.loads(line)["title"] for line in out.read_text(encoding="utf-8").splitlines()] == ["坂の上", "海の底"]
-    out.unlink()
-    assert run("--source", mirror, "--author", "山田一", "--title", "海", "--out", out).exit_code == 0
-    assert [json.loads(line)["title"] for line in out.read_text(encoding="utf-8").splitlines()] == ["海の底"]
 
 
 def test_skipped_works_are_named(mirror, tmp_path):
@@ -83,22 +74,6 @@ def test_a_missing_file_is_one_line_with_status_2_and_no_output(mirror, tmp_path
     assert "0 skipped, 1 missing" in summary
 
 
-@pytest.mark.parametrize("role", ["translator", "翻訳者"])
-def test_selection_by_role(mirror, tmp_path, role):
-    (mirror / "cards/000001/files/5_ruby.zip").write_bytes(work_zip("訳した話", "山田一"))
-    (mirror / f"{INDEX}.csv").write_bytes(index_csv(ROWS))
-    out = tmp_path / "works.jsonl"
-    result = run("--source", mirror, "--author", "川田二葉", "--role", role, "--out", out)
-    assert result.exit_code == 0, result.output
-    assert json.loads(out.read_text(encoding="utf-8"))["translator"] == "川田二葉"
-
-
-def test_an_unknown_role_is_an_error_with_the_known_ones(mirror, tmp_path):
-    result = run("--source", mirror, "--role", "poet", "--out", tmp_path / "works.jsonl")
-    assert isinstance(result.exception, TsugikiError)
-    assert "author (著者), translator (翻訳者)" in str(result.exception)
-
-
 def test_refuses_an_existing_target_before_anything_else(tmp_path):
     out = tmp_path / "works.jsonl"
     out.write_text("mine")
@@ -106,13 +81,6 @@ def test_refuses_an_existing_target_before_anything_else(tmp_path):
     assert isinstance(result.exception, TsugikiError)
     assert "exists already" in str(result.exception)
     assert out.read_text() == "mine"
-
-
-def test_leaves_nothing_behind_when_nothing_matches(mirror, tmp_path):
-    result = run("--source", mirror, "--author", "川田", "--out", tmp_path / "works.jsonl")
-    assert isinstance(result.exception, TsugikiError)
-    assert "did you mean 川田二葉" in str(result.exception)
-    assert list(tmp_path.glob("works*")) == []
 
 
 def test_aozora_does_not_import_torch(mirror: Path, tmp_path: Path):

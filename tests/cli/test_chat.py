@@ -36,18 +36,17 @@ def prompts(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     return seen
 
 
-def test_a_text_is_continued_and_compared_at_once(base: str, run, type_, prompts: list[object]):
-    assert run("train", "--model", base, *TRAIN)[0] == 0
+def test_a_text_is_continued_and_compared_at_once(trained: str, run, type_, prompts: list[object]):
     prompts.clear()
     type_("枝を", "", "/base", "/adapter", "/again", "/quit")
     status, out, err = run("chat", "run", *TOKENS)
     assert (status, err) == (0, "next: tsugiki adapters add run\n")
     lines = out.split("\n")
-    assert lines[0].startswith(f"{base} + run")
+    assert lines[0].startswith(f"{trained} + run")
     assert all(number in lines[0] for number in ("0.7", "0.9", " 1;"))  # temperature, top-p, repetition penalty
     assert lines[1].startswith("枝を")
-    assert out.count(f"[{base}]") == 1
-    assert out.count(f"[{base} + run]") == 2
+    assert out.count(f"[{trained}]") == 1
+    assert out.count(f"[{trained} + run]") == 2
     written = lines[1].removeprefix("枝を")
     assert prompts == ["枝を", f"枝を{written}", "枝を", "枝を", "枝を"]
     assert run("generate", "--adapter", "run", "--prompt", "枝を", *TOKENS)[1] == f"枝を{written}\n"

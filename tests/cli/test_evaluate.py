@@ -3,22 +3,20 @@
 import json
 from pathlib import Path
 
-from tests.runs import TRAIN
 from tests.tiny import TEXT, save_tiny
 
 
-def test_eval_puts_models_and_adapters_in_one_table(base: str, run, tmp_path: Path):
+def test_eval_puts_models_and_adapters_in_one_table(trained: str, run, tmp_path: Path):
     other = save_tiny(tmp_path / "other", seed=1)
-    assert run("train", "--model", base, *TRAIN)[0] == 0
     for i in range(3):
         Path(f"t{i}.txt").write_text(TEXT[i * 100 : i * 100 + 90])
     Path("texts").mkdir()
     for i in range(3):
         Path(f"t{i}.txt").rename(f"texts/t{i}.txt")
-    status, out, _ = run("eval", "--data", "texts", "--model", base, "--model", other, "--adapter", "run", "--json")
+    status, out, _ = run("eval", "--data", "texts", "--model", trained, "--model", other, "--adapter", "run", "--json")
     assert status == 0
     rows = [json.loads(line) for line in out.splitlines()]
-    assert [(row["model"], row["adapter"]) for row in rows] == [(base, None), (other, None), (base, "run")]
+    assert [(row["model"], row["adapter"]) for row in rows] == [(trained, None), (other, None), (trained, "run")]
     assert rows[2]["loss"] < rows[0]["loss"]
     assert len(rows[0]["documents"]) == 3
     assert rows[0]["bits_per_char_interval"][0] < rows[0]["bits_per_char"] < rows[0]["bits_per_char_interval"][1]
@@ -26,7 +24,7 @@ def test_eval_puts_models_and_adapters_in_one_table(base: str, run, tmp_path: Pa
     status, out, _ = run("eval", "--data", "texts", "--adapter", "run", "--json")
     assert status == 0, "an adapter names its base"
     assert [json.loads(line) for line in out.splitlines()] == [rows[0], rows[2]], "which is measured beside it"
-    status, out, _ = run("eval", "--data", "texts", "--model", base, "--adapter", "run")
+    status, out, _ = run("eval", "--data", "texts", "--model", trained, "--adapter", "run")
     assert out.count("[") >= 5, "intervals stand beside the figures"
     status, out, err = run("eval", "--data", "texts")
     assert (status, out) == (2, "")
@@ -46,15 +44,14 @@ def test_eval_of_fewer_characters(base: str, run):
     assert "--characters 600 was rounded up to 1,024" in out
 
 
-def test_eval_of_questions(base: str, run):
-    assert run("train", "--model", base, *TRAIN)[0] == 0
+def test_eval_of_questions(trained: str, run):
     rows = [{"prompt": "a", "expected": "x"}, {"prompt": "枝", "choices": ["を", "が"], "expected": ["を", "が"]}]
     Path("q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    flags = ("--questions", "q.jsonl", "--model", base, "--adapter", "run", "--max-new-tokens", "3")
+    flags = ("--questions", "q.jsonl", "--model", trained, "--adapter", "run", "--max-new-tokens", "3")
     status, out, _ = run("eval", *flags, "--json")
     assert status == 0
     found = [json.loads(line) for line in out.splitlines()]
-    assert [(row["model"], row["adapter"]) for row in found] == [(base, None), (base, "run")]
+    assert [(row["model"], row["adapter"]) for row in found] == [(trained, None), (trained, "run")]
     for row in found:
         assert (row["questions"], row["correct"], row["share"]) == (2, 1, 0.5)
         assert row["share_interval"][0] < 0.5 < row["share_interval"][1]

@@ -35,28 +35,3 @@ def test_train_generate_evaluate_and_merge_on_a_gguf_file(run, model: str, tmp_p
     assert not logits(load_model("merged")).equal(logits(load_model(model)))
     status, _, said = run("preview", "--model", model, "--data", "text.txt")
     assert status == 0, said
-
-
-def test_files_that_are_not_gguf_models(run, model: str, tmp_path: Path, cache: Path):
-    content = Path(model).read_bytes()
-    (tmp_path / "cut.gguf").write_bytes(content[:5000])
-    (tmp_path / "text.gguf").write_text("a text")
-    (tmp_path / "empty.gguf").write_bytes(b"")
-    (tmp_path / "folder.gguf").mkdir()
-    write_gguf(tmp_path / "adapter.gguf", tiny_base("llama"), settings={"general.type": "adapter"})
-    expected = {
-        "cut.gguf": "truncated",
-        "text.gguf": "not a GGUF file",
-        "empty.gguf": "not a GGUF file",
-        "folder.gguf": "config.json",
-        "adapter.gguf": "--model",
-        "nowhere.gguf": "no such file",
-    }
-    for name, fact in expected.items():
-        status, out, err = run("generate", "--model", name, "--prompt", "a")
-        assert (status, out) == (2, "")
-        assert err.startswith("tsugiki: ")
-        assert err.count("\n") == 1
-        assert name in err
-        assert fact in err
-    assert not [path for path in cache.rglob("*") if path.is_file() and not path.name.endswith(".lock")]

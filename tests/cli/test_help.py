@@ -17,7 +17,6 @@ from tests.cli.imports import output_without
 from tests.docs.test_architecture import flags, problem_of
 from tsugiki.base import RECOMMENDED
 from tsugiki.cli import near_flags, root_command
-from tsugiki.cli.app import KEEP, LOOK, MAKE, SHARE
 from tsugiki.io.file_names import DATA_SUFFIXES
 from tsugiki.language import VARIABLE
 from tsugiki.training import RunConfig, settings_of
@@ -57,19 +56,6 @@ def test_the_tour_names_bases_of_the_readers_language_and_kinds_of_files_in_one_
 def test_versions_are_shown_without_importing_torch():
     out = output_without({"torch", "transformers", "numpy"}, "--version")
     assert re.fullmatch(r"tsugiki \S+ \(torch \S+, transformers \S+, Python \S+; .+ C functions\)\n", out)
-
-
-def test_commands_are_in_groups(run):
-    status, out, _ = run("-h")
-    assert status == 0
-    titles = [out.index(title) for title in (MAKE, LOOK, KEEP, SHARE)]
-    assert titles == sorted(titles)
-
-
-def test_brackets_in_help_texts_are_in_pairs(run):
-    for command in flags():
-        _, out, _ = run(*command.split(), "--help")
-        assert out.count("(") == out.count(")"), command
 
 
 def test_every_command_has_examples_of_existing_commands_and_flags():

@@ -36,10 +36,9 @@ def test_from_the_preview_to_the_merged_model(base: str, run, tmp_path: Path, mo
     assert (status, run(*next_words(out))[0]) == (0, 0)
 
 
-def test_what_was_tried_is_kept_and_then_served(base: str, run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_what_was_tried_is_kept_and_then_served(trained: str, run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TSUGIKI_ADAPTERS", str(tmp_path / "library"))
     monkeypatch.setattr("sys.stdin", io.StringIO())
-    assert run("train", "--model", base, *TRAIN)[0] == 0
     assert next_words(run("report", "run")[1]) == ["chat", "run"]
     written = run("generate", "--adapter", "run", "--prompt", "x", "--max-new-tokens", "2")
     assert "next:" not in written[1]
@@ -47,13 +46,13 @@ def test_what_was_tried_is_kept_and_then_served(base: str, run, tmp_path: Path, 
     assert next_words(run("chat", "run")[2]) == ["adapters", "add", "run"]
     assert next_words(run("eval", "--adapter", "run", "--data", "text.txt")[2]) == ["adapters", "add", "run"]
     assert next_words(run("adapters", "add", "run", "--name", "kept")[1]) == ["chat", "kept"]
-    assert next_words(run("chat", "kept", "--model", base)[2]) == ["serve", "--adapter", "kept", "--model", base]
+    assert next_words(run("chat", "kept", "--model", trained)[2]) == ["serve", "--adapter", "kept", "--model", trained]
     assert next_words(run("adapters", "list")[1]) == ["adapters", "show", "kept"]
     assert next_words(run("adapters", "show", "kept")[1]) == ["chat", "kept"]
     assert next_words(run("adapters", "rename", "kept", "other")[1]) == ["chat", "other"]
     sent = ["push", "other", "me/other", "--base", "none"]
     assert next_words(run(*sent, "--dry-run")[2]) == sent
-    assert next_words(run("chat", "--model", base)[2]) == ["serve", "--model", base]
+    assert next_words(run("chat", "--model", trained)[2]) == ["serve", "--model", trained]
     assert run("eval", "--adapter", "run", "--data", "text.txt", "--json")[2].find("next:") == -1
 
 

@@ -77,12 +77,6 @@ def test_fit_takes_an_option(base: str, run):
     assert json.loads(Path("run/run.json").read_text())["config"]["base_dtype"] == "nf4"
 
 
-def test_fit_is_for_new_runs(run):
-    status, out, err = run("train", "--resume", "run", "--fit")
-    assert (status, out) == (2, "")
-    assert "--fit" in err.splitlines()[-1]
-
-
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -90,16 +90,8 @@ BAD = {
     "with mix": (GOOD, ("--mix", "text.txt:0.1"), "mix"),
     "with a soft prompt": (GOOD, ("--method", "prompt-tuning"), "preference"),
     "equal answers": ({"prompt": "a", "chosen": "bcd", "rejected": "bcd"}, (), "pairs.jsonl:1"),
-    "empty answer": ({"prompt": "a", "chosen": "bcd", "rejected": ""}, (), "pairs.jsonl"),
-    "no answer": ({"prompt": "a", "chosen": "bcd"}, (), "pairs.jsonl:1"),
-    "a number": ({"prompt": "a", "chosen": "bcd", "rejected": 3}, (), "pairs.jsonl:1"),
-    "a list and a text": ({"chosen": [{"role": "user", "content": "a"}], "rejected": "b"}, (), "pairs.jsonl:1"),
     "single answers": ({"prompt": "a", "completion": "bcd", "label": True}, (), "kto"),
-    "a label that is none": ({"prompt": "a", "completion": "b", "label": "maybe"}, ("--preference", "kto"), "maybe"),
-    "training rows": ({"prompt": "a", "completion": "bcd"}, (), "pairs.jsonl:1"),
-    "longer than a row": ({"prompt": "a" * 200, "chosen": "bcd", "rejected": "efg"}, (), "64"),
     "one pair": (GOOD, (), "pairs.jsonl"),
-    "a text": (GOOD, ("--data", "text.txt"), "text.txt"),
     "no file": (GOOD, ("--data", "nowhere.jsonl"), "nowhere.jsonl"),
     "held-out file": (GOOD, ("--held-out", "text.txt"), "text.txt"),
     "settings without a loss": (GOOD, ("--no-preference",), "preference"),
@@ -109,7 +101,7 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_one_line(case: str, base: str, run):
     row, flags, named = BAD[case]
-    write([row, {**row, "prompt": "z" * 200}] if case == "longer than a row" else [row])
+    write([row])
     given = list(FLAGS)
     if case == "settings without a loss":
         given[given.index("--preference") : given.index("--preference") + 2] = ["--preference-settings", "beta=1"]

@@ -23,7 +23,6 @@ def test_preview_writes_nothing_but_its_page(base: str, run, tmp_path: Path):
         (("--data", "text.txt", "--assistant-turns", "some"), "'all' or 'last'"),
         (("--data", "text.txt", "--rows", "0"), "--rows"),
         (("--data", "roles.jsonl"), "roles.jsonl:1"),
-        (("--data", "texts.jsonl", "--held-out", "author=x"), "author"),
     ],
 )
 def test_bad_input_is_one_line(arguments: tuple[str, ...], said: str, base: str, run):

@@ -16,49 +16,17 @@ def test_a_yaml_file_and_resume(base: str, run, tmp_path: Path):
     assert (status, "finished" in err) == (2, True)
 
 
-def test_a_rank_above_the_matrix_is_a_note(base: str, run):
-    status, _, err = run("train", "--model", base, *TRAIN, "--r", "40")
-    assert status == 0
-    assert "rank 40" in err
-
-
-def test_an_interrupted_run_says_how_to_go_on(base: str, run, monkeypatch: pytest.MonkeyPatch):
-    def interrupt(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    def interrupt_later(*_: object, **__: object) -> None:
-        Path("run").mkdir()
-        Path("run/run.json").touch()
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("tsugiki.training.run.stages.train", interrupt)
-    status, _, err = run("train", "--model", base, *TRAIN)
-    assert status == 130
-    assert "--resume" not in err, "there is no run yet"
-    monkeypatch.setattr("tsugiki.training.run.stages.train", interrupt_later)
-    status, _, err = run("train", "--model", base, *TRAIN)
-    assert status == 130
-    assert "--resume run" in err
-
-
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (("--r", "0"), "lora.r"),
-        (("--lora-alpha", "nan"), "lora_alpha"),
-        (("--lora-dropout", "1"), "lora_dropout"),
-        (("--learning-rate", "-1"), "learning_rate"),
-        (("--learning-rate", "inf"), "learning_rate"),
         (("--target-modules", "q_proj,v_proj"), "c_attn"),
-        (("--data", "empty.txt"), "empty.txt"),
         (("--data", "binary.txt"), "binary.txt"),
         (("--data", "nowhere"), "nowhere"),
-        (("--held-out", "2"), "held_out"),
         (("--held-out", "text.txt"), "text.txt (held out: text.txt)"),
         (("--model", "./nowhere"), "./nowhere"),
         (("--model", "text.txt"), "text.txt"),
         (("--prompts", "雨" * 40), "64"),
-        (("--method", "lola"), "lora?"),
         (("--out", "text.txt"), "text.txt"),
         (("--block-size", "1000"), "64"),
         (("missing.yaml",), "missing.yaml"),

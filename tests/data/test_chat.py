@@ -119,7 +119,7 @@ def test_one_of_two_answers_has_weight_zero():
     assert "one" in tokenizer.decode(encoded.ids)
 
 
-@pytest.mark.parametrize("content", ["a ", " a", "\na\n", "a\n\n", "abc", "b", "c"])
+@pytest.mark.parametrize("content", ["a ", "\na\n", "a\n\n", "b"])
 @pytest.mark.parametrize("name", ["chatml", "llama 3", "chatml, marks without the end", "plain text"])
 def test_white_space_at_the_edges_of_an_answer(name: str, content: str):
     shape = SHAPES[name]

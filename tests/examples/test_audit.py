@@ -5,7 +5,6 @@ from collections import Counter
 
 import audit
 import peft
-import pytest
 import torch
 from audit import CHAPTERS_TARGETS, MEDIUM, SMALL
 from gpt2 import ATTENTION, count_parameters
@@ -64,41 +63,3 @@ def test_the_file_is_as_long_as_pefts_to_the_byte():
     tensors = peft.get_peft_model_state_dict(with_peft(["c_attn", "c_proj"]))
     stored = {name: torch.zeros(tensor.shape) for name, tensor in tensors.items()}
     assert audit.adapter_file(MEDIUM, CHAPTERS_TARGETS) == len(save(stored, metadata={"format": "pt"}))
-
-
-@pytest.mark.parametrize(
-    ("chapter", "recomputed"),
-    [
-        ("3,000", "3,000"),
-        ("124,439,808", "124,439,808"),
-        ("29,346,440", "28,938,240 + 408,200 = 29,346,440"),
-        ("23.58 %", "23.58 %"),
-        ("about 340 million", "336,128,000"),
-        ("1,179,648", "1,179,648"),
-        ("1,179,648", "2,162,688"),
-        ("337,668,096", "336,128,000 + 1,179,648 = 337,307,648"),
-        ("337,668,096", "336,128,000 + 2,162,688 = 338,290,688"),
-        ("0.35 %", "0.35 %"),
-        ("0.35 %", "0.64 %"),
-        ("about 5 MB", "4.72 MB"),
-        ("about 8.3 MB", "8.65 MB"),
-        ("about 1.3 GB", "1.34 GB"),
-        ("850 steps", "6,875 steps"),
-        ("2,550 steps", "20,625 steps"),
-    ],
-)
-def test_the_audit_says(chapter: str, recomputed: str, figures: list[audit.Figure]):
-    assert [f for f in figures if (f.chapter, f.recomputed) == (chapter, recomputed)]
-
-
-def test_the_audit_says_nothing_else(figures: list[audit.Figure]):
-    assert len(figures) == 16
-    said = {figure.chapter: figure.how for figure in figures}
-    assert "the reduction is 76.42 %" in said["23.58 %"]
-    assert "8.27 MiB" in said["about 8.3 MB"]
-    assert "129 each" in said["850 steps"]
-
-
-@pytest.fixture(scope="module")
-def figures() -> list[audit.Figure]:
-    return audit.audit()

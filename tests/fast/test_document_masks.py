@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tests.tiny import CONFIGS, ids, relative_error, store_of, tiny_model
+from tests.tiny import CONFIGS, DIFFERENT, ids, relative_error, store_of, tiny_model
 from tests.tiny_types import lively_model, tiny_of
 from tsugiki import TsugikiError
 from tsugiki.data import Blocks, Collator, pack
@@ -23,13 +23,8 @@ from tsugiki.lowbit import quantize
 from tsugiki.model import IGNORE_INDEX, possible_windows
 
 EXPECTED = dict.fromkeys(CONFIGS, "position_ids") | {"opt": "attention_mask", "bloom": "separate_rows"}
-LIKE_LLAMA = {"qwen2", "qwen3", "gemma", "phi3", "granite", "cohere", "olmo2", "smollm3"}
-"""Types whose eager attention is a copy of that of Llama."""
 WITH_ATTENTION = [
-    (kind, attention)
-    for kind in CONFIGS
-    for attention in ("sdpa", "eager")
-    if not (kind in LIKE_LLAMA and attention == "eager")
+    (kind, attention) for kind in CONFIGS for attention in ("sdpa", "eager") if attention == "sdpa" or kind in DIFFERENT
 ]
 
 

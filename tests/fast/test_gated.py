@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from tests.fast.kept import kept_bytes
+from tests.tiny import in_pairs
 from tsugiki.fast import GELU_TANH, SILU, Swish, gated, plain_gated
 
 ACTIVATIONS = {"silu": SILU, "gelu_tanh": GELU_TANH}
@@ -16,9 +17,7 @@ def tensors(dtype: torch.dtype, shape: tuple[int, ...] = (9, 6)) -> list[torch.T
     return [(2 * torch.randn(shape, generator=generator)).to(dtype) for _ in range(3)]
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS.values(), ids=ACTIVATIONS)
-@pytest.mark.parametrize("dtype", TOLERANCES)
-@pytest.mark.parametrize("shape", [(7,), (5, 3), (2, 5, 3), (2, 0, 3), (3, 100_000)])
+@in_pairs(activation=ACTIVATIONS.values(), dtype=TOLERANCES, shape=[(7,), (2, 5, 3), (2, 0, 3), (3, 100_000)])
 def test_value_and_gradients_equal_the_definition(activation: Swish, dtype: torch.dtype, shape: tuple[int, ...]):
     gate, up, grad = tensors(dtype, shape)
     h = gated(gate.requires_grad_(), up.requires_grad_(), activation)

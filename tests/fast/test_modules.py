@@ -5,6 +5,7 @@ import io
 import math
 import pickle
 from collections import Counter
+from itertools import cycle
 from typing import Any
 
 import pytest
@@ -57,8 +58,7 @@ def test_modules_with_a_fused_equivalent_are_replaced(kind: str):
     assert names(use_fused_modules(tiny_model(kind), [])) == GOT[kind]
 
 
-@pytest.mark.parametrize("trains", [False, True], ids=["frozen", "all_trains"])
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize(("kind", "trains"), zip(CONFIGS, cycle([False, True])))
 def test_the_model_computes_the_same_and_can_be_restored(kind: str, trains: bool):
     model = tiny_model(kind).requires_grad_(trains)
     plain, state = gradients(model), {name: value.clone() for name, value in model.state_dict().items()}

@@ -9,6 +9,7 @@ from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from tests.fast.kept import kept_bytes
+from tests.tiny import in_pairs
 from tsugiki.fast import generated_rms_norm, norms, plain_rms_norm, rms_norm
 from tsugiki.native import native
 
@@ -21,10 +22,7 @@ def tensors(dtype: torch.dtype, shape: tuple[int, ...] = (5, 6)) -> list[torch.T
     return [torch.randn(size, generator=generator).to(dtype) for size in (shape, shape[-1:], shape)]
 
 
-@pytest.mark.parametrize("dtype", TOLERANCES)
-@pytest.mark.parametrize("shape", [(6,), (5, 6), (2, 5, 6), (2, 3, 5, 6), (0, 6)])
-@pytest.mark.parametrize("offset", [0.0, 1.0])
-@pytest.mark.parametrize("size", [1e-4, 1.0, 1e4])
+@in_pairs(dtype=TOLERANCES, shape=[(6,), (5, 6), (2, 3, 5, 6), (0, 6)], offset=[0.0, 1.0], size=[1e-4, 1.0, 1e4])
 def test_values_equal_the_definition(dtype: torch.dtype, shape: tuple[int, ...], offset: float, size: float):
     x, weight, grad = tensors(dtype, shape)
     x = (size * x).requires_grad_()
@@ -42,10 +40,7 @@ def test_values_equal_the_definition(dtype: torch.dtype, shape: tuple[int, ...],
         assert torch.equal(rms_norm(x, weight, EPS, offset), y)
 
 
-@pytest.mark.parametrize("dtype", TOLERANCES)
-@pytest.mark.parametrize("shape", [(1,), (6,), (5, 16), (2, 3, 37), (0, 6)])
-@pytest.mark.parametrize("offset", [0.0, 1.0])
-@pytest.mark.parametrize("size", [1e-4, 1.0, 1e4])
+@in_pairs(dtype=TOLERANCES, shape=[(1,), (5, 16), (2, 3, 37), (0, 6)], offset=[0.0, 1.0], size=[1e-4, 1.0, 1e4])
 def test_while_text_is_generated_values_equal_the_definition(
     dtype: torch.dtype, shape: tuple[int, ...], offset: float, size: float
 ):

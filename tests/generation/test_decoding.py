@@ -1,10 +1,12 @@
 """The attention of a decoding step: the C function beside the definition, and the layers of models with it."""
 
+from itertools import cycle
+
 import pytest
 import torch
 from transformers import DynamicCache
 
-from tests.tiny import tiny_model
+from tests.tiny import in_pairs, tiny_model
 from tsugiki.fast import fast_generation
 from tsugiki.generation import (
     GrowingCache,
@@ -28,13 +30,11 @@ def close(found: torch.Tensor, expected: torch.Tensor) -> None:
 
 @compiled
 @torch.no_grad()
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(
-    ("rows", "heads", "key_heads", "width", "past"),
-    [(1, 4, 4, 8, 1), (3, 6, 2, 16, 20), (2, 9, 3, 64, 70), (4, 2, 1, 50, 7)],
+@in_pairs(
+    shape=[(1, 4, 4, 8, 1), (3, 6, 2, 16, 20), (2, 9, 3, 64, 70), (4, 2, 1, 50, 7)], masked=[False, True], dtype=DTYPES
 )
-@pytest.mark.parametrize("masked", [False, True])
-def test_it_is_the_definition(rows, heads, key_heads, width, past, masked, dtype, monkeypatch):
+def test_it_is_the_definition(shape, masked, dtype, monkeypatch):
+    rows, heads, key_heads, width, past = shape
     one, other = GrowingCache(), GrowingCache()
     before = [torch.randn(rows, key_heads, past, width).to(dtype) for _ in range(2)]
     one.update(*before, 0), other.update(*before, 0)
@@ -89,8 +89,7 @@ def test_keys_that_other_code_has_replaced_are_read_right():
 
 @compiled
 @torch.no_grad()
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", FITTING)
+@pytest.mark.parametrize(("kind", "dtype"), zip(FITTING, cycle(DTYPES)))
 def test_models_give_the_same_logits(kind: str, dtype: torch.dtype):
     model = tiny_model(kind).to(dtype).eval()
     model.config.dtype = dtype

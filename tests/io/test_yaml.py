@@ -2,7 +2,6 @@
 
 import os
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -52,10 +51,8 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_settings_do_not_need_is_refused(case: str):
     text, fact = REFUSED[case]
-    start = time.process_time()
     with pytest.raises(TsugikiError, match=f"^x.yaml .*{fact}") as caught:
         parse_yaml(text, "x.yaml")
-    assert time.process_time() - start < 5
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 500
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tests.lifecycle import assert_lifecycle
-from tests.tiny import CONFIGS, logits, shake, tiny_model
+from tests.tiny import DIFFERENT, logits, shake, tiny_model
 from tsugiki import (
     LoraConfig,
     TsugikiError,
@@ -28,7 +28,7 @@ from tsugiki.lora import remove_adapter
 from tsugiki.lowbit import quantize
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kind", [*DIFFERENT, "gemma2", "gpt_neo", "falcon", "gptj"])
 def test_the_life_of_an_adapter(kind: str, tmp_path: Path):
     assert_lifecycle(functools.partial(tiny_model, kind), LoraConfig(r=4, lora_dropout=0.5), tmp_path)
 
@@ -38,33 +38,6 @@ def test_the_life_of_an_adapter(kind: str, tmp_path: Path):
 def test_the_life_of_an_adapter_of_the_embedding(kind: str, head: str, tmp_path: Path):
     config = LoraConfig(r=4, target_modules=["embed_tokens", "down_proj", head])
     assert_lifecycle(functools.partial(tiny_model, kind), config, tmp_path)
-
-
-def test_exactly_the_factors_train():
-    model = tiny_model()
-    graft(model, LoraConfig(r=8, target_modules=["c_attn", "c_proj"]))
-    shapes = {name: tuple(p.shape) for name, p in trainable_parameters(model).items()}
-    expected = {}
-    for i in range(2):
-        for layer, (rows, columns) in {
-            "attn.c_attn": (96, 32),
-            "attn.c_proj": (32, 32),
-            "mlp.c_proj": (32, 128),
-        }.items():
-            expected[f"transformer.h.{i}.{layer}.lora.A"] = (8, columns)
-            expected[f"transformer.h.{i}.{layer}.lora.B"] = (rows, 8)
-    assert shapes == expected
-
-
-def test_the_chapters_count_on_the_shape_of_rinna_medium():
-    # 24 layers of width 1024: c_attn 1024 -> 3072, attention c_proj 1024 -> 1024, feed-forward c_proj 4096 -> 1024.
-    with torch.device("meta"):
-        model = tiny_model(n_embd=1024, n_layer=24, n_head=16, vocab_size=32000, n_positions=1024)
-        graft(model, LoraConfig(r=8, target_modules=["c_attn", "c_proj"]))
-    assert sum(p.numel() for p in trainable_parameters(model).values()) == 24 * 8 * (
-        1024 + 3072 + 1024 + 1024 + 4096 + 1024
-    )
-    assert sum(p.numel() for p in model.parameters()) == 336_128_000 + 2_162_688
 
 
 @pytest.mark.parametrize(
@@ -110,20 +83,6 @@ def test_any_module_can_be_grafted():
 def test_a_rank_above_that_of_the_matrix_gives_a_warning():
     with pytest.warns(UserWarning, match=r"rank 33 .*transformer\.h\.0\.attn\.c_attn"):
         graft(tiny_model(), LoraConfig(r=33))
-
-
-@pytest.mark.parametrize("bias", ["none", "lora_only", "all"])
-def test_biases_train_on_copies(bias: str):
-    model = tiny_model()
-    own = {name: p.detach().clone() for name, p in model.named_parameters()}
-    base = logits(model)
-    adapter = active_adapter(graft(model, LoraConfig(target_modules=["c_attn"], bias=bias)))  # type: ignore[arg-type]
-    expected = {"none": 0, "lora_only": 2, "all": sum(name.endswith("bias") for name in own)}
-    assert len(adapter.parameters) == expected[bias]
-    assert torch.equal(logits(model), base)
-    shake(model)
-    ungraft(model)
-    assert all(torch.equal(p, own[name]) for name, p in model.named_parameters())
 
 
 def test_one_of_several_adapters_is_active():

@@ -7,7 +7,7 @@ from transformers.pytorch_utils import Conv1D
 
 from tsugiki import LoraConfig, TsugikiError, graft, merge
 from tsugiki.fast import use_fast_products
-from tsugiki.lora import LoraEmbedding, LoraLinear, new_pair, updated_weight, wrap
+from tsugiki.lora import LoraLinear, new_pair, updated_weight, wrap
 from tsugiki.model import features
 
 
@@ -73,15 +73,6 @@ def test_conv1d_equals_linear_with_the_transposed_weight():
     x = torch.randn(2, 3, 5)
     torch.testing.assert_close(_grafted(conv)(x), _grafted(linear)(x))
     assert features(conv) == features(linear) == (5, 4)
-
-
-def test_an_embedding_row_includes_its_update():
-    layer = nn.Embedding(11, 4)
-    grafted = _grafted(layer)
-    table = layer.weight + 2.0 * (grafted.lora.B @ grafted.lora.A).T
-    tokens = torch.tensor([[1, 0, 10], [4, 4, 2]])
-    torch.testing.assert_close(grafted(tokens), table[tokens])
-    assert isinstance(grafted, LoraEmbedding)
 
 
 @pytest.mark.parametrize("layer", [nn.Linear(5, 4), Conv1D(4, 5), nn.Embedding(11, 4)], ids=["linear", "conv1d", "emb"])

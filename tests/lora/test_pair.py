@@ -9,17 +9,6 @@ from tsugiki.lora import LowRank, add_magnitude, init_pissa_
 from tsugiki.model import oriented
 
 
-def test_delta_is_the_scaled_product():
-    A, B = torch.randn(2, 5), torch.randn(4, 2)
-    torch.testing.assert_close(LowRank(A, B, 0.7, 0.0).delta(), 0.7 * B @ A)
-
-
-def test_delta_of_a_convolution_has_the_shape_of_its_kernel():
-    A, B = torch.randn(2, 3, 5, 5), torch.randn(4, 2, 1, 1)
-    delta = LowRank(A, B, 0.7, 0.0).delta()
-    torch.testing.assert_close(delta, 0.7 * torch.einsum("or,rihw->oihw", B[:, :, 0, 0], A))
-
-
 def test_a_pissa_pair_starts_at_exactly_zero_and_moves_by_the_difference():
     torch.manual_seed(0)
     pair = LowRank(torch.empty(2, 5), torch.empty(4, 2), 0.7, 0.0)

@@ -4,6 +4,7 @@ import copy
 import json
 import warnings
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -137,8 +138,7 @@ def test_products_by_expert_equal_the_definition(kind: str, implementation: str)
     assert relative_error(found[0][1], found[1][1]) < 1e-5
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize(("implementation", "dtype"), zip(IMPLEMENTATIONS, cycle([torch.float32, torch.bfloat16])))
 def test_a_new_adapter_changes_no_bit_and_disabling_restores_the_base(implementation: str, dtype: torch.dtype):
     base = lively_model("qwen3_moe").to(dtype)
     base.set_experts_implementation(implementation)
@@ -256,20 +256,6 @@ def test_merged_experts_equal_the_adapter_and_unmerge_restores_them():
     assert relative_error(logits_of(model, inputs), adapted) < 1e-5
     unmerge(model)
     assert torch.equal(logits_of(model, inputs), adapted)
-
-
-def test_two_adapters_are_switched():
-    model = grafted("qwen3_moe")
-    inputs = tokens_for(model)
-    first = logits_of(model, inputs)
-    graft(model, LoraConfig(**{**FIELDS, "target_parameters": ["down_proj", "mlp.gate.weight"]}), "second")
-    shake(model)
-    second = logits_of(model, inputs)
-    assert relative_error(first, second) > 1e-2
-    set_adapter(model, "default")
-    assert torch.equal(logits_of(model, inputs), first)
-    set_adapter(model, "second")
-    assert torch.equal(logits_of(model, inputs), second)
 
 
 @pytest.mark.parametrize("kind", TYPES)

@@ -1,7 +1,7 @@
 """A model in several threads, whose adapters one of them switches."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -39,11 +39,13 @@ def in_the_middle(model: Any) -> Iterator["Future[torch.Tensor]"]:
 
 
 @pytest.mark.filterwarnings("ignore:lm_head shares")
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_disabling_is_the_base_in_this_thread_and_an_error_in_others(config: Callable[[], Any]):
+@pytest.mark.parametrize(
+    "method", ["dora", "ia3", "prefix-tuning", "houlsby", "norms", "lora with biases and a module"]
+)
+def test_disabling_is_the_base_in_this_thread_and_an_error_in_others(method: str):
     model = tiny_model()
     base = logits(model)
-    graft(model, config(), "a")
+    graft(model, CONFIGS[method](), "a")
     adapted = logits(shake(model))
     assert not torch.allclose(adapted, base, atol=1e-3)
     with ThreadPoolExecutor(1) as pool:
@@ -59,7 +61,7 @@ def test_disabling_is_the_base_in_this_thread_and_an_error_in_others(config: Cal
             pass
         assert model._tsugiki.thread is None
     assert torch.equal(result.result(), adapted), "it was not disturbed"
-    assert not model._forward_pre_hooks or "prompt" in str(config())
+    assert not model._forward_pre_hooks or method == "prefix-tuning"
 
 
 def test_switching_in_the_middle_of_another_threads_pass_is_an_error():

@@ -9,22 +9,10 @@ import torch
 import transformers
 from torch import nn
 
-from tests.tiny import CONFIGS, tiny_model
+from tests.tiny import tiny_model
 from tests.tiny_types import tiny_of
-from tsugiki import LoraConfig, TsugikiError, active_adapter, graft, save_adapter, trainable_parameters
+from tsugiki import LoraConfig, TsugikiError, active_adapter, graft, save_adapter
 from tsugiki.lora import find_targets
-from tsugiki.model import ARCHITECTURES, Architecture, default_layers
-
-
-@pytest.mark.parametrize("kind", CONFIGS)
-def test_without_targets_the_row_decides_or_else_the_rule(kind: str):
-    model = tiny_model(kind)
-    row = ARCHITECTURES.get(kind, Architecture()).target_modules
-    expected = {
-        name for name in default_layers(model) if row is None or any(name.endswith(f".{ending}") for ending in row)
-    }
-    assert set(active_adapter(graft(model, LoraConfig(r=2))).pairs) == expected
-    assert {name.split(".lora.")[0] for name in trainable_parameters(model)} == expected
 
 
 def test_without_targets_the_other_settings_still_choose():

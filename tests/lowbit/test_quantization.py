@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.tiny import CONFIGS, ids, logits, relative_error, tiny_model, train_steps
+from tests.tiny import DIFFERENT, ids, logits, relative_error, tiny_model, train_steps
 from tsugiki import LoraConfig, graft, merge
 from tsugiki.base import load_model, load_tokenizer
 from tsugiki.errors import TsugikiError
@@ -17,7 +17,7 @@ from tsugiki.lowbit import Int8Linear, Nf4Linear, blocks_of, count_parameters, i
 from tsugiki.lowbit import quantization as quantization_module
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kind", DIFFERENT)
 def test_every_linear_layer_is_replaced_and_the_model_computes_nearly_the_same(kind: str):
     model = tiny_model(kind)
     expected = logits(model)

@@ -158,17 +158,3 @@ def test_a_folder_that_holds_a_model_or_cannot_be_is_refused(tmp_path: Path):
         train(config.model_copy(update={"out": config.model}))
     with pytest.raises(TsugikiError, match="text.txt"):
         train(config.model_copy(update={"out": str(tmp_path / "text.txt" / "run")}))
-
-
-def test_what_changed_is_named_to_the_last_part(tmp_path: Path):
-    config = settings(tmp_path)
-    train(config)
-    record = json.loads((tmp_path / "run" / "run.json").read_text())
-    (tmp_path / "run" / "run.json").write_text(json.dumps(record | {"status": "running"}))
-    other = RunConfig.model_validate({**config.to_record(), "seed": 7, "weight_decay": 0.5})
-    with pytest.raises(TsugikiError, match=r"seed \(was \d+, now 7\).*weight_decay|weight_decay.*seed"):
-        train(other, resume=True)
-    record["config"]["compute_dtype"] = "bf16"
-    (tmp_path / "run" / "run.json").write_text(json.dumps(record | {"status": "running"}))
-    with pytest.raises(TsugikiError, match="compute_dtype .*fp32.*bf16"):
-        train(config.model_copy(update={"compute_dtype": "bf16"}), resume=True)

@@ -62,30 +62,6 @@ def our_name(name: str) -> str:
     return f"{path}.lora_embedding_{part}" if embedding else f"{path}.{form}"
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_which_parameters_train(name: str):
-    model = tiny_model()
-    graft(
-        model,
-        config_of(
-            name, target_modules=["attn.c_attn", "wte"] if name != "pissa" and name != "orthogonal" else ["attn.c_attn"]
-        ),
-    )
-    shapes = {path: tuple(p.shape) for path, p in trainable_parameters(model).items()}
-    expected: dict[str, tuple[int, ...]] = {}
-    for path, wide, out in [
-        *((f"transformer.h.{i}.attn.c_attn.lora", 32, 96) for i in range(2)),
-        *([] if name in ("pissa", "orthogonal") else [("transformer.wte.lora", 96, 32)]),
-    ]:
-        if name != "lora-fa" or "wte" in path:
-            expected[f"{path}.A"] = (4, wide)
-        expected[f"{path}.B"] = (out, 4)
-        if name == "dora":
-            expected[f"{path}.magnitude"] = (out,)
-    assert shapes == expected
-    assert all(p.dtype == torch.float32 for p in trainable_parameters(model).values())
-
-
 # DoRA compared with PEFT: files, values, gradients, steps and merged weights.
 
 
@@ -361,18 +337,6 @@ def test_pefts_orthogonal_factors_load_here(tmp_path: Path):
 # LoRA-FA.
 
 
-def test_lora_fa_keeps_no_inputs():
-    model = tiny_model("llama", num_hidden_layers=1)
-    targets = ["q_proj", "o_proj", "down_proj"]
-    kept = {}
-    for name in ("lora", "lora-fa"):
-        graft(model, METHODS[name].configure({"r": 2, "target_modules": targets}), name)
-        kept[name] = kept_bytes(lambda: model(input_ids=ids()).logits, model.parameters())
-    rows, float32 = 2 * 12, 4
-    # No other layer keeps the inputs of o_proj and down_proj. RMSNorm keeps the input of q_proj, or its own input.
-    assert kept["lora"] - kept["lora-fa"] >= rows * (32 + 48) * float32
-
-
 @pytest.mark.parametrize("p", [0.0, 0.3])
 def test_a_lora_fa_layer_keeps_no_input(p: float):
     model = nn.Sequential(nn.Linear(24, 40))
@@ -477,13 +441,3 @@ def test_pefts_file_for_a_changed_base_is_refused(start: str, tmp_path: Path):
     theirs.save_pretrained(tmp_path)
     with pytest.raises(TsugikiError, match=f"init_lora_weights='{start}'"):
         load_adapter(tiny_model("llama"), tmp_path)
-
-
-def test_tsugiki_json_with_an_unknown_setting_is_refused(tmp_path: Path):
-    model = tiny_model()
-    graft(model, config_of("lora-fa"))
-    save_adapter(shake(model), tmp_path)
-    path = tmp_path / "tsugiki.json"
-    path.write_text(json.dumps({"format": 2, "method_config": {"of_the_future": 1}}))
-    with pytest.raises(TsugikiError, match=r"tsugiki\.json.*of_the_future"):
-        load_adapter(tiny_model(), tmp_path)

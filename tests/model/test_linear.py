@@ -9,7 +9,6 @@ from transformers.pytorch_utils import Conv1D
 
 from tsugiki.lowbit import Int8Linear
 from tsugiki.model import (
-    QuantizedLinear,
     device_of,
     factor_dtype,
     features,
@@ -21,7 +20,6 @@ from tsugiki.model import (
     is_linear,
     is_quantized,
     is_stored_in_out,
-    oriented,
 )
 from tsugiki.model import linear as frozen_layer
 
@@ -43,17 +41,6 @@ def test_the_product_and_the_input_gradient(kind: str):
     torch.testing.assert_close(frozen_product(layer, x.detach()), y)
     dy = torch.randn(3, 4)
     torch.testing.assert_close(frozen_input_gradient(layer, dy), torch.autograd.grad(y, x, dy)[0])
-
-
-@pytest.mark.parametrize("kind", LAYERS)
-def test_sizes_and_layout_of_linear_layers(kind: str):
-    layer = LAYERS[kind]()
-    assert is_linear(layer)
-    assert is_graftable(layer)
-    assert features(layer) == (5, 4)
-    assert oriented(layer).shape == (4, 5)
-    assert is_conv1d(layer) == is_stored_in_out(layer) == (kind == "conv1d")
-    assert is_quantized(layer) == isinstance(layer, QuantizedLinear) == (kind == "int8")
 
 
 def test_other_layers():

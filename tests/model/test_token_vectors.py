@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from tests.adapters.folders import edit_weights
-from tests.tiny import ids, logits, relative_error, save_grafted, save_tiny, shake, tiny_model
+from tests.tiny import ids, in_pairs, logits, relative_error, save_grafted, save_tiny, shake, tiny_model
 from tsugiki import (
     LoraConfig,
     TsugikiError,
@@ -65,24 +65,33 @@ def gradients(model: Any) -> dict[str, torch.Tensor]:
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("fast", [False, True])
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize(
-    ("settings", "ours", "theirs"),
-    [
-        ({"trainable_token_indices": [1, 0, 3]}, ["tsugiki.vectors"], ["trainable_tokens_delta.default"]),
-        ({"trainable_token_indices": {"lm_head": [1, 0, 3]}}, ["vectors"], ["trainable_tokens_delta.default"]),
-        ({"target_modules": ["embed_tokens"]}, ["lora.A", "lora.B"], ["embedding_A.default", "embedding_B.default"]),
-        (
-            {"modules_to_save": ["embed_tokens"]},
-            ["embed_tokens.weight"],
-            ["embed_tokens.modules_to_save.default.weight"],
-        ),
-    ],
-)
-def test_the_embedding_of_padding_has_pefts_gradient(
-    settings: Any, ours: Any, theirs: Any, tied: bool, fast: bool, tmp_path: Path
-):
+PADDING: dict[str, tuple[dict[str, Any], list[str], list[str]]] = {
+    "tokens": (
+        {"trainable_token_indices": [1, 0, 3]},
+        ["tsugiki.vectors"],
+        ["trainable_tokens_delta.default"],
+    ),
+    "tokens of the head": (
+        {"trainable_token_indices": {"lm_head": [1, 0, 3]}},
+        ["vectors"],
+        ["trainable_tokens_delta.default"],
+    ),
+    "grafted": (
+        {"target_modules": ["embed_tokens"]},
+        ["lora.A", "lora.B"],
+        ["embedding_A.default", "embedding_B.default"],
+    ),
+    "saved": (
+        {"modules_to_save": ["embed_tokens"]},
+        ["embed_tokens.weight"],
+        ["embed_tokens.modules_to_save.default.weight"],
+    ),
+}
+
+
+@in_pairs(case=PADDING, tied=[False, True], fast=[False, True])
+def test_the_embedding_of_padding_has_pefts_gradient(case: str, tied: bool, fast: bool, tmp_path: Path):
+    settings, ours, theirs = PADDING[case]
     settings = {"r": 2, "target_modules": ["q_proj"], "init_lora_weights": False, **settings}
     tiny = {"pad_token_id": 0, "tie_word_embeddings": tied}
     reference = peft.get_peft_model(tiny_model("llama", **tiny), peft.LoraConfig(**settings)).train()

@@ -3,18 +3,15 @@
 import math
 import random
 import re
-import time
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from typer.testing import CliRunner
 
 from tests.report.pages import Page, assert_whole, evaluation, record
-from tsugiki.errors import TsugikiError
-from tsugiki.report import report_page, samples_of
+from tsugiki.report import report_page
 from tsugiki.training import RunRecord, Sample, change_interval
 
 HERE = Path("runs/庭")
@@ -232,33 +229,3 @@ def test_unpaired_surrogates_are_replaced(tmp_path: Path):
 
     write_text(tmp_path / "report.html", report_page(run, tmp_path))
     assert "?咲" in (tmp_path / "report.html").read_text(encoding="utf-8")
-
-
-def test_the_command_prints_the_path_of_the_page(tmp_path: Path):
-    import typer
-
-    from tsugiki.cli import as_command, report_command
-
-    app = typer.Typer()
-    app.command()(as_command(report_command))
-    record(status="running").write(tmp_path)
-    result = CliRunner().invoke(app, [str(tmp_path)])
-    assert result.exit_code == 0, result.exception
-    assert result.output.splitlines() == [str(tmp_path / "report.html"), f"next: tsugiki train --resume {tmp_path}"]
-    assert (tmp_path / "report.html").is_file()
-    nothing = CliRunner().invoke(app, [str(tmp_path / "nothing")])
-    assert isinstance(nothing.exception, TsugikiError)
-    assert "holds no run" in str(nothing.exception)
-
-
-def test_samples_of_many_prompts_take_linear_time():
-    run = record(samples=[{"step": 0, "prompt": f"{number}", "text": "a"} for number in range(20_000)])
-    start = time.process_time()
-    assert len(samples_of([("", run), ("", run)])) == 20_000
-    assert time.process_time() - start < 5
-
-
-def test_extreme_numbers_are_shown():
-    extreme = [point(10**number, 10.0 ** (300 - number)) for number in range(60)]
-    page = of(record(loss_curve=extreme, status="running", resolved_settings={"steps": "many"}))
-    assert "Not finished: step 40." in page.text

@@ -27,8 +27,6 @@ from tsugiki.errors import TsugikiError
 Reader: TypeAlias = Callable[[random.Random, Path], object]
 """Writes a mutated input into an empty folder and reads it."""
 
-QUICK = 60
-"""Cases of a reader in the default tests."""
 LONG = int(os.environ.get("TSUGIKI_CASES", "20000"))
 """Cases of a reader in the slow tests."""
 

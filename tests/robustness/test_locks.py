@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from tests.processes import run_tsugiki, start, start_tsugiki
 from tests.runs import TRAIN, short_texts, tiny_base
 from tsugiki import TsugikiError
 from tsugiki.io import ADAPTER_FILE, sole_use
-from tsugiki.training import SweepConfig, TrainingLoop, sweep
+from tsugiki.training import RunConfig, SweepConfig, TrainingLoop, sweep
+from tsugiki.training import train as start_run
 
 
 @pytest.fixture
@@ -20,6 +22,16 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return ["train", "--model", tiny_base(tmp_path), *TRAIN[2:], "--data", short_texts(tmp_path), "--held-out", "0.2"]
 
 
+def run(base: str) -> None:
+    start_run(RunConfig(model=base, data="texts", out="run", max_steps=1))
+
+
+def run_several(base: str) -> None:
+    settings = {"model": base, "data": "texts", "out": "runs", "settings": {"max_steps": 1}, "grid": {"r": [1, 2]}}
+    sweep(SweepConfig.model_validate(settings))
+
+
+@pytest.mark.slow
 def test_a_second_run_in_the_folder_ends_with_one_line(train: list[str], tmp_path: Path):
     reached = tmp_path / "reached"
     first = start(_run_and_wait, train, 1, reached, output=tmp_path / "first.txt")
@@ -43,12 +55,12 @@ def test_a_second_run_in_the_folder_ends_with_one_line(train: list[str], tmp_pat
     assert [path.name for path in (tmp_path / "run").rglob(".*")] == [".lock"]
 
 
-def test_a_folder_of_several_runs_is_used_by_one_command(train: list[str], tmp_path: Path):
-    settings = {"model": train[2], "data": "texts", "out": "runs", "settings": {"max_steps": 1}, "grid": {"r": [1, 2]}}
-    in_use = pytest.raises(TsugikiError, match=f"runs is in use by process {os.getpid()}")
-    with sole_use(tmp_path / "runs"), in_use:
-        sweep(SweepConfig.model_validate(settings))
-    assert not (tmp_path / "runs").exists()
+@pytest.mark.parametrize(("out", "work"), [("run", run), ("runs", run_several)])
+def test_a_folder_in_use_is_refused(out: str, work: Callable[[str], object], train: list[str], tmp_path: Path):
+    in_use = pytest.raises(TsugikiError, match=f"{out} is in use by process {os.getpid()}")
+    with sole_use(tmp_path / out), in_use:
+        work(train[2])
+    assert not (tmp_path / out).exists()
 
 
 def _run_and_wait(command: list[str], step: int, reached: Path) -> None:

@@ -109,8 +109,8 @@ class Input:
     kinds: Sequence[str]
     read: Callable[[Path], object]
     """Read the files in a folder."""
-    quick: int = harness.QUICK
-    """Cases in the default tests."""
+    is_slow: bool = False
+    """If a page or a conversion takes some tenths of a second, there are fewer cases."""
 
 
 def mutated(rng: random.Random, name: str, content: bytes) -> bytes:
@@ -338,18 +338,18 @@ def read_chat_template(folder: Path) -> None:
 
 GGUF_KINDS = ("llama", "gpt2", "gemma3_text", "qwen2", "vocabulary")
 INPUTS: dict[str, Input] = {
-    "base models": Input(base_files, ["gpt2", "llama", "gemma3_text"], read_base, 25),
+    "base models": Input(base_files, ["gpt2", "llama", "gemma3_text"], read_base),
     "GGUF headers": Input(gguf_files, GGUF_KINDS, read_gguf_header),
-    "GGUF models": Input(gguf_files, GGUF_KINDS, convert_gguf, 8),
-    "base tokenizers": Input(tokenizer_files, ["gpt2"], read_tokenizer, 60),
-    "adapters": Input(adapter_files, list(ADAPTERS), read_adapter, 60),
-    "changes of adapters": Input(adapter_files, ["lora"], read_adapters, 40),
+    "GGUF models": Input(gguf_files, GGUF_KINDS, convert_gguf, is_slow=True),
+    "base tokenizers": Input(tokenizer_files, ["gpt2"], read_tokenizer),
+    "adapters": Input(adapter_files, list(ADAPTERS), read_adapter),
+    "changes of adapters": Input(adapter_files, ["lora"], read_adapters),
     "records of runs": Input(lambda kind: {"run.json": RECORD}, [""], read_run),
-    "pages of runs": Input(lambda kind: {"run.json": RECORD}, [""], write_report, 5),
+    "pages of runs": Input(lambda kind: {"run.json": RECORD}, [""], write_report, is_slow=True),
     "settings": Input(settings_files, list(SETTINGS_READERS), read_settings),
     "data": Input(data_files, [*ROWS, "work", "csv"], read_data),
     "chat templates": Input(
-        lambda kind: {"template.jinja": SHAPES[kind].template.encode()}, list(SHAPES), read_chat_template, 20
+        lambda kind: {"template.jinja": SHAPES[kind].template.encode()}, list(SHAPES), read_chat_template
     ),
 }
 
@@ -369,16 +369,10 @@ def check(name: str, cases: int, folder: Path) -> None:
     harness.check(name, read, cases, folder / "case")
 
 
-@pytest.mark.parametrize("name", INPUTS)
-def test_some_mutations(name: str, tmp_path: Path):
-    check(name, INPUTS[name].quick, tmp_path)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", INPUTS)
-def test_many_mutations(name: str, tmp_path: Path):
-    is_slow = INPUTS[name].quick < 10  # a page or a conversion takes some tenths of a second
-    check(name, harness.LONG // 10 if is_slow else harness.LONG, tmp_path)
+def test_mutations(name: str, tmp_path: Path):
+    check(name, harness.LONG // 10 if INPUTS[name].is_slow else harness.LONG, tmp_path)
 
 
 @pytest.mark.parametrize("name", INPUTS)

@@ -170,10 +170,3 @@ def test_patched_packages_are_restored(path: Path, tmp_path: Path):
     with pytest.raises(TsugikiError, match="cannot be read"):
         converted_folder(write_gguf(tmp_path / "broken.gguf", base(), settings={"llama.embedding_length": 64}))
     assert state() == before
-
-
-def test_one_line_is_printed_for_a_conversion(path: Path, capfd: pytest.CaptureFixture[str]):
-    converted_folder(path)
-    assert capfd.readouterr() == ("", "converting tiny.gguf (44.3 kB); the result is cached for later runs\n")
-    converted_folder(path)
-    assert capfd.readouterr() == ("", "")

@@ -50,17 +50,7 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_list_names_models_and_entries(run, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("benchmarks.speed.entries.find_spec", lambda package: None)
     out, _ = run("--list")
-    for name in (
-        "gpt2-small",
-        "qwen3-1.7b",
-        "embedded",
-        "chapter",
-        "peft-bf16",
-        "tsugiki-int8",
-        "litgpt",
-        "trl-dpo-best",
-    ):
-        assert name in out
+    assert all(name in out for name in ("gpt2-small", "embedded", "peft-bf16", "trl-dpo-best"))
     assert "'.[dev]'" in out, "rich must not read brackets as markup"
 
 
@@ -91,11 +81,6 @@ def test_pairs_are_counted_instead_of_tokens(base: str, run, fast, tmp_path: Pat
     out, _ = run("--preference", "--model", base, "--length", "64", "--entries", "tsugiki-dpo")
     assert "32 tokens of prompt, 32 of answer" in out
     assert "trl-dpo" not in out
-
-
-def test_entries_by_name(base: str, run, fast):
-    out, _ = run("--model", base, "--length", "16", "--entries", "tsugiki, peft-bf16")
-    assert out.index("tsugiki") < out.index("peft-bf16")
 
 
 @pytest.mark.parametrize(

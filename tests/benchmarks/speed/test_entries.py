@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from benchmarks.models import SHAPES, build, read_model_config
+from benchmarks.models import SHAPES, build
 from benchmarks.speed.entries import (
     ALL_ENTRIES,
     DEFAULT_ENTRIES,
@@ -19,7 +19,6 @@ from benchmarks.speed.workload import StepBarrier, StopRequested, Workload
 
 from benchmarks.speed import hugging_face, tsugiki_entry, workload
 from tests.tiny import save_tiny
-from tsugiki.errors import TsugikiError
 
 
 class Script:
@@ -165,6 +164,7 @@ def test_the_first_losses_of_preference_tuning_are_those_of_trl(folder: str, mon
         assert ours[1] < 0.69
 
 
+@pytest.mark.slow
 def test_the_limit(folder: str):
     script = Script()
     script.asked = iter(["step\n"] * 4)
@@ -200,11 +200,7 @@ def test_shapes_have_the_published_numbers_of_parameters(monkeypatch: pytest.Mon
     }
 
 
-def test_an_unknown_model_is_an_error_with_the_known_shapes():
-    with pytest.raises(TsugikiError, match=r"no such folder.*gpt2-small, rinna-medium"):
-        read_model_config("./nowhere")
-
-
+@pytest.mark.slow
 def test_a_process_prints_only_json(folder: str):
     process = EntryProcess("tsugiki-fp32", TRAINING_ENTRIES["tsugiki-fp32"], Workload(folder, batch=2, length=16))
     try:

@@ -13,7 +13,7 @@ from tests.files import contents
 from tests.tiny import logits
 from tsugiki import load_adapter
 from tsugiki.base import load_model
-from tsugiki.io import ADAPTER_CONFIG_FILE, ADAPTER_FILE, METADATA_FILE
+from tsugiki.io import ADAPTER_FILE, METADATA_FILE
 
 Run = Callable[..., tuple[int, str, str]]
 """Runs a command: status, standard output, standard error."""
@@ -43,12 +43,6 @@ def spoiled(folder: Path, target: Path, word: str) -> str:
         tensors = load_file(path)
         next(iter(tensors.values()))[0, 0] = torch.nan
         save_file(tensors, path)
-    if how in ("newer", "dora"):
-        config = json.loads((out / ADAPTER_CONFIG_FILE).read_text())
-        config |= {"newer": {"use_bdlora": True}, "dora": {"use_dora": True}}[how]
-        (out / ADAPTER_CONFIG_FILE).write_text(json.dumps(config))
-    if how == "ia3":
-        (out / ADAPTER_CONFIG_FILE).write_text('{"peft_type": "IA3", "target_modules": ["c_attn"]}')
     if how == "other":
         config = json.loads((out / METADATA_FILE).read_text())
         config["base"] = {"name": "another", "fingerprint": "sha256:0"}

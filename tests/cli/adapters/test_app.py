@@ -23,17 +23,16 @@ def test_a_day(run, tmp_path: Path, library: Path):
     assert sorted(path.name for path in library.iterdir()) == [".lock", "soseki"]
 
 
-def test_an_adapter_by_its_name(run, base: str, library: Path):
-    train = ("--data", "text.txt", "--out", "run", "--max-steps", "1", "--block-size", "32")
-    assert run("train", "--model", base, *train)[0] == 0
+def test_an_adapter_by_its_name(run, trained: str, library: Path):
     assert run("adapters", "add", "run", "--name", "mine")[0] == 0
     status, out, _ = run("eval", "--adapter", "mine", "--data", "text.txt", "--json")
     assert (status, [json.loads(line)["adapter"] for line in out.splitlines()]) == (0, [None, "mine"])
-    there = run("generate", "--model", base, "--adapter", "mine", "--prompt", "枝", "--max-new-tokens", "3")
+    there = run("generate", "--model", trained, "--adapter", "mine", "--prompt", "枝", "--max-new-tokens", "3")
     assert (
-        there[:2] == run("generate", "--model", base, "--adapter", "run", "--prompt", "枝", "--max-new-tokens", "3")[:2]
+        there[:2]
+        == run("generate", "--model", trained, "--adapter", "run", "--prompt", "枝", "--max-new-tokens", "3")[:2]
     )
-    assert run("adapters", "verify", "mine", "--model", base)[0] == 0
+    assert run("adapters", "verify", "mine", "--model", trained)[0] == 0
     assert "perplexity" in run("adapters", "show", "mine")[1]
 
 
@@ -41,27 +40,15 @@ def test_an_adapter_by_its_name(run, base: str, library: Path):
     ("arguments", "said"),
     [
         (("show", "nowhere"), "'nowhere'"),
-        (("show", "x" * 300), "'xxx"),
-        (("show", "~nobody/x"), "'~nobody/x'"),
-        (("show", ""), "''"),
-        (("show", ".."), "adapter_config.json"),
         (("show", "sosek"), "'soseki'"),
         (("show", "soseki", "--html", "no/where.html"), "no/where.html"),
         (("add", "nowhere"), "nowhere"),
         (("add", "mine.gguf"), "tsugiki adapters import"),
         (("add", "library"), "adapter_config.json"),
         (("add", "library/soseki"), "'soseki'"),
-        (("add", "library/soseki", "--name", "../x"), "'../x'"),
-        (("add", "library/soseki", "--name", ""), "''"),
         (("rename", "soseki", "akutagawa"), "'akutagawa'"),
         (("rename", "soseki", "a/b"), "'/'"),
-        (("rename", "soseki", ".."), "dot"),
-        (("rename", "../library/soseki", "x"), "'../library/soseki'"),
-        (("rename", "soseki", "a\tb"), "\\t"),
-        (("rename", "soseki", "x" * 200), "100"),
         (("remove", "--yes", "soseki", "nowhere"), "'nowhere'"),
-        (("remove", "--yes", ".."), "'..'"),
-        (("remove", "--yes", "../library"), "'../library'"),
         (("verify", "nowhere"), "'nowhere'"),
         (("verify", "--model", "./nowhere"), "./nowhere"),
         (("rename", "soseki"), "new"),

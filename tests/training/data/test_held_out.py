@@ -204,8 +204,9 @@ def parts_of(prepared: DatasetSplit, answers: int) -> dict[str, set[int]]:
     }
 
 
-@pytest.mark.parametrize("answers", [1, 2, 5])
-@pytest.mark.parametrize("kind", ["questions", "conversations", "dpo", "kto"])
+@pytest.mark.parametrize(
+    ("kind", "answers"), [("questions", 5), ("conversations", 2), ("dpo", 5), ("kto", 2), ("dpo", 1)]
+)
 def test_answers_to_one_question_are_on_one_side_and_none_is_left_out(kind: str, answers: int):
     settings = {"preference": kind} if kind in ("dpo", "kto") else {}
     prepared = split(answered_rows(kind, answers), held_out=0.2, validation=0.1, **settings)
@@ -220,8 +221,7 @@ def test_answers_to_one_question_are_on_one_side_and_none_is_left_out(kind: str,
     assert not any("one by one" in note for note in prepared.notes)
 
 
-@pytest.mark.parametrize("kind", ["questions", "dpo"])
-@pytest.mark.parametrize("greetings", [13, 40, 100])
+@pytest.mark.parametrize(("kind", "greetings"), [("questions", 13), ("dpo", 40), ("questions", 100)])
 def test_answers_to_a_greeting_are_split_one_by_one_with_a_note(kind: str, greetings: int):
     questions = [sentence(500 + number, 20) if number >= greetings else "こんにちは" for number in range(100)]
     settings = {"preference": kind} if kind == "dpo" else {}

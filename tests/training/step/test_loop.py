@@ -140,7 +140,3 @@ def test_a_tracker_gets_the_losses(tmp_path: Path):
     pytest.importorskip("tensorboard")
     train(run_config(tmp_path, report_to=["tensorboard"]))
     assert list((tmp_path / "run" / "logs").rglob("events.out.tfevents.*"))
-
-
-def test_it_is_short():
-    assert len(LOOP.read_text(encoding="utf-8").splitlines()) <= 200

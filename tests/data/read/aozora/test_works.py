@@ -88,18 +88,6 @@ def test_selection_by_author_title_and_kana(mirror, indexed):
     assert titles(mirror, author="山田一", title="海", kana="old") == ["海の底"]
 
 
-@pytest.mark.parametrize("indexed", [False, True])
-def test_a_query_without_matches_is_an_error_with_advice(mirror, indexed):
-    if indexed:
-        (mirror / f"{INDEX}.csv").write_bytes(index_csv(ROWS[:3]))
-    with pytest.raises(TsugikiError, match="山田二.*山田一"):
-        titles(mirror, author="山田二")
-    with pytest.raises(TsugikiError, match="Xyz.*full name"):
-        titles(mirror, author="Xyz")
-    with pytest.raises(TsugikiError, match="--author 山田一 --title 川"):
-        titles(mirror, author="山田一", title="川")
-
-
 def test_a_folder_without_cards_is_an_error(tmp_path):
     with pytest.raises(TsugikiError, match="cards/"):
         open_source(str(tmp_path))
