@@ -487,6 +487,7 @@ def test_history(browser: Any, server: Running, problems: list[str], tmp_path: P
         page.get_by_label("Import").set_input_files(path)
         page.get_by_text(said).wait_for()
     page.locator("dialog").get_by_role("button", name="<b>abc</b>", exact=True).click()
+    page.locator(".turn").wait_for()
     assert page.locator(".answer .text").all_inner_texts() == texts
     assert problems == []
 
