@@ -467,6 +467,8 @@ def test_talk_in_every_state(browser: Any, server: Running, problems: list[str],
 
 
 def test_history(browser: Any, server: Running, problems: list[str], tmp_path: Path):
+    from playwright.sync_api import expect
+
     page = open_page(browser, server.url + "/#talk/poet", problems)
     ask(page, "<b>abc</b>")
     texts = page.locator(".answer .text").all_inner_texts()
@@ -474,14 +476,14 @@ def test_history(browser: Any, server: Running, problems: list[str], tmp_path: P
     page.locator(".turn").wait_for()
     assert page.locator(".answer .text").all_inner_texts() == texts
     page.get_by_role("button", name="New conversation").click()
-    assert page.locator(".turn").count() == 0
+    expect(page.locator(".turn")).to_have_count(0)
     page.get_by_role("button", name="History").click()
     with page.expect_download() as download:
         page.get_by_role("button", name="Export").click()
     file = tmp_path / "conversations.json"
     download.value.save_as(file)
     page.get_by_role("button", name="Forget all").click()
-    assert page.locator("dialog li").count() == 0
+    expect(page.locator("dialog li")).to_have_count(0)
     (tmp_path / "other.json").write_text('{"format": "tsugiki-conversations-1", "conversations": [{"id": 1}]}')
     for path, said in ((tmp_path / "other.json", "no file"), (file, "Imported: 1")):
         page.get_by_label("Import").set_input_files(path)
