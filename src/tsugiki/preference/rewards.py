@@ -94,7 +94,7 @@ def parse_rule(text: str) -> Rule:
 
 
 def refuse_programs(rules: Any, source: object) -> None:
-    """Check that rules which a file names, `source`, run no code: only a command line or a call may do so."""
+    """Raise a TsugikiError if a rule that the file `source` names would run code; only a command line or a call may."""
     for text in [rules] if isinstance(rules, str) else rules:
         if parse_rule(str(text)).is_program:
             message = _("{source} names a rule that runs code, {quoted}: only the command itself may do so")
