@@ -117,6 +117,16 @@ def own_files(served_files: tuple[str, Path], tmp_path_factory: pytest.TempPathF
 
 
 @pytest.fixture(scope="module")
+def place(own_files: tuple[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A working directory, outside of which the files are, and its server, which the tests of a module share."""
+    from tests.serve.workspace import serve_in
+
+    directory = tmp_path_factory.mktemp("outside") / "work"
+    directory.mkdir()
+    yield from serve_in(directory, own_files)
+
+
+@pytest.fixture(scope="module")
 def server(own_files: tuple[str, Path]) -> Iterator[Running]:
     """A server with a library of its own."""
     yield from start(*own_files)

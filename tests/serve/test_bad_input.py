@@ -35,13 +35,6 @@ PICTURE = b"\x89PNG\r\n\x1a\n" + bytes(range(256))
 TURNS = [{"role": "assistant", "content": "a"}, {"role": "user", "content": "b"}]
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, own_files: tuple[str, Path]) -> Iterator[Place]:
-    directory = tmp_path_factory.mktemp("outside") / "work"
-    directory.mkdir()
-    yield from serve_in(directory, own_files)
-
-
 @pytest.fixture(autouse=True)
 def empty(place: Place) -> Iterator[None]:
     yield

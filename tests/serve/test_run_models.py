@@ -2,7 +2,6 @@
 
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +9,11 @@ import httpx2
 import pytest
 
 pytest.importorskip("starlette")
-from tests.serve.workspace import Place, serve_in, write_run
+from tests.serve.workspace import Place, write_run
 from tsugiki.errors import TsugikiError
 from tsugiki.serve import served_adapters
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no links as these")
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, own_files: tuple[str, Path]) -> Iterator[Place]:
-    directory = tmp_path_factory.mktemp("outside") / "work"
-    directory.mkdir()
-    yield from serve_in(directory, own_files)
 
 
 def adapter_of(place: Place, name: str, folder: Path) -> None:

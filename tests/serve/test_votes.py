@@ -11,15 +11,8 @@ import yaml
 
 pytest.importorskip("starlette")
 import tsugiki.serve.votes as votes_module
-from tests.serve.workspace import Place, serve_in
+from tests.serve.workspace import Place
 from tsugiki.data.read.answers import read_answers
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, own_files: tuple[str, Path]) -> Iterator[Place]:
-    directory = tmp_path_factory.mktemp("outside") / "work"
-    directory.mkdir()
-    yield from serve_in(directory, own_files)
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,6 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -17,7 +16,7 @@ import yaml
 pytest.importorskip("starlette")
 import tsugiki.serve.page as page_module
 from tests.serve.chromium import marks, open_page, violations
-from tests.serve.workspace import Place, serve_in
+from tests.serve.workspace import Place
 from tests.tiny import TEXT
 
 pytestmark = marks
@@ -26,13 +25,6 @@ WAIT = 300_000  # ms
 PARTS = ("train", "runs", "adapters", "talk")
 ROWS = [(f"What is {number**7} of {number**5}?", f"{number**9}, or {number**11}.") for number in range(2, 40)]
 """Questions and answers that are no near-duplicates of each other."""
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, own_files: tuple[str, Path]) -> Iterator[Place]:
-    directory = tmp_path_factory.mktemp("outside") / "work"
-    directory.mkdir()
-    yield from serve_in(directory, own_files)
 
 
 class Walk:
