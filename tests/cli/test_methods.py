@@ -12,10 +12,8 @@ from transformers import AutoModelForCausalLM, JambaConfig
 from tests.runs import TRAIN
 from tests.tiny import save_tiny
 from tsugiki import graft, trainable_parameters
-from tsugiki.base import load_meta_model
-from tsugiki.methods import METHODS, SelectiveConfig, family_of
+from tsugiki.methods import METHODS, family_of
 from tsugiki.report import describe_method, methods_table
-from tsugiki.report import methods as report_methods
 from tsugiki.training import RunConfig
 
 NEEDS_SETTINGS = {"select"}
@@ -52,22 +50,6 @@ def test_no_weights_are_read(base: str):
     before = methods_table(base)
     weights.unlink()
     assert methods_table(base) == before
-
-
-def test_methods_initialised_from_weights_are_counted_only_on_the_embedded_base(
-    base: str, monkeypatch: pytest.MonkeyPatch
-):
-    plain = SelectiveConfig.new_adapter
-
-    def needing_weights(self: SelectiveConfig, model: Any) -> Any:
-        if next(model.parameters()).is_meta:
-            raise RuntimeError("meta tensors have no values")
-        return plain(self, model)
-
-    shapes = {name: load_meta_model(name) for name in ("embedded", base)}
-    monkeypatch.setattr(SelectiveConfig, "new_adapter", needing_weights)
-    assert report_methods._count("bitfit", "embedded", shapes["embedded"]) == "17,152 (0.25%)"
-    assert report_methods._count("bitfit", base, shapes[base]) == "known when the model is loaded"
 
 
 @pytest.mark.parametrize("name", list(METHODS))
