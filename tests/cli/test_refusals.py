@@ -84,7 +84,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (f"{TRAIN} --prompts {LONG}", "64"),
         (f"{TRAIN} --out text.txt", "text.txt"),
         (f"{TRAIN} --block-size 1000", "64"),
-        (f"{TRAIN} texts.jsonl roles.jsonl", "--data 'texts/*.txt'"),  # a pattern that the shell replaced
+        (f"{TRAIN} texts.jsonl", "--data 'texts/*.txt'"),  # a pattern that the shell replaced
+        (f"{TRAIN} texts.jsonl roles.jsonl", "--data 'texts/*.txt'"),
         (f"{TRAIN} --method full --r 4", "lora: "),
         (SELECT, "target_parameters"),
         (f"{SELECT} --set target_parameters=[h.9.bias]", "target_parameters="),
@@ -114,9 +115,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("eval --model base --pairs single.jsonl", "--pairs"),
         ("eval --model base --pairs pairs.jsonl --data text.txt", "--pairs"),
         ("generate --model embedded --prompt a --max-new-tokens 0", "1"),
+        ("generate --prompt a", "--model"),
         ("generate --model base", "--prompts"),
         (f"generate --model base --prompt {LONG}", "64"),
         ("generate --model base --prompts texts.jsonl", "texts.jsonl:1"),
+        ("generate --model base --prompts nowhere.txt", "nowhere.txt"),
         ("generate --model base --prompt a --compare", "--adapter"),
         ("generate --adapter ./nowhere --prompt a", "nowhere"),
         ("generate --model other --adapter one --prompt a", "--allow-base-mismatch"),
