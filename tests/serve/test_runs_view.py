@@ -123,8 +123,9 @@ def test_records_that_are_no_files_or_too_large(tmp_path: Path, runs: Runs):
     (tmp_path / "folder" / "run.json").mkdir()
     with (tmp_path / "large" / "run.json").open("wb") as file:
         file.truncate(10**9)
-    states = {run["name"]: run["state"] for run in runs.overview()["runs"]}
-    assert states == {"real": "stopped", **dict.fromkeys(("pipe", "link", "large", "folder"), "unreadable")}
+    for name in ("pipe", "link", "large", "folder"):
+        assert shown_of(runs, name)["state"] == "unreadable"
+    assert len(runs.overview()["runs"]) == 5
 
 
 def test_a_record_is_read_again_when_it_changes_and_has_no_figures_that_json_lacks(tmp_path: Path, runs: Runs):
