@@ -67,17 +67,6 @@ def test_prepare_makes_trainable_what_the_method_trains(name: str):
     assert trained == total if name == "full" else 0 < trained < total
 
 
-@pytest.mark.parametrize("name", ["full", "bitfit"])
-@pytest.mark.parametrize("base_dropout", [True, False])
-def test_prepare_turns_dropout_off_unless_told_otherwise(name: str, base_dropout: bool):
-    model = tiny_model("gpt2")
-    before = [m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)]
-    METHODS[name].prepare(model, METHODS[name].configure({}), base_dropout=base_dropout)
-    after = [m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)]
-    assert any(before)
-    assert after == (before if base_dropout else [0] * len(before))
-
-
 @pytest.mark.parametrize(
     ("config", "names"),
     [
@@ -221,12 +210,7 @@ def test_a_16_bit_or_int8_base(name: str):
 
 
 @pytest.mark.parametrize(
-    ("method", "settings"),
-    [
-        ("ia3", {}),
-        ("houlsby", {"reduction_factor": 4, "dropout": 0.1}),
-        ("head", {}),
-    ],
+    ("method", "settings"), [("ia3", {}), ("houlsby", {"reduction_factor": 4, "dropout": 0.1}), ("head", {})]
 )
 def test_a_resumed_run_gives_the_same_bytes(method: str, settings: dict[str, Any], tmp_path: Path):
     record = assert_resumes(train, run_config(tmp_path, method=method, method_config=settings), 3)

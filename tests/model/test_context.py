@@ -49,7 +49,6 @@ _LONG: dict[str, Any] = {"rope_type": "longrope", "original_max_position_embeddi
     [
         ("gpt2", None, False),
         ("llama", None, False),
-        ("llama", {"rope_type": "linear", "factor": 2.0}, False),
         ("llama", {"rope_type": "dynamic", "factor": 2.0}, True),
         ("llama", {**_LONG, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}, True),
         ("llama", {**_LONG, "short_factor": [2.0] * 4, "long_factor": [2.0] * 4}, False),

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from tsugiki.lowbit import Int8Linear
@@ -18,7 +18,6 @@ from tsugiki.model import (
     is_conv1d,
     is_graftable,
     is_linear,
-    is_quantized,
     is_stored_in_out,
 )
 from tsugiki.model import linear as frozen_layer
@@ -77,19 +76,3 @@ def test_the_device_and_dtype_are_known_without_dequantising(monkeypatch: pytest
     monkeypatch.delattr(Int8Linear, "dequantize")
     assert device_of(layer) == torch.device("cpu")
     assert device_of(Wrapper(layer.to("meta"))) == torch.device("meta")
-
-
-def test_a_class_with_the_methods_is_quantised():
-    class Doubled(nn.Module):
-        def product(self, x: Tensor) -> Tensor:
-            return 2 * x
-
-        def input_gradient(self, dy: Tensor) -> Tensor:
-            return 2 * dy
-
-        def dequantize(self) -> Tensor:
-            return 2 * torch.eye(3)
-
-    assert is_quantized(Doubled())
-    assert has_product(Doubled())
-    assert torch.equal(frozen_product(Doubled(), torch.ones(1, 3)), torch.full((1, 3), 2.0))
