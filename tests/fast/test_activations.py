@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from tests.fast.definition import assert_equals_formula
 from tests.fast.kept import kept_bytes
 from tests.tiny import in_pairs
-from tsugiki.fast import GELU_TANH, QUICK_GELU, SILU, Swish, plain_swish, swish, value_and_slope
+from tsugiki.fast import GELU_TANH, QUICK_GELU, SILU, Swish, plain_swish, swish
 
 ACTIVATIONS = {"gelu_tanh": GELU_TANH, "quick_gelu": QUICK_GELU, "silu": SILU}
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
@@ -57,16 +57,6 @@ def test_the_strides_of_the_input_and_of_the_gradient_do_not_matter(dtype: torch
         swish(other, GELU_TANH).backward(grad)
         assert torch.equal(swish(other, GELU_TANH), swish(whole, GELU_TANH))
         assert torch.equal(other.grad, whole.grad)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_slope_can_be_multiplied(dtype: torch.dtype):
-    x, times = torch.randn(2, 40, 9).to(dtype)
-    for activation in ACTIVATIONS.values():
-        value, slope = value_and_slope(x, activation)
-        again, product = value_and_slope(x, activation, times.T.contiguous().T)
-        assert torch.equal(value, again)
-        torch.testing.assert_close(product, slope * times, rtol=8e-3 if dtype == torch.bfloat16 else 1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -147,19 +147,6 @@ def test_grouped_key_heads_and_additive_masks_equal_torch(
     torch.testing.assert_close(plain, expected)
 
 
-def test_a_document_does_not_see_the_one_before(blocks: list[torch.Size]):
-    mask = packed(70, 90, 140)
-    query, key, value = tensors(mask)
-    whole = attend(query, key, value, mask)
-    torch.testing.assert_close(
-        whole[:, :, 70:160], attend(*(t[:, :, 70:160] for t in (query, key, value)), causal(90)), rtol=1e-12, atol=1e-12
-    )
-    noise = torch.zeros_like(key)
-    noise[:, :, :70] = torch.randn(70, 8, dtype=torch.float64) * 100
-    assert torch.equal(attend(query, key + noise, value, mask)[:, :, 70:], whole[:, :, 70:])
-    assert len(blocks) == 3
-
-
 @pytest.mark.parametrize("length", [1, 5, 64])
 def test_short_rows_use_the_definition(length: int, blocks: list[torch.Size]):
     mask = causal(length)

@@ -204,15 +204,6 @@ def test_only_trainable_parameters_get_a_gradient():
         assert not chunked_loss(hidden, head, labels).requires_grad
 
 
-def test_a_tied_weight_gets_both_gradients():
-    torch.manual_seed(0)
-    table, head = nn.Embedding(VOCABULARY, WIDTH).double(), nn.Linear(WIDTH, VOCABULARY, bias=False)
-    head.weight = table.weight
-    tokens = ids(2, 9, VOCABULARY)
-    losses = [loss(torch.sin(table(tokens[:, :-1])), Head(head), tokens[:, 1:]) for loss in (chunked_loss, plain_loss)]
-    torch.testing.assert_close(*(torch.autograd.grad(loss, [table.weight]) for loss in losses))
-
-
 @pytest.mark.usefixtures("no_plain")
 def test_dropout_of_a_grafted_head_is_drawn_once():
     head, (hidden, labels) = head_of("grafted"), batch()

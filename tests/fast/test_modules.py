@@ -68,16 +68,6 @@ def test_the_model_computes_the_same_and_can_be_restored(kind: str, trains: bool
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(gradients(model), plain, strict=True))
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma3_text", "phi3"])
-def test_in_bf16_the_error_is_not_larger(kind: str):
-    exact = gradients(tiny_model(kind).double().requires_grad_(False))
-    model = tiny_model(kind).bfloat16().requires_grad_(False)
-    plain = gradients(model)
-    use_fused_modules(model, [])
-    for ours, theirs, true in zip(gradients(model), plain, exact, strict=True):
-        assert (ours.double() - true).norm() < 1.1 * (theirs.double() - true).norm() + 1e-3 * true.norm()
-
-
 def test_a_norm_that_trains_uses_its_own_forward():
     norm, x = LlamaRMSNorm(64).bfloat16(), torch.randn(32, 64).bfloat16().requires_grad_()
     nn.init.normal_(norm.weight)

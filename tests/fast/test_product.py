@@ -12,11 +12,10 @@ from transformers.pytorch_utils import Conv1D
 
 from tests.fast.definition import assert_no_less_exact
 from tests.fast.kept import kept_bytes
-from tests.tiny import in_pairs, relative_error, shake
-from tsugiki import LoraConfig, graft, set_adapter
+from tests.tiny import in_pairs, relative_error
 from tsugiki.fast import grafted_product, keep_mask, layers, product, use_fast_products
 from tsugiki.io import measurements
-from tsugiki.lora import LoraLinear, new_pair, trainable_parameters
+from tsugiki.lora import LoraLinear, new_pair
 from tsugiki.lowbit import Int8Linear
 from tsugiki.model import LIBRARIES, frozen_input_gradient, has_product, oriented, products
 
@@ -163,25 +162,6 @@ def test_a_second_derivative_is_refused():
     (grad,) = torch.autograd.grad(module(x).square().sum(), [x], create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad.sum().backward()
-
-
-def test_the_active_adapter_computes_and_trains(fused_calls: list[Any]):
-    torch.manual_seed(0)
-    model = nn.ModuleDict({"first": nn.Linear(24, 24), "second": nn.Linear(24, 40)}).double()
-    settings: dict[str, Any] = {"target_modules": ["first", "second"], "bias": "lora_only", "init_lora_weights": False}
-    for name, r in (("small", 2), ("large", 5)):
-        shake(graft(model, LoraConfig(r=r, lora_alpha=3, **settings), name))
-    x = inputs(torch.float64)
-    for name in ("small", "large", "small"):
-        set_adapter(model, name)
-        moved = [x, *trainable_parameters(model).values()]
-        assert len(moved) == 7, "x, and A, B and bias of both layers"
-        found = []
-        for form in (lambda layer: layer, plain):
-            y = form(model["second"])(torch.tanh(form(model["first"])(x)))
-            found.append([y, *torch.autograd.grad(y.square().sum(), moved)])
-        torch.testing.assert_close(*found)
-    assert len(fused_calls) == 6
 
 
 @pytest.mark.parametrize("reentrant", [False, True])

@@ -10,7 +10,7 @@ from transformers.pytorch_utils import Conv1D
 from tests.tiny import in_pairs
 from tsugiki import LoraConfig, TsugikiError, graft, merge
 from tsugiki.fast import use_fast_products
-from tsugiki.lora import LoraLinear, new_pair, updated_weight, wrap
+from tsugiki.lora import LoraLinear, new_pair, wrap
 from tsugiki.model import oriented
 
 
@@ -65,17 +65,6 @@ def test_gradients_of_an_embedding_pass_gradcheck():
     grafted = _grafted(nn.Embedding(6, 4).double().requires_grad_(False))
     ids = torch.tensor([[0, 5, 2], [2, 2, 1]])
     assert torch.autograd.gradcheck(lambda *_: grafted(ids), (grafted.lora.A, grafted.lora.B))
-
-
-@pytest.mark.parametrize("layer", [nn.Linear(5, 4), Conv1D(4, 5), nn.Embedding(11, 4)], ids=["linear", "conv1d", "emb"])
-def test_the_updated_weight_computes_what_the_grafted_layer_does(layer: nn.Module):
-    grafted = _grafted(layer)
-    x = torch.tensor([3, 7]) if isinstance(layer, nn.Embedding) else torch.randn(6, 5)
-    adapted = grafted(x)
-    weight = updated_weight(layer, grafted.lora, layer.weight)
-    assert weight.shape == layer.weight.shape
-    layer.weight.data = weight
-    torch.testing.assert_close(layer(x), adapted)
 
 
 def test_a_bias_of_the_branch_is_scaled_and_merged():

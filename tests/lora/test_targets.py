@@ -7,11 +7,9 @@ import peft
 import pytest
 import torch
 import transformers
-from torch import nn
 
 from tests.tiny import tiny_model
 from tsugiki import LoraConfig, active_adapter, graft, save_adapter
-from tsugiki.lora import find_targets
 
 
 def test_without_targets_the_other_settings_still_choose():
@@ -19,12 +17,6 @@ def test_without_targets_the_other_settings_still_choose():
     adapter = active_adapter(graft(model, LoraConfig(r=2, layers_to_transform=[1], exclude_modules=["k_proj"])))
     names = {f"self_attn.{name}_proj" for name in "qvo"} | {f"mlp.{name}_proj" for name in ("gate", "up", "down")}
     assert set(adapter.pairs) == {f"model.layers.1.{name}" for name in names}
-
-
-def test_a_layer_with_two_names_is_grafted_once():
-    shared = nn.Linear(8, 8)
-    model = nn.ModuleDict({"first": nn.Sequential(shared), "second": nn.Sequential(shared)})
-    assert set(find_targets(model, LoraConfig(r=2, target_modules="all-linear"))) == {"first.0"}
 
 
 def test_names_in_the_file_are_longer_where_their_ends_select_more(tmp_path: Path):

@@ -34,15 +34,6 @@ def _as_in_a_new_process(
     return calls
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_both_products_are_measured(dtype: torch.dtype):
-    threads = torch.get_num_threads()
-    seconds = quantized_layer.measure(dtype)
-    assert seconds.keys() == {"int8", "float"}
-    assert all(0 < each < float("inf") for each in seconds.values())
-    assert torch.get_num_threads() == threads
-
-
 def test_the_answer_is_measured_once_for_each_dtype_and_kept(monkeypatch: pytest.MonkeyPatch):
     calls = _as_in_a_new_process(FLOATS, monkeypatch)
     assert not integers_are_faster(torch.bfloat16)
@@ -79,3 +70,12 @@ def test_a_run_records_the_choice_and_keeps_it_when_it_is_resumed(
     measurements._decided.clear()
     other = run_config(tmp_path, base_dtype=base_dtype, max_steps=1, out=str(tmp_path / "other"))
     assert train(other).resolved_settings[key] == then[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_both_products_are_measured(dtype: torch.dtype):
+    threads = torch.get_num_threads()
+    seconds = quantized_layer.measure(dtype)
+    assert seconds.keys() == {"int8", "float"}
+    assert all(0 < each < float("inf") for each in seconds.values())
+    assert torch.get_num_threads() == threads

@@ -22,7 +22,6 @@ from tsugiki import (
     graft,
     save_adapter,
     set_adapter,
-    trainable_parameters,
     ungraft,
 )
 from tsugiki.io import ADAPTER_FILE
@@ -164,14 +163,6 @@ def test_the_output_of_each_adapter_is_added_to_the_residual(kind: str):
     assert relative_error(seen["y"], expected) < 1e-5
 
 
-@pytest.mark.parametrize(("method", "an_adapter"), [("houlsby", 2), ("pfeiffer", 1)])
-def test_the_parameter_count_is_the_papers(method: str, an_adapter: int):
-    with torch.device("meta"):
-        model = tiny_model(n_embd=768, n_layer=12, n_head=12, vocab_size=50257, n_positions=1024)
-        graft(model, config_of(method))  # reduction factor 16: width 48
-    assert sum(p.numel() for p in trainable_parameters(model).values()) == 12 * an_adapter * (2 * 768 * 48 + 48 + 768)
-
-
 def test_settings_for_blocks_widths_and_modules():
     model = tiny_model("llama")
     adapter = active_adapter(graft(model, config_of("houlsby", reduction_factor={"1": 2, "default": 16})))
@@ -226,16 +217,6 @@ def test_a_lora_grafted_later_finds_only_layers_of_the_base():
         graft(model, LoraConfig(r=2, target_modules=["adapter_down"]), "lora")
 
 
-def test_another_adapters_file_does_not_depend_on_it(tmp_path: Path):
-    model = tiny_model()
-    graft(model, LoraConfig(r=2, target_modules="all-linear"), "lora")
-    save_adapter(shake(model), tmp_path / "alone", "lora")
-    graft(model, config_of("houlsby", reduction_factor=4), "houlsby")
-    save_adapter(model, tmp_path / "with", "lora")
-    for file in (ADAPTER_FILE, "adapter_config.json"):
-        assert (tmp_path / "alone" / file).read_bytes() == (tmp_path / "with" / file).read_bytes()
-
-
 def test_it_follows_the_models_training_mode():
     model = tiny_model().train()
     adapter = active_adapter(graft(model, config_of("houlsby")))
@@ -254,3 +235,13 @@ def test_bottlenecks_work_without_a_row(kind: str, tmp_path: Path):
     model = assert_lifecycle(partial(tiny_of, kind), config, tmp_path, mergeable=False, readable_by_peft=False)
     count = len(active_adapter(model).bottlenecks)
     assert count == (1 if kind == "mamba" else 2) * model.config.num_hidden_layers
+
+
+def test_another_adapters_file_does_not_depend_on_it(tmp_path: Path):
+    model = tiny_model()
+    graft(model, LoraConfig(r=2, target_modules="all-linear"), "lora")
+    save_adapter(shake(model), tmp_path / "alone", "lora")
+    graft(model, config_of("houlsby", reduction_factor=4), "houlsby")
+    save_adapter(model, tmp_path / "with", "lora")
+    for file in (ADAPTER_FILE, "adapter_config.json"):
+        assert (tmp_path / "alone" / file).read_bytes() == (tmp_path / "with" / file).read_bytes()

@@ -136,19 +136,6 @@ def test_a_merged_model_is_saved_with_the_ties_that_it_has(kind: str, name: str,
     assert (again.get_output_embeddings().weight is again.get_input_embeddings().weight) is tied
 
 
-def test_a_tied_head_trains_as_a_copy_with_a_warning():
-    model = tiny_model()
-    with pytest.warns(UserWarning, match="lm_head.*transformer.wte.weight"):
-        graft(model, HEAD)
-    assert model.lm_head.weight is not model.transformer.wte.weight
-    shake(model)
-    with pytest.warns(UserWarning, match="two weights"):
-        merge(model)
-    assert model.config.tie_word_embeddings is False
-    unmerge(model)
-    assert model.config.tie_word_embeddings is True
-
-
 def test_a_shared_weight_stays_shared_if_all_its_names_are_selected(tmp_path: Path):
     model = tiny_model()
     graft(model, SelectiveConfig(["wte.weight", "lm_head.weight"]))

@@ -27,7 +27,7 @@ from tsugiki import (
     use_fast_paths,
 )
 from tsugiki.lowbit import quantize
-from tsugiki.methods import METHODS, family_of, format_of, formats, methods_of
+from tsugiki.methods import METHODS, format_of, formats, methods_of
 from tsugiki.training import train
 
 NEEDED = {"select": {"target_parameters": ["bias"]}}
@@ -71,21 +71,14 @@ def test_prepare_makes_trainable_what_the_method_trains(name: str):
     ("config", "names"),
     [
         (LoraConfig(), ["lora"]),
-        (LoraConfig(use_rslora=True), ["rslora"]),
         (LoraConfig(use_rslora=True, use_dora=True), ["rslora", "dora"]),
         (LoraConfig(init_lora_weights="pissa_niter_4"), ["pissa"]),
-        (METHODS["bitfit"].configure({}), ["bitfit"]),
         (METHODS["select"].configure({"target_parameters": ["ln_f.bias"]}), ["select"]),
         (object(), []),
     ],
 )
 def test_methods_of_a_config(config: object, names: list[str]):
     assert methods_of(config) == names
-
-
-def test_families():
-    assert family_of("ia3") == "additive"
-    assert family_of("pretrain") == family_of("full") == "full fine-tuning"
 
 
 def test_fixed_and_unknown_settings_are_refused_by_name():

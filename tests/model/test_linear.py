@@ -10,7 +10,6 @@ from transformers.pytorch_utils import Conv1D
 from tsugiki.lowbit import Int8Linear
 from tsugiki.model import (
     device_of,
-    factor_dtype,
     features,
     frozen_input_gradient,
     frozen_product,
@@ -55,15 +54,6 @@ def test_without_transformers_no_layer_is_a_conv1d(monkeypatch: pytest.MonkeyPat
     monkeypatch.delitem(frozen_layer.sys.modules, "transformers.pytorch_utils")
     assert not is_conv1d(nn.Linear(2, 2))
     assert has_product(nn.Linear(2, 2).requires_grad_(False))
-
-
-@pytest.mark.parametrize(
-    ("dtype", "expected"),
-    [(torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)],
-)
-def test_the_dtype_of_factors(dtype: torch.dtype, expected: torch.dtype):
-    assert factor_dtype(nn.Linear(2, 2).to(dtype)) == expected
-    assert factor_dtype(Int8Linear(torch.randn(2, 2), None, dtype)) == expected
 
 
 def test_the_device_and_dtype_are_known_without_dequantising(monkeypatch: pytest.MonkeyPatch):

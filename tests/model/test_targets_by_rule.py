@@ -37,12 +37,6 @@ SUBLAYERS: dict[tuple[str, str], tuple[list[str], list[str], list[str], list[str
         ["attention.output.dense"],
         ["output.dense"],
     ),
-    ("ctrl", "causal"): (
-        ["multi_head_attention.Wk", "multi_head_attention.Wv"],
-        ["ffn.2"],
-        ["multi_head_attention"],
-        ["ffn"],
-    ),
     ("mamba", "causal"): ([], [], ["mixer"], []),
     ("rwkv", "causal"): (["attention.key", "attention.value"], ["feed_forward.value"], ["attention"], ["feed_forward"]),
     ("mixtral", "causal"): (_SEPARATE, [], ["self_attn"], ["mlp"]),

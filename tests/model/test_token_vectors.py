@@ -29,18 +29,6 @@ def config(**settings: Any) -> LoraConfig:
 TEXT = torch.tensor([[5, 17, 3, 17, 64, 8, 3, 1]])
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("fast", [False, True])
-def test_gradients_are_those_of_the_rows_of_the_whole_embedding(kind: str, fast: bool):
-    model, reference = graft(tiny_model(kind), config()).train(), tiny_model(kind)
-    if fast:
-        use_fast_paths(model)
-    for each in (model, reference):
-        each(input_ids=TEXT, labels=TEXT).loss.backward()
-    (vectors,) = [p for name, p in model.named_parameters() if name.endswith("vectors")]
-    assert relative_error(vectors.grad, reference.get_input_embeddings().weight.grad[TOKENS]) < 1e-5
-
-
 PADDED = torch.tensor([[0, 1, 2, 3, 4]])
 """A row in which the padding token, 0, is read and predicted."""
 

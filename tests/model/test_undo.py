@@ -6,10 +6,8 @@ from torch import nn
 from tsugiki.model import (
     Undo,
     cast_parameters,
-    module_updates,
     replace_module,
     replace_parameter,
-    replace_with,
     undo_all,
 )
 
@@ -69,14 +67,3 @@ def test_cast_parameters_compute_in_the_dtype_and_learn_in_their_own():
     assert layer.weight.grad.dtype == torch.float32
     undo_all(undo)
     assert "forward" not in vars(layer)
-
-
-def test_updates_of_modules_name_each_tensor_and_keep_what_is_shared():
-    net = model()
-    net.twin = nn.Linear(2, 2, bias=False)
-    net.twin.weight = net[0].weight
-    updates = module_updates({"block": net})
-    assert updates.keys() == {f"block.{name}" for name in net.state_dict()}
-    assert updates["block.0.weight"] is updates["block.twin.weight"]
-    assert updates["block.0.weight"](torch.zeros(2, 2)) is net[0].weight
-    assert replace_with(torch.ones(1))(torch.zeros(1)).item() == 1
