@@ -131,6 +131,8 @@ def test_elsewhere_it_is_torchs_product(rows: int, monkeypatch: pytest.MonkeyPat
     assert torch.equal(few_rows_product(x.double(), weight.double(), None), F.linear(x.double(), weight.double()))
     strided = torch.randn(3, 16).bfloat16()[:, ::2]
     assert torch.equal(few_rows_product(x.bfloat16(), strided, None), F.linear(x.bfloat16(), strided))
+    with pytest.raises(RuntimeError, match="size"):
+        few_rows_product(x.bfloat16(), weight.bfloat16(), torch.ones(4).bfloat16())
     with torch.enable_grad():
         assert few_rows_product(x.bfloat16(), weight.bfloat16().requires_grad_(), None).requires_grad
     before = torch.get_num_threads()
