@@ -10,7 +10,7 @@ from benchmarks.guide_tables import fill_guide, guide_language, main, read_resul
 from benchmarks.speed.results import results_table
 
 from tests.benchmarks.speed.test_results import example
-from tsugiki.errors import TsugikiError
+from tests.errors import assert_refused
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,11 +20,9 @@ def test_results_are_read_back(tmp_path: Path):
     back = read_results(tmp_path / "results.json")
     assert results_table(back) == results_table(example())
     assert back.versions["torch"]
-    with pytest.raises(TsugikiError, match="nothing.json"):
-        read_results(tmp_path / "nothing.json")
+    assert_refused("nothing.json", read_results, tmp_path / "nothing.json")
     (tmp_path / "other.json").write_text('{"rows": [{}]}')
-    with pytest.raises(TsugikiError, match="other.json"):
-        read_results(tmp_path / "other.json")
+    assert_refused("other.json", read_results, tmp_path / "other.json")
 
 
 def test_a_table_of_a_guide_is_regenerated(tmp_path: Path):
