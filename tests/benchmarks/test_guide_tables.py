@@ -41,7 +41,7 @@ def test_a_table_of_a_guide_is_regenerated(tmp_path: Path):
     assert fill_guide(text, tmp_path, "ja") == text
 
 
-GUIDES = ("benchmarks", "training-evidence", "memory")
+GUIDES = ("benchmarks", "training-evidence")
 
 
 def tables_in(name: str) -> set[str]:
