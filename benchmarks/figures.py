@@ -21,6 +21,7 @@ _PACKAGES = (
 
 ROOMS = {
     "gguf": ("base", "export"),
+    "guide_runs": ("data", "lora", "preference", "training"),
     "memory": ("fast", "lowbit", "training/measure", "training/step"),
     "quality": ("data", "lora", "preference", "training"),
     "quality.coverage": ("training/record",),
