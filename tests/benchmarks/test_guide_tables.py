@@ -41,7 +41,17 @@ def test_a_table_of_a_guide_is_regenerated(tmp_path: Path):
     assert fill_guide(text, tmp_path, "ja") == text
 
 
-GUIDES = ("benchmarks", "commands", "data", "preference", "reward", "training-evidence", "memory", "serving")
+GUIDES = (
+    "benchmarks",
+    "commands",
+    "comparing",
+    "data",
+    "preference",
+    "reward",
+    "training-evidence",
+    "memory",
+    "serving",
+)
 
 
 def tables_in(name: str) -> set[str]:
