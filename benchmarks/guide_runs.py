@@ -56,7 +56,7 @@ Headers: TypeAlias = Mapping[str, list[str]]
 def main() -> None:
     """Execute what has not finished, print the table, and write it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="+", help=f"from {', '.join(RUNS)}; or {' or '.join(RECIPES)}")
+    parser.add_argument("names", nargs="*", help=f"from {', '.join(RUNS)} (default: these); or {' or '.join(RECIPES)}")
     parser.add_argument("--files", type=Path, required=True, help="folder of the files that the commands read")
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--figures", type=Path, help="JSON file to write the table to")
@@ -71,7 +71,8 @@ def main() -> None:
     elif unknown := sorted(set(options.names) - set(RUNS)):
         parser.error(f"unknown, or not alone: {', '.join(unknown)}")
     else:
-        headers, rows, remark = HEADERS, [_row(RUNS[name], _folder(name, options)) for name in options.names], REMARK
+        rows = [_row(RUNS[name], _folder(name, options)) for name in options.names or RUNS]
+        headers, remark = HEADERS, REMARK
     print(Table(headers[ENGLISH], rows).to_markdown())
     if options.figures:
         command = f"python -m benchmarks.guide_runs {shlex.join(sys.argv[1:])}"
