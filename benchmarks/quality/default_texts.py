@@ -78,6 +78,9 @@ UNSEEN = {
     "unseen_toson": ("島崎藤村", "old", 50_000, 16_000),
     "unseen_makino": ("牧野信一", "old", 50_000, 16_000),
     "unseen_kenji": ("宮沢賢治", "old", 50_000, 16_000),
+    "unseen_terada": ("寺田寅彦", "modern", 50_000, 16_000),
+    "unseen_unno": ("海野十三", "modern", 50_000, 16_000),
+    "unseen_ranpo": ("江戸川乱歩", "modern", 50_000, 40_000),
     "unseen_old": (None, "old", 250_000, 16_000),
 }
 UNSEEN_SEED = 2
