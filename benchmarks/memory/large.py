@@ -1,12 +1,13 @@
 """Train models of 7 billion parameters on a processor, in Tsugiki and in PEFT with bitsandbytes.
 
     python -m benchmarks.memory.large write --shape llama-2-7b --out /data/7b       # 13.5 GB, random
-    /usr/bin/time -v python -m benchmarks.memory.large tsugiki --model /data/7b --out /data/7b-nf4 --base-dtype nf4
+    python -m benchmarks.memory.large tsugiki --model /data/7b --out /data/runs --base-dtype nf4 int8
     python -m benchmarks.memory.large start --model /data/7b --base-dtype nf4
     python -m benchmarks.memory.large compare --shape llama-2-7b --layers 3 --work /data/few
 
-`tsugiki` runs `tsugiki train` (LoRA r 8 on all linear layers, 1 x 512 tokens, 20 steps on a repeated text). With
-`--interrupted-at 8`, the run gets SIGINT after that step and is resumed in a new process.
+`tsugiki` runs `tsugiki train` (LoRA r 8 on all linear layers, 1 x 512 tokens, 20 steps on a repeated text) with each
+dtype of the base, and compares the peak memory of the process with the plan. With `--interrupted-at 8`, the run gets
+SIGINT after that step and is resumed in a new process.
 
 `start` loads a model twice, in processes of their own and with an empty cache, and prints the time and the processor
 time of each `load_model`, without the imports, and the peak memory of the processes.
@@ -112,6 +113,10 @@ HEADERS = {
     "en": ["rows", "nf4", "tokens/s", "ratio", "peak memory", "loading"],
     "ja": ["行", "nf4", "トークン/秒", "比", "最大メモリ", "読み込み"],
 }
+RUN_HEADERS = {
+    "en": ["base", "planned GB", "measured GB", "error", "first and last loss"],
+    "ja": ["ベースモデル", "予測 GB", "実測 GB", "誤差", "最初と最後の損失"],
+}
 _TEXT = "庭師は枝を切り、風の音を聞いた。雨の朝、台木に接ぎ穂を合わせ、紐で巻いた。\n"
 
 
@@ -124,7 +129,8 @@ def main() -> None:
     train = commands.add_parser("tsugiki")
     train.add_argument("--model", required=True)
     train.add_argument("--out", type=Path, required=True)
-    train.add_argument("--base-dtype", choices=["bf16", "int8", "nf4"], default="nf4")
+    train.add_argument("--base-dtype", choices=["bf16", "int8", "nf4"], nargs="+", default=["nf4"])
+    train.add_argument("--figures", type=Path, help="JSON file to write the table to")
     train.add_argument("--recompute", choices=["none", "auto", "blocks"], default="blocks")
     train.add_argument("--learning-rate", type=float, default=2e-4)
     train.add_argument("--steps", type=int, default=20)
@@ -193,15 +199,30 @@ def _shard_name(number: int) -> str:
 
 
 def _tsugiki(options: argparse.Namespace) -> None:
-    """Train by the command, and print the figures of its record."""
-    text = options.out.with_suffix(".txt")
+    """Train by the command with each dtype of the base, and print and write what was planned and used."""
+    rows = []
+    for dtype in options.base_dtype:
+        record = _run(options, dtype, options.out / dtype)
+        planned, measured = record["planned_memory"], record["training"]["peak_memory"]
+        losses = [point["loss"] for point in record["loss_curve"]]
+        sizes = [f"{size / 1e9:.2f}" for size in (planned, measured)]
+        rows.append([dtype, *sizes, f"{planned / measured - 1:+.1%}", f"{losses[0]:.2f}, {losses[-1]:.2f}"])
+        print(Table(RUN_HEADERS["en"], rows).to_markdown(), flush=True)
+    if options.figures:
+        command_line = f"python -m benchmarks.memory.large {shlex.join(sys.argv[1:])}"
+        Figures(RUN_HEADERS, rows, command_line).write(options.figures)
+
+
+def _run(options: argparse.Namespace, dtype: str, out: Path) -> dict[str, Any]:
+    """Train by the command, with an interruption if one is asked for, and return the record."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    text = out.with_suffix(".txt")
     text.write_text(_TEXT * (200 * options.steps), encoding="utf-8")
-    started = time.perf_counter()
     flags = {
         "model": options.model,
         "data": text,
-        "out": options.out,
-        "base-dtype": options.base_dtype,
+        "out": out,
+        "base-dtype": dtype,
         "recompute": options.recompute,
         "r": 8,
         "lora-alpha": 32,
@@ -222,27 +243,15 @@ def _tsugiki(options: argparse.Namespace) -> None:
     arguments = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
     process = subprocess.Popen(command + arguments)
     if options.interrupted_at:
-        while process.poll() is None and not checkpoints(options.out / CHECKPOINTS):
+        while process.poll() is None and not checkpoints(out / CHECKPOINTS):
             time.sleep(1)
         process.send_signal(signal.SIGINT)
         process.wait()
-        subprocess.run([*command, "--resume", options.out, "--recompute", options.recompute], check=True)
+        subprocess.run([*command, "--resume", out, "--recompute", options.recompute], check=True)
     elif process.wait():
         sys.exit(process.returncode)
-    record = json.loads((options.out / "run.json").read_text())
-    training = record["training"]
-    print(
-        json.dumps(
-            {
-                "tokens_per_second": training["tokens"] / training["seconds"],
-                "seconds_per_step": training["seconds"] / training["steps"],
-                "peak_bytes": training["peak_memory"],
-                "planned_bytes": record.get("planned_memory"),
-                "losses": [point["loss"] for point in record["loss_curve"]],
-                "seconds_in_all": time.perf_counter() - started,
-            }
-        )
-    )
+    record: dict[str, Any] = json.loads((out / "run.json").read_text())
+    return record
 
 
 _LOAD = """if True:
