@@ -28,8 +28,8 @@ def test_the_first_adapter_of_the_loss_or_a_lower_one_counts():
     never = [run_of("trl", seed, (40.0, 3.01)) for seed in (1, 2)]
     result = RaceResult({1: 3.0, 2: 3.0}, [*best, *ours, *never], PeftSettings())
     assert result.rows() == [
-        ["peft-best", "10, 10", "1.00", "3.0000, 3.0000", "2.00 GB"],
-        ["tsugiki", "5, 8", "1.62", "3.0000, 2.9000", "2.00 GB"],
+        ["peft-best", "10.0, 10.0", "1.00", "3.0000, 3.0000", "2.00 GB"],
+        ["tsugiki", "5.0, 8.0", "1.62", "3.0000, 2.9000", "2.00 GB"],
         ["trl", "not in 41, not in 41", "–", "3.0100, 3.0100", "2.00 GB"],
     ]
 
