@@ -1,0 +1,98 @@
+"""Figures in sentences of README and the guides are those of the committed results, rounded as they are written."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+class Claim(NamedTuple):
+    """A sentence in both languages, with a group for each figure, and what these figures are."""
+
+    page: str
+    english: str
+    japanese: str
+    values: tuple[float, ...]
+
+
+def rows_of(file: str) -> list[Any]:
+    return list(json.loads((ROOT / "benchmarks" / "results" / file).read_text(encoding="utf-8"))["rows"])
+
+
+def cell(file: str, *beginning: str) -> float:
+    """The last cell of the row that begins so."""
+    (row,) = [row for row in rows_of(file) if row[: len(beginning)] == [*beginning]]
+    return float(row[-1])
+
+
+def speed(server: str, requests: str) -> float:
+    """Tokens for a second of processor time."""
+    (row,) = [row for row in rows_of("zen4/serving_peers.json") if row[:2] == [server, requests]]
+    return float(row[2])
+
+
+STEPS = {row["name"]: row for row in rows_of("zen5/gpt2-small.json")}
+BEST, DOCUMENTED, BF16, INT8 = (
+    STEPS[name]["tokens_per_second"] for name in ("peft-bf16-malloc", "peft-bf16", "tsugiki-bf16", "tsugiki-int8")
+)
+MEMORY = STEPS["tsugiki-int8"]["above_loaded"] / STEPS["peft-bf16-malloc"]["above_loaded"]
+ERRORS = [float(row[-1].rstrip("%")) for row in rows_of("zen5/planning_unfitted.json")]
+ALONE, EACH = "1 on the base", "8, each on an adapter of its own"
+BESIDE_PEERS = (
+    speed("tsugiki serve, bf16", EACH) / speed("llama.cpp's server, bf16", EACH),
+    speed("tsugiki serve, int8", EACH) / speed("llama.cpp's server, q8_0", EACH),
+    speed("llama.cpp's server, bf16", ALONE) / speed("tsugiki serve, bf16", ALONE),
+    speed("llama.cpp's server, q8_0", ALONE) / speed("tsugiki serve, int8", ALONE),
+)
+TYPES = re.search(r"\| causal \| (\d+) \| (\d+) \|", (ROOT / "docs" / "models.md").read_text(encoding="utf-8"))
+assert TYPES
+
+CLAIMS = [
+    Claim(
+        "README",
+        r"GPT-2 small trains (\S+) times .* and (\S+) times .*; with all in bfloat16, (\S+) and (\S+) times",
+        r"GPT-2 small の学習は.*の (\S+) 倍、.*の (\S+) 倍の速さ.*bfloat16 なら (\S+) 倍と (\S+) 倍",
+        (INT8 / BEST, INT8 / DOCUMENTED, BF16 / BEST, BF16 / DOCUMENTED),
+    ),
+    Claim("README", r"steps need (\d+) % of PEFT's memory", r"メモリは、PEFT の (\d+) %", (100 * MEMORY,)),
+    Claim(
+        "README",
+        r"answered (\S+) times as fast together",
+        r"1 件ずつの場合の (\S+) 倍",
+        (cell("zen5/serving.json", "gpt2-small", "ratio: 8 adapters together beside in turns"),),
+    ),
+    Claim(
+        "README",
+        r"Of the (\d+) types of causal models in Transformers, (\d+) pass",
+        r"因果言語モデルは (\d+) 種のうち (\d+) 種が",
+        tuple(map(float, TYPES.groups())),
+    ),
+    Claim(
+        "docs/benchmarks",
+        r"The plan errs by (\S+) to (\S+) %",
+        r"誤差は (\S+)〜(\S+) % です",
+        (min(ERRORS), max(ERRORS)),
+    ),
+    Claim(
+        "docs/benchmarks",
+        r"Tsugiki is (\S+) to (\S+) times as fast. .* llama.cpp is (\S+) times .* and (\S+) times in 8 bits",
+        r"Tsugiki が (\S+)〜(\S+) 倍速く.*bf16 で (\S+) 倍、8 ビットで (\S+) 倍",
+        BESIDE_PEERS,
+    ),
+]
+
+
+@pytest.mark.parametrize("ending", [".md", ".ja.md"])
+@pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.english)
+def test_a_sentence_has_the_figures_of_its_file(claim: Claim, ending: str):
+    text = (ROOT / f"{claim.page}{ending}").read_text(encoding="utf-8")
+    found = re.search(claim.english if ending == ".md" else claim.japanese, text)
+    assert found, "the sentence has changed: change its pattern"
+    written = [figure.replace("−", "-") for figure in found.groups()]
+    decimals = [len(figure.partition(".")[2]) for figure in written]
+    signs = ["+" if figure.startswith("+") else "" for figure in written]
+    assert written == [f"{value:{sign}.{n}f}" for value, sign, n in zip(claim.values, signs, decimals, strict=True)]
