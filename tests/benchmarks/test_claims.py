@@ -48,6 +48,7 @@ BESIDE_PEERS = (
     speed("llama.cpp's server, bf16", ALONE) / speed("tsugiki serve, bf16", ALONE),
     speed("llama.cpp's server, q8_0", ALONE) / speed("tsugiki serve, int8", ALONE),
 )
+FORGOTTEN = {row[0]: float(re.findall(r"\((\S+)%", row[-1])[0]) for row in rows_of("zen5/replay.json")}
 TYPES = re.search(r"\| causal \| (\d+) \| (\d+) \|", (ROOT / "docs" / "models.md").read_text(encoding="utf-8"))
 assert TYPES
 
@@ -70,6 +71,12 @@ CLAIMS = [
         r"Of the (\d+) types of causal models in Transformers, (\d+) pass",
         r"因果言語モデルは (\d+) 種のうち (\d+) 種が",
         tuple(map(float, TYPES.groups())),
+    ),
+    Claim(
+        "docs/training-evidence",
+        r"forgotten \((\S+) instead of (\S+) %\)",
+        r"（(\S+) %。混ぜないと (\S+) %）",
+        (FORGOTTEN["10%"], FORGOTTEN["0%"]),
     ),
     Claim(
         "docs/benchmarks",
