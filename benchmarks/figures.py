@@ -21,6 +21,7 @@ _PACKAGES = (
 
 ROOMS = {
     "gguf": ("base", "export"),
+    "guide_runs": ("data", "lora", "preference", "training"),
     "memory": ("fast", "lowbit", "training/measure", "training/step"),
     "quality": ("data", "lora", "preference", "training"),
     "quality.coverage": ("training/record",),
@@ -38,6 +39,9 @@ _ROOT = Path(__file__).parents[1]
 KIND = "figures"
 """The value of `kind` in such a file; the results of `benchmarks.speed` have another one."""
 
+_ZEN_3_AND_4, _ZEN_5 = 25, 26  # families of processors
+_MODELS_OF_ZEN_4 = (1, 6, 7, 10)  # upper half of the number of a model: Genoa, Raphael, Phoenix, Bergamo
+
 _JAPANESE_CELLS = {
     r"^chosen answers alone$": "良い応答だけ",
     r"^chosen answers alone, equal time$": "良い応答だけ、同じ時間",
@@ -48,51 +52,42 @@ _JAPANESE_CELLS = {
     r"^TRL, online DPO$": "TRL、オンライン DPO",
     r"^TRL, GRPO$": "TRL、GRPO",
     r"^auto$": "自動",
-    r"([\d,]+) of (\d+) rows": r"\2 行 × \1",
-    r" \(rate ([^,)]+), step (\d+)\)": r"（学習率 \1、ステップ \2）",
-    r" \(rate ([^,)]+)\)": r"（学習率 \1）",
-    r" \(without head, rate ([^)]+)\)": r"（出力層なし、学習率 \1）",
-    r" \(with head, rate ([^)]+)\)": r"（出力層あり、学習率 \1）",
-    r" \(head at ([\d.]+) of the rate, rate ([^)]+)\)": r"（出力層の学習率は \1 倍、学習率 \2）",
-    r" \(([a-z_,]+), rate × ([^)]+)\)": r"（\1、学習率 × \2）",
-    r"^loss of step (\d+): Tsugiki, PEFT": r"ステップ \1 の損失：Tsugiki、PEFT",
-    r" \(both float32\)$": "（どちらも float32）",
-    r"^largest relative difference of the loss over 50 steps$": "50 ステップでの損失の相対差の最大値",
-    r"^held-out loss after 60 steps, base in (\w+)$": r"60 ステップ後の評価損失、ベースモデルは \1",
-    r"^chunked$": "分割",
-    r"^whole logits$": "ロジット全体",
-    r"^about ([\d,]+)$": r"約 \1",
-    r"^out of memory$": "メモリ不足",
-    r"^switch \((\d+) layers\), µs$": r"切り替え（\1 層）、µs",
-    r"^forward of 8 x 128, ": "8 x 128 の順伝播、",
-    r"^generate, 32 new tokens, ": "32 トークンの生成、",
-    r"one adapter, tokens/s$": "アダプター 1 個、トークン/秒",
-    r"eight adapters, tokens/s$": "アダプター 8 個、トークン/秒",
-    r"、ratio$": "、比",
-    r"^load and unload, s: mean of the first ten$": "読み込みと取り外し、秒：最初の 10 回の平均",
-    r"^load and unload, s: mean of the last ten of (\d+)$": r"読み込みと取り外し、秒：\1 回のうち最後の 10 回の平均",
-    r"^memory of the process before, MB$": "測定前のプロセスのメモリ、MB",
-    r"^memory of the process after, MB$": "測定後のプロセスのメモリ、MB",
-    r": texts that llama.cpp tokenises differently$": "：llama.cpp とトークン化が異なるテキスト",
-    r": the same, for texts with U\+2581$": "：同上、U+2581 を含むテキスト",
-    r": standard deviation of the logits$": "：ロジットの標準偏差",
-    r": largest and mean difference of a logit from llama.cpp": "：llama.cpp とのロジットの差、最大と平均",
-    r": top token agrees with llama.cpp": "：最上位トークンが llama.cpp と一致",
-    r": greedy tokens before the first difference from llama.cpp \(of 32\)$": (
-        "：llama.cpp との最初の違いまでに貪欲生成で一致したトークン（32 のうち）"
-    ),
-    r": the same, with llama.cpp on float32$": "：同上、llama.cpp は float32",
-    r": seconds of the first and the second load$": "：1 回目と 2 回目の読み込みの秒数",
-    r"(?<=[値均致]) on float32$": "（llama.cpp は float32）",
-    r"^([\d,]+) of (\d+)$": r"\2 のうち \1",
     r"not in (\d+)": r"\1 秒では未達",
-    r"^as it is$": "そのまま",
-    r"^in float32$": "float32 に変換",
-    r"^without$": "なし",
-    r"^with$": "あり",
-    r"^original$": "元のファイル",
-    r"^all$": "すべて",
-    r"^the chapter's script$": "章のスクリプト",
+    r"^mean change$": "変化の平均",
+    r"^all authors, ": "すべての作家、",
+    r", modern kana$": "、新仮名",
+    r", old kana$": "、旧仮名",
+    r" \(at most ([\d.]+)\)": r"（最大 \1）",
+    r"^the last step$": "最後のステップ",
+    r"^the last step, at its strength$": "最後のステップ（強さを選ぶ）",
+    r"^the last step that is not certainly above the lowest one$": (
+        "最低のステップより確かに高いとは言えない、最後のステップ"
+    ),
+    r"^the lowest step$": "最低のステップ",
+    r"^step and strength, if certainly below the lowest step$": "最低のステップより確かに低ければ、そのステップと強さ",
+    r"^step and strength with the lowest loss \(the rule\)$": "損失が最も低いステップと強さ（この規則を使う）",
+    r": tokens/s of processor and wall time$": "：トークン/秒（CPU 時間、実時間）",
+    r": median seconds$": "：秒数の中央値",
+    r"^(\d+) on the base, no adapter loaded": r"ベースモデルに \1 件、アダプターの読み込みなし",
+    r"^(\d+) on the base": r"ベースモデルに \1 件",
+    r"^(\d+) on (\d+) adapters, one static batch": r"\2 個のアダプターに \1 件、一つの固定バッチ",
+    r"^(\d+) on (\d+) adapters": r"\2 個のアダプターに \1 件",
+    r"^(\d+) adapters in turns": r"\1 個のアダプターに 1 件ずつ順に",
+    r"^(\d+), each on an adapter of its own$": r"別々のアダプターに \1 件",
+    r"^ratio: adapters in memory beside none, on the base$": "比：アダプターの読み込みの有無（ベースモデル）",
+    r"^ratio: (\d+) adapters beside the base$": r"比：\1 個のアダプターとベースモデル",
+    r"^ratio: (\d+) adapters together beside in turns$": r"比：\1 個のアダプターをまとめて処理、順に処理",
+    r"^ratio: (\d+) adapters beside one static batch$": r"比：\1 個のアダプターと、一つの固定バッチ",
+    r"^first token of a prompt of (\d+), alone": r"\1 トークンのプロンプトの最初のトークン、単独",
+    r"^first token of a prompt of (\d+), beside (\d+) requests and a prompt of (\d+) tokens": (
+        r"同上、ほかに \2 件のリクエストと \3 トークンのプロンプト"
+    ),
+    r"^first answer of one token of an adapter that is not in memory": "メモリにないアダプターの最初の 1 トークン",
+    r"^the same of one in memory$": "同上、メモリにあるアダプター",
+    r"^seconds until it answers$": "応答できるまでの秒数",
+    r"^idle for (\d+) s: seconds of processor time$": r"\1 秒の待機：CPU 時間の秒数",
+    r"^idle for (\d+) s: wake-ups$": r"\1 秒の待機：スレッドが起きた回数",
+    r"^llama.cpp's server, ": "llama.cpp のサーバー、",
 }
 """Pattern of words in cells -> what a Japanese guide has instead."""
 
@@ -137,10 +132,35 @@ def _git(*arguments: str) -> str:
         return ""
 
 
+def this_machine() -> dict[str, Any]:
+    """Return the fields of this machine's `Machine`, and the generation of its processor."""
+    try:
+        generation = zen(Path("/proc/cpuinfo").read_text(encoding="utf-8"))
+    except OSError:
+        generation = None
+    return {**describe_machine(default_device()).model_dump(), "generation": generation}
+
+
+def zen(cpuinfo: str) -> str | None:
+    """Return the generation of an AMD processor, which its name does not tell; None: another processor.
+
+    Args:
+        cpuinfo: the text of /proc/cpuinfo.
+    """
+    fields = dict(re.findall(r"^(vendor_id|cpu family|model)\s*: (\w+)$", cpuinfo, re.MULTILINE))
+    if fields.get("vendor_id") != "AuthenticAMD":
+        return None
+    family = int(fields["cpu family"])
+    if family == _ZEN_3_AND_4:
+        return "Zen 4" if int(fields["model"]) // 16 in _MODELS_OF_ZEN_4 else "Zen 3"
+    return "Zen 5" if family == _ZEN_5 else None
+
+
 def computer(machine: Mapping[str, Any]) -> str:
-    """Return the name of the accelerator, or else of the processor, from the fields of a `Machine`."""
+    """Return the name of the accelerator, or else of the processor, from what `this_machine` returned."""
+    generation = f" ({machine['generation']})" if machine.get("generation") else ""
     without = ", without C functions" if machine.get("c_functions") is False else ""
-    return machine.get("accelerator") or f"{machine['processor']}, {machine['threads']} threads{without}"
+    return machine.get("accelerator") or f"{machine['processor']}{generation}, {machine['threads']} threads{without}"
 
 
 def _cell(text: str, language: str) -> str:
@@ -159,7 +179,7 @@ class Figures:
     command: str
     remark: Mapping[str, str] = field(default_factory=dict)
     """By language: what a reader must know beside the command, in brackets."""
-    machine: Mapping[str, Any] = field(default_factory=lambda: describe_machine(default_device()).model_dump())
+    machine: Mapping[str, Any] = field(default_factory=this_machine)
     date: str = field(default_factory=lambda: datetime.now(UTC).date().isoformat())
     versions: Mapping[str, str] = field(default_factory=installed_versions)
     commit: str = field(default_factory=measured_commit)

@@ -2,21 +2,22 @@
 
     python -m benchmarks.guide_tables docs/benchmarks.md docs/benchmarks.ja.md
 
-In a guide, a table is between two comments, of which the first names its file:
+In a guide, a table is between two comments, of which the first names its files:
 
-    <!-- figures: ../benchmarks/results/gpt2-small.json -->
+    <!-- figures: ../benchmarks/results/zen5/gpt2-small.json ../benchmarks/results/zen5/embedded.json -->
     <!-- end of figures -->
 
-The file holds the results of `benchmarks.speed`, or `Figures`.
+They hold results of `benchmarks.speed`, which share a table, or it is one file with `Figures`.
 """
 
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 from benchmarks.figures import KIND, Figures, computer
-from benchmarks.speed.results import EntryResult, Results, results_table
+from benchmarks.speed.results import EntryResult, Results, comparison_table
 from tsugiki.errors import TsugikiError
 from tsugiki.io.json import read_json
 from tsugiki.report.table import Table
@@ -24,17 +25,24 @@ from tsugiki.report.table import Table
 Language: TypeAlias = Literal["en", "ja"]
 
 _JAPANESE = {
-    "": "",
-    "tokens/s": "トークン/秒",
-    "pairs/s": "組/秒",
-    "slowest to fastest": "最低〜最高",
-    "ratio": "比",
+    "processor, dtype": "CPU、データ型",
+    "model": "モデル",
+    "prompt + answer": "プロンプト + 応答",
+    "PEFT as documented": "PEFT（文書どおり）",
+    "PEFT at its best": "PEFT（最速の設定）",
+    "TRL as documented": "TRL（文書どおり）",
+    "TRL at its best": "TRL（最速の設定）",
+    "TRL": "TRL",
+    "Tsugiki": "Tsugiki",
+    "times PEFT at its best": "最速の PEFT との比",
+    "times TRL at its best": "最速の TRL との比",
     "share of limit": "限界比",
-    "peak memory": "最大メモリ",
-    "above the model": "モデル以外",
-    "settings": "設定",
+    "reference, s a pair: TRL, Tsugiki": "参照（秒/組）：TRL、Tsugiki",
+    "GB: PEFT, Tsugiki": "GB：PEFT、Tsugiki",
+    "GB: TRL, Tsugiki": "GB：TRL、Tsugiki",
+    "date": "日付",
 }
-_TABLE = re.compile(r"(<!-- figures: (\S+) -->\n)(.*?)(<!-- end of figures -->)", re.DOTALL)
+_TABLE = re.compile(r"(<!-- figures: (.+) -->\n)((?s:.*?))(<!-- end of figures -->)")
 
 
 def fill_guide(text: str, folder: Path, language: Language) -> str:
@@ -48,7 +56,11 @@ def fill_guide(text: str, folder: Path, language: Language) -> str:
     Raises:
         TsugikiError: a file is missing or does not hold results.
     """
-    return _TABLE.sub(lambda match: f"{match[1]}{_markdown(folder / match[2], language)}{match[4]}", text)
+
+    def table(match: re.Match[str]) -> str:
+        return f"{match[1]}{_markdown([folder / name for name in match[2].split()], language)}{match[4]}"
+
+    return _TABLE.sub(table, text)
 
 
 def guide_language(file: Path) -> Language:
@@ -77,34 +89,25 @@ def main(*guides: str) -> None:
         file.write_text(fill_guide(text, file.parent, guide_language(file)), encoding="utf-8")
 
 
-def _markdown(file: Path, language: Language) -> str:
-    values = read_json(file, missing=f"no figures at {file}")
-    source = Figures(**values) if values.get("kind") == KIND else read_results(file)
-    remark = ""
-    if isinstance(source, Figures):
-        table, remark = source.table(language), source.remark.get(language, "")
-    else:
-        table = results_table(source) if language == "en" else _in_japanese(results_table(source))
+def _markdown(files: Sequence[Path], language: Language) -> str:
+    values = read_json(files[0], missing=f"no figures at {files[0]}")
+    if values.get("kind") == KIND:
+        figures = Figures(**values)
+        table, remark = figures.table(language), figures.remark.get(language, "")
+        return f"\n{table.to_markdown()}\n{_origin(figures, language, remark)}\n\n"
+    sources = [read_results(file) for file in files]
+    headers, rows = comparison_table(sources)
+    table = Table(headers if language == "en" else [_JAPANESE[header] for header in headers], rows)
+    lines = [f"- {_origin(source, language)}" for source in sources]
+    return "\n".join(["", table.to_markdown(), *lines, "", ""])
+
+
+def _origin(source: Figures | Results, language: Language, remark: str = "") -> str:
+    """Return command, machine, date and commit."""
     where = f"{computer(source.machine)}, {source.date}, {source.commit[:8]}"
     if language == "ja":
-        where = re.sub(r", (\d+) threads, ", r"、\1 スレッド、", where)
-    return f"\n{table.to_markdown()}\n`{source.command}`{remark} · {where}\n\n"
-
-
-def _in_japanese(table: Table) -> Table:
-    """Translate the headers of a table of results, and its rows of the machine's limit."""
-    headers, rows = table
-    return Table(
-        [_JAPANESE[header] for header in headers],
-        [
-            [
-                re.sub(r"^limit, (\w+)$", r"限界（\1）", name),
-                *figures,
-                note.replace("with causal attention", "因果的アテンションのみ"),
-            ]
-            for name, *figures, note in rows
-        ],
-    )
+        where = re.sub(r"(?: \((.+?)\))?, (\d+) threads, ", r"（\1）、\2 スレッド、", where).replace("（）", "")
+    return f"`{source.command}`{remark} · {where}"
 
 
 if __name__ == "__main__":

@@ -34,25 +34,6 @@ METHODS = (
 METHOD_CONFIG = {"select": {"target_parameters": ["norm.weight", "ln_1.weight"]}}
 MODELS: Mapping[str, dict[str, Any]] = {"gpt2": {}, "llama": {"attention_bias": True}}
 """Kinds of tiny models, and the settings in which they differ from those of `tests.tiny`."""
-VARIANTS: Mapping[str, dict[str, Any]] = {
-    "default": {},
-    "dora": {"use_dora": True},
-    "rslora": {"use_rslora": True},
-    "bias": {"bias": "lora_only"},
-    "lora_bias": {"lora_bias": True},
-    "modules_to_save": {"modules_to_save": ["lm_head"]},
-    "gaussian": {"init_lora_weights": "gaussian"},
-    "pissa": {"init_lora_weights": "pissa"},
-    "orthogonal": {"init_lora_weights": "orthogonal"},
-    "all-linear": {"target_modules": "all-linear"},
-    "expression": {"target_modules": r".*\.(c_attn|q_proj|down_proj)"},
-    "embedding": {"target_modules": ["wte", "embed_tokens", "c_attn", "q_proj"]},
-    "rank_pattern": {"rank_pattern": {"c_attn": 2, "q_proj": 2}, "alpha_pattern": {"c_proj": 3, "v_proj": 3}},
-    "layers": {"layers_to_transform": [1]},
-    "parameters": {"target_modules": [], "target_parameters": ["c_attn.weight", "q_proj.weight"]},
-    "frozen A": {"freeze_A": True},
-}
-"""Settings of LoRA adapters that are grafted by the library."""
 EMBEDDED = "--model embedded --data texts --device cpu --max-steps 20 --learning-rate 1e-3 --held-out-characters 100"
 SHORT = "--batch-size 1 --block-size 16 --validation none --eval-steps 20"
 """Rows for bases whose matrix products are slow on some processors."""
@@ -66,24 +47,18 @@ RUNS = {
     "chapter": f"{SHORT} --base-dtype fp32 --as-chapter --retention-data embedded",
 }
 """Runs of the embedded model, by the name of their folder; `a` and `b` are the adapters of the other commands."""
-WRONG = {
-    "unknown flag": "train --blok-size 8",
-    "missing file": "train --model embedded --data missing.txt --out wrong",
-    "unknown method": "train --model embedded --data texts --out wrong --method lorra",
-    "bad expression": "train expression.yaml",
-    "bad field": "train field.yaml",
-    "no adapter": "merge --adapter missing --out wrong",
-}
+WRONG = (
+    *("train --blok-size 8", "train --model embedded --data missing.txt --out wrong", "train field.yaml"),
+    *("train --model embedded --data texts --out wrong --method lorra", "merge --adapter missing --out wrong"),
+)
 REQUESTS: Mapping[str, tuple[str, Any]] = {
     "models": ("models", None),
     "greedy": ("completions", {"model": "embedded", "prompt": "春は", "temperature": 0}),
-    "adapter a": ("completions", {"model": "a", "prompt": "春は", "temperature": 0}),
     "sampled": ("completions", {"model": "b", "prompt": ["春は", "庭"], "seed": 3, "temperature": 0.8, "n": 2}),
     "logprobs": ("completions", {"model": "b", "prompt": "春は", "temperature": 0, "echo": True, "logprobs": 3}),
     "stop": ("completions", {"model": "a", "prompt": "春は", "temperature": 0, "stop": ["。"], "max_tokens": 40}),
     "stream": ("completions", {"model": "a", "prompt": "春は", "temperature": 0, "stream": True, "max_tokens": 4}),
     "chat": ("chat/completions", {"model": "a", "messages": [{"role": "user", "content": "春は"}], "seed": 1}),
-    "unknown model": ("completions", {"model": "missing", "prompt": "春は"}),
     "wrong type": ("completions", {"model": "a", "prompt": "春は", "max_tokens": "many"}),
 }
 """Requests to a server: the path after `/v1/`, and the body of a POST request, or None for a GET request."""
@@ -128,45 +103,35 @@ class Commands:
         line = [sys.executable, "-m", "tsugiki", *arguments]
         return subprocess.Popen(line, cwd=self.folder, stdout=pipe, stderr=pipe, encoding="utf-8")
 
-    def run(self, arguments: str, name: str = "") -> dict[str, Any]:
-        """Run a command; returns its exit status, and what it printed to standard error if it failed."""
+    def run(self, arguments: str, *folders: str) -> dict[str, Any]:
+        """Run a command; its exit status, what it printed to standard error if it failed, and files of folders."""
         process = self.start(*arguments.split())
         _, error = process.communicate()
         shown = error.replace(str(self.folder), "FOLDER") if process.returncode else ""
-        return flatten({"status": process.returncode, "error": shown}, name or arguments)
-
-    def train(self, out: str) -> dict[str, Any]:
-        """Train the embedded model; returns the record of the run and its adapter."""
-        values = self.run(f"train {EMBEDDED} {RUNS[out]} --out {out}", f"runs/{out}")
-        record = self.folder / out / "run.json"
-        values |= flatten(json.loads(record.read_text("utf-8")), f"runs/{out}/run.json") if record.exists() else {}
-        return values | weights_and_settings(self.folder / out, f"runs/{out}")
-
-    def merge(self) -> dict[str, Any]:
-        """Merge two adapters into their base."""
-        values = self.run("merge --adapter a --adapter b --weights 0.7,0.3 --out merged --no-verify")
-        return values | weights_and_settings(self.folder / "merged", "merged")
-
-    def combine_and_truncate(self) -> dict[str, Any]:
-        """Combine two adapters in two ways, and truncate one of the results."""
-        values = self.run("adapters combine a b --weights 0.7,0.3 --out ./combined")
-        values |= self.run("adapters combine a b --type svd --rank 4 --out ./approximation")
-        values |= self.run("adapters truncate ./combined --rank 3 --out ./truncated")
-        for name in ("combined", "approximation", "truncated"):
+        values = flatten({"status": process.returncode, "error": shown}, arguments)
+        for name in folders:
             values |= weights_and_settings(self.folder / name, name)
         return values
 
-    def export(self) -> dict[str, Any]:
-        """Export an adapter, and the model that it is merged into."""
-        values = self.run("export a --gguf adapter.gguf") | self.run("export b --merged --gguf model.gguf")
+    def train(self, out: str) -> dict[str, Any]:
+        """Train the embedded model; returns the record of the run and its adapter."""
+        values = self.run(f"train {EMBEDDED} {RUNS[out]} --out {out}", out)
+        record = self.folder / out / "run.json"
+        return values | (flatten(json.loads(record.read_text("utf-8")), f"{out}/run.json") if record.exists() else {})
+
+    def change(self) -> dict[str, Any]:
+        """Merge two adapters into their base, combine them in two ways, truncate one result, and export both."""
+        values = self.run("merge --adapter a --adapter b --weights 0.7,0.3 --out merged --no-verify", "merged")
+        values |= self.run("adapters combine a b --weights 0.7,0.3 --out ./combined", "combined")
+        values |= self.run("adapters combine a b --type svd --rank 4 --out ./approximation", "approximation")
+        values |= self.run("adapters truncate ./combined --rank 3 --out ./truncated", "truncated")
+        values |= self.run("export a --gguf adapter.gguf") | self.run("export b --merged --gguf model.gguf")
         return values | {path.name: digest(path.read_bytes()) for path in self.folder.glob("*.gguf")}
 
     def serve(self) -> dict[str, Any]:
         """Return the answers of a server that holds two adapters."""
-        adapters = ("--adapter", "a=a", "--adapter", "b=b")
-        process = self.start(
-            "serve", "--model", "embedded", *adapters, "--port", "0", "--chat-template", "default", "--dtype", "fp32"
-        )
+        flags = "--adapter a=a --adapter b=b --port 0 --chat-template default --dtype fp32"
+        process = self.start("serve", "--model", "embedded", *flags.split())
         assert process.stdout is not None
         try:
             line = process.stdout.readline()
@@ -182,9 +147,8 @@ class Commands:
 
     def fail(self) -> dict[str, Any]:
         """Return the exit status and the message of wrong commands."""
-        for name, field in {"expression": "lora: {target_modules: '.*(c_attn'}", "field": "max_steps: many"}.items():
-            (self.folder / f"{name}.yaml").write_text(f"model: embedded\ndata: texts\nout: wrong\n{field}\n")
-        return {key: one for name in WRONG for key, one in self.run(WRONG[name], f"wrong/{name}").items()}
+        (self.folder / "field.yaml").write_text("model: embedded\ndata: texts\nout: wrong\nmax_steps: many\n")
+        return {key: one for wrong in WRONG for key, one in self.run(wrong).items()}
 
 
 def answer(url: str, body: Any) -> list[Any]:
@@ -220,39 +184,6 @@ def trained_methods(kind: str) -> dict[str, Any]:
     return values
 
 
-def grafted_variants(kind: str) -> dict[str, Any]:
-    """Graft LoRA variants into a tiny model; returns their files and logits, new, trained, merged and loaded."""
-    import torch
-
-    from tests.tiny import logits, tiny_model, train_steps
-
-    values: dict[str, Any] = {}
-
-    def note(model: Any, stage: str) -> None:
-        values[f"{name}/{stage}/logits"] = digest(logits(model).numpy().tobytes())
-        if stage in ("new", "trained"):
-            tsugiki.save_adapter(model, f"{kind}-{variant}-{stage}")
-            values.update(weights_and_settings(Path(f"{kind}-{variant}-{stage}"), f"{name}/{stage}"))
-
-    for variant, settings in VARIANTS.items():
-        name = f"variants/{variant}/{kind}"
-        try:
-            model = tiny_model(kind, **MODELS[kind])
-            torch.manual_seed(1)
-            note(tsugiki.graft(model, tsugiki.LoraConfig(**{"r": 4, "lora_alpha": 8, **settings})), "new")
-            train_steps(model, 2)
-            note(model, "trained")
-            tsugiki.merge(model)
-            note(model, "merged")
-            tsugiki.unmerge(model)
-            loaded = tiny_model(kind, **MODELS[kind])
-            tsugiki.load_adapter(loaded, f"{kind}-{variant}-trained")
-            note(loaded, "loaded")
-        except tsugiki.TsugikiError as error:
-            values[f"{name}/error"] = str(error)
-    return values
-
-
 def results(folder: Path) -> dict[str, Any]:
     """Compute all values in an empty folder."""
     source = Path(tsugiki.__file__).parent
@@ -273,11 +204,10 @@ def results(folder: Path) -> dict[str, Any]:
             values: dict[str, Any] = {}
             for kind, overrides in MODELS.items():
                 save_tiny(kind, kind, **overrides)
-                values |= trained_methods(kind) | grafted_variants(kind)
+                values |= trained_methods(kind)
         for task in runs:
             values |= task.result()
-        others = (commands.merge, commands.serve, commands.combine_and_truncate, commands.export)
-        for task in [pool.submit(other) for other in (*others, commands.fail)]:
+        for task in [pool.submit(other) for other in (commands.change, commands.serve, commands.fail)]:
             values |= task.result()
     return values
 

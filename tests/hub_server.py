@@ -15,7 +15,6 @@ import re
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -75,9 +74,7 @@ class HubServer:
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._server.shutdown()
         self._server.server_close()
 
@@ -88,12 +85,24 @@ class HubServer:
         return self.repositories[repo_id]
 
 
+class Refused(Exception):
+    """Status, message and code of an answer that says no."""
+
+
 class _Handler(BaseHTTPRequestHandler):
     hub: HubServer
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        self._answer()
+        self.path = unquote(urlsplit(self.path).path)
+        self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.hub.requests.append(f"{self.command} {self.path}")
+        try:
+            self._answer()
+        except Refused as refused:
+            status, message, code = (*refused.args, "")[:3]
+            headers = {"X-Error-Message": message} | ({"X-Error-Code": code} if code else {})
+            self._send(status, {"error": message}, headers)
 
     do_HEAD = do_POST = do_PUT = do_GET
 
@@ -101,33 +110,26 @@ class _Handler(BaseHTTPRequestHandler):
         """Nothing."""
 
     def _answer(self) -> None:
-        self.path = unquote(urlsplit(self.path).path)
-        self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        self.hub.requests.append(f"{self.command} {self.path}")
-        status = next((status for part, status in self.hub.failures.items() if part in self.path), None)
-        if status is not None:
-            self._refuse(status, "as the test wants it")
-        elif self.path.startswith("/lfs/"):
-            self._lfs(self.path.removeprefix("/lfs/"))
-        elif self.path == "/api/repos/create":
-            self._create()
-        elif self.path == "/api/validate-yaml":
-            self._validate()
-        elif self.path.startswith("/api/models/"):
-            self._api(self.path.removeprefix("/api/models/").split("/"))
-        elif self.path.endswith(".git/info/lfs/objects/batch"):
-            self._batch()
-        elif "/resolve/" in self.path:
-            repo_id, _, rest = self.path.strip("/").partition("/resolve/")
-            self._resolve(repo_id, *rest.split("/", 1))
-        else:
-            self._refuse(404, "Not Found")
+        for part, status in self.hub.failures.items():
+            if part in self.path:
+                raise Refused(status, "as the test wants it")
+        for pattern, answer in {
+            r"/lfs/(.+)": self._lfs,
+            r"/api/repos/create": self._create,
+            r"/api/validate-yaml": self._validate,
+            r"/api/models/([^/]+/[^/]+)(?:/([^/]+)/([^/]+).*)?": self._model,
+            r".+\.git/info/lfs/objects/batch": self._batch,
+            r"/(.+)/resolve/([^/]+)/(.+)": self._resolve,
+        }.items():
+            if found := re.fullmatch(pattern, self.path):
+                answer(*found.groups())  # type: ignore[operator]
+                return
+        raise Refused(404, "Not Found")
 
     def _create(self) -> None:
         wanted = json.loads(self.body)
         repo_id = f"{wanted['organization']}/{wanted['name']}"
-        if not self._may_write():
-            return
+        self._check_writer()
         if repo_id in self.hub.repositories:
             self._send(409, {"error": "You already created this model repo", "url": f"{self.hub.url}/{repo_id}"})
         else:
@@ -139,47 +141,27 @@ class _Handler(BaseHTTPRequestHandler):
         errors = [{"message": '"license" must be one of [apache-2.0, mit, …]'}] if wrong else []
         self._send(400 if wrong else 200, {"errors": errors, "warnings": []})
 
-    def _api(self, path: list[str]) -> None:
-        repo_id, (what, revision) = "/".join(path[:2]), [*path[2:4], "", "main"][:2] if len(path) > 2 else ("", "main")
-        repository = self._see(repo_id)
-        if repository is None:
-            return
-        found = repository.at(revision)
-        if found is None:
-            self._refuse(404, f"Invalid rev id: {revision}", "RevisionNotFound")
-        elif what == "preupload":
-            self._preupload(found[1])
+    def _model(self, repo_id: str, what: str | None, revision: str | None) -> None:
+        repository, commit, files = self._see(repo_id, revision or "main")
+        if what == "preupload":
+            self._preupload(files)
         elif what == "commit":
             self._commit(repo_id, repository)
-        elif what == "tree":
-            self._tree(found[1])
         else:
-            siblings = [{"rfilename": name} for name in found[1]]
-            self._send(200, {"id": repo_id, "sha": found[0], "private": repository.private, "siblings": siblings})
-
-    def _tree(self, files: dict[str, bytes]) -> None:
-        entries = []
-        for name, content in files.items():
-            oid = _git_oid(name, content)
-            lfs = {"oid": oid, "size": len(content), "pointerSize": 1} if _by_lfs(name, len(content)) else None
-            entries.append({"type": "file", "path": name, "size": len(content), "oid": oid, "lfs": lfs})
-        self._send_bytes(200, json.dumps(entries).encode(), {"Content-Type": "application/json"})
+            siblings = [{"rfilename": name} for name in files]
+            self._send(200, {"id": repo_id, "sha": commit, "private": repository.private, "siblings": siblings})
 
     def _preupload(self, there: dict[str, bytes]) -> None:
-        files = [
-            {
-                "path": file["path"],
-                "uploadMode": "lfs" if _by_lfs(file["path"], file["size"]) else "regular",
-                "shouldIgnore": False,
-                "oid": _git_oid(file["path"], there[file["path"]]) if file["path"] in there else None,
-            }
-            for file in json.loads(self.body)["files"]
-        ]
+        files = []
+        for file in json.loads(self.body)["files"]:
+            path = file["path"]
+            mode = "lfs" if _by_lfs(path, file["size"]) else "regular"
+            oid = _git_oid(path, there[path]) if path in there else None
+            files.append({"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": oid})
         self._send(200, {"files": files})
 
     def _batch(self) -> None:
-        if not self._may_write():
-            return
+        self._check_writer()
         objects = []
         for one in json.loads(self.body)["objects"]:
             upload = {"upload": {"href": f"{self.hub.url}/lfs/{one['oid']}", "header": {}}}
@@ -195,15 +177,13 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_file(self.hub.objects[oid], {"ETag": f'"{oid}"'})
 
     def _commit(self, repo_id: str, repository: Repository) -> None:
-        if not self._may_write():
-            return
+        self._check_writer()
         files = dict(repository.files)
         for line in self.body.splitlines():
             operation = json.loads(line)
             kind, value = operation["key"], operation["value"]
             if kind == "header" and value.get("parentCommit", repository.commits[-1][0]) != repository.commits[-1][0]:
-                self._refuse(412, "A commit has happened since")
-                return
+                raise Refused(412, "A commit has happened since")
             if kind == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
             elif kind == "lfsFile":
@@ -214,50 +194,39 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(200, {"commitUrl": f"{self.hub.url}/{repo_id}/commit/{oid}", "commitOid": oid})
 
     def _resolve(self, repo_id: str, revision: str, name: str) -> None:
-        repository = self._see(repo_id)
-        if repository is None:
-            return
+        repository, commit, files = self._see(repo_id, revision)
         if repository.gated:
-            self._refuse(403, "Access to it is restricted", "GatedRepo")
-            return
-        found = repository.at(revision)
-        if found is None:
-            self._refuse(404, f"Invalid rev id: {revision}", "RevisionNotFound")
-        elif name not in found[1]:
-            self._refuse(404, "Entry not found", "EntryNotFound")
+            raise Refused(403, "Access to it is restricted", "GatedRepo")
+        if name not in files:
+            raise Refused(404, "Entry not found", "EntryNotFound")
+        oid, content = _git_oid(name, files[name]), files[name]
+        headers = {"X-Repo-Commit": commit, "ETag": f'"{oid}"'}
+        sent = content[: len(content) // 2] if name in self.hub.cut else content
+        if _by_lfs(name, len(content)):
+            self.hub.objects[oid] = sent
+            headers |= {"X-Linked-Etag": f'"{oid}"', "X-Linked-Size": str(len(content))}
+            self._send(302, {}, headers | {"Location": f"{self.hub.other_host}/lfs/{oid}"})
         else:
-            self._send_entry(name, found[1][name], found[0])
+            self._send_file(sent, headers)
 
-    def _send_entry(self, name: str, content: bytes, commit: str) -> None:
-        headers = {"X-Repo-Commit": commit, "ETag": f'"{_git_oid(name, content)}"'}
-        if not _by_lfs(name, len(content)):
-            self._send_file(content[: len(content) // 2] if name in self.hub.cut else content, headers)
-            return
-        oid = hashlib.sha256(content).hexdigest()
-        self.hub.objects[oid] = content[: len(content) // 2] if name in self.hub.cut else content
-        headers |= {"X-Linked-Etag": f'"{oid}"', "X-Linked-Size": str(len(content))}
-        self._send(302, {}, headers | {"Location": f"{self.hub.other_host}/lfs/{oid}"})
-
-    def _see(self, repo_id: str) -> Repository | None:
+    def _see(self, repo_id: str, revision: str) -> tuple[Repository, str, dict[str, bytes]]:
+        """The repository, and the name and the files of its commit of a revision."""
         repository = self.hub.repositories.get(repo_id)
         if repository is None or (repository.private and self._token() not in (WRITER, READER)):
-            self._refuse(404 if self._token() else 401, "Repository not found", "RepoNotFound")
-            return None
-        return repository
+            raise Refused(404 if self._token() else 401, "Repository not found", "RepoNotFound")
+        found = repository.at(revision)
+        if found is None and not repository.gated:
+            raise Refused(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+        return (repository, *(found or ("", {})))
 
-    def _may_write(self) -> bool:
-        if self._token() == WRITER:
-            return True
-        known = self._token() == READER
-        self._refuse(403 if known else 401, "You don't have the rights" if known else "Invalid username or password.")
-        return False
+    def _check_writer(self) -> None:
+        if self._token() == READER:
+            raise Refused(403, "You don't have the rights")
+        if self._token() != WRITER:
+            raise Refused(401, "Invalid username or password.")
 
     def _token(self) -> str:
         return (self.headers.get("Authorization") or "").removeprefix("Bearer ")
-
-    def _refuse(self, status: int, message: str, code: str = "") -> None:
-        headers = {"X-Error-Message": message} | ({"X-Error-Code": code} if code else {})
-        self._send(status, {"error": message}, headers)
 
     def _send(self, status: int, content: dict[str, Any], headers: dict[str, str] | None = None) -> None:
         self._send_bytes(status, json.dumps(content).encode(), {"Content-Type": "application/json", **(headers or {})})

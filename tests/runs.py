@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -145,11 +146,14 @@ def uneven_blocks() -> Blocks:
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Let torch use one thread, so that groups of rows are computed in order."""
+def threads(count: int) -> Iterator[None]:
+    """Let torch use so many threads; with one, groups of rows are computed in order."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(count)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+one_thread = partial(threads, 1)

@@ -47,7 +47,6 @@ def test_linux_compiles_for_every_processor_of_its_kind(monkeypatch: pytest.Monk
     ("machine", "python", "flags", "tag"),
     [
         ("arm64", "macosx-10.13-universal2", "", "macosx_11_0_arm64"),
-        ("x86_64", "macosx-10.13-universal2", "", "macosx_10_13_x86_64"),
         ("arm64", "macosx-11.0-arm64", "-arch arm64 -arch x86_64", "macosx_11_0_universal2"),
         ("arm64", "macosx-10.13-universal2", "-arch x86_64", "macosx_10_13_x86_64"),
     ],
@@ -72,14 +71,9 @@ def test_windows_compiles_with_clang(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("CC", r"C:\Program Files\LLVM\bin\clang-cl.exe")
     command = hatch_build.compiler_command(Path("out.dll"))
     assert command[0] == r"C:\Program Files\LLVM\bin\clang-cl.exe"
-    assert hatch_build.platform_tag() == "win_amd64"
-
-
-@pytest.mark.parametrize("name", ["clang-cl", "/opt/llvm/bin/clang-cl"])
-def test_clang_cl_takes_the_flags_of_clang(name: str, monkeypatch: pytest.MonkeyPatch):
-    _pretend(monkeypatch, "win32", "AMD64", "win-amd64")
-    monkeypatch.setenv("CC", name)
+    monkeypatch.setenv("CC", "/opt/llvm/bin/clang-cl")
     assert hatch_build.compiler_command(Path("out.dll"))[1] == "--driver-mode=gcc"
+    assert hatch_build.platform_tag() == "win_amd64"
 
 
 def test_without_a_compiler_nothing_is_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -137,16 +131,19 @@ def test_an_older_processor_gets_the_same_bits(processor: str):
 README = "See [Data](docs/data.md#held-out), ![a plot](docs/plot.png), [`x[0]`](src/x.py) and [PEFT](https://peft.org)."
 
 
-def test_links_of_the_package_index_are_absolute():
-    text = hatch_build.long_description(README, "https://example.org/t", "v1")
-    assert "(https://example.org/t/blob/v1/docs/data.md#held-out)" in text
-    assert "![a plot](https://example.org/t/raw/v1/docs/plot.png)" in text
-    assert "(https://example.org/t/blob/v1/src/x.py)" in text
-    assert "(https://peft.org)" in text
-
-
-def test_without_an_address_no_link_is_dead():
-    text = hatch_build.long_description(README, "", "main")
-    assert text == "See Data, , `x[0]` and [PEFT](https://peft.org)."
-    whole = hatch_build.long_description((ROOT / "README.md").read_text(encoding="utf-8"), "", "main")
+@pytest.mark.parametrize(
+    ("address", "text"),
+    [
+        ("", "See Data, , `x[0]` and [PEFT](https://peft.org)."),
+        (
+            "https://example.org/t",
+            "See [Data](https://example.org/t/blob/v1/docs/data.md#held-out), "
+            "![a plot](https://example.org/t/raw/v1/docs/plot.png), "
+            "[`x[0]`](https://example.org/t/blob/v1/src/x.py) and [PEFT](https://peft.org).",
+        ),
+    ],
+)
+def test_no_link_of_the_package_index_is_dead(address: str, text: str):
+    assert hatch_build.long_description(README, address, "v1") == text
+    whole = hatch_build.long_description((ROOT / "README.md").read_text(encoding="utf-8"), address, "main")
     assert all("://" in target or target.startswith("#") for target in re.findall(r"\]\(([^)]+)\)", whole))

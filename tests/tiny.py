@@ -26,25 +26,15 @@ _LLAMA: dict[str, Any] = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 64,
 }
+_SLIDING = {**_LLAMA, "head_dim": 8, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
+_GPT2 = {"vocab_size": 96, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
 CONFIGS: dict[str, dict[str, Any]] = {
-    "gpt2": {"vocab_size": 96, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
-    "llama": _LLAMA,
-    "qwen2": _LLAMA,
+    **dict.fromkeys(("gpt2", "gpt_bigcode"), _GPT2),
+    **dict.fromkeys(("llama", "qwen2", "granite", "cohere", "olmo2"), _LLAMA),
     "qwen3": {**_LLAMA, "head_dim": 8},
     "mistral": {**_LLAMA, "sliding_window": 8},
     "gemma": {**_LLAMA, "head_dim": 8},
-    "gemma2": {
-        **_LLAMA,
-        "head_dim": 8,
-        "sliding_window": 8,
-        "layer_types": ["sliding_attention", "full_attention"],
-    },
-    "gemma3_text": {
-        **_LLAMA,
-        "head_dim": 8,
-        "sliding_window": 8,
-        "layer_types": ["sliding_attention", "full_attention"],
-    },
+    **dict.fromkeys(("gemma2", "gemma3_text", "ministral"), _SLIDING),
     "phi": {**_LLAMA, "num_key_value_heads": 4, "pad_token_id": 0, "eos_token_id": 0},
     "gpt_neox": {**_LLAMA, "num_key_value_heads": 4},
     "opt": {
@@ -57,7 +47,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 64,
     },
     "bloom": {"vocab_size": 96, "hidden_size": 32, "n_layer": 2, "n_head": 4},
-    "gpt_bigcode": {"vocab_size": 96, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
     "gpt_neo": {
         "vocab_size": 96,
         "hidden_size": 32,
@@ -67,13 +56,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "attention_types": [[["global", "local"], 1]],
         "window_size": 8,
     },
-    "gptj": {"vocab_size": 96, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "rotary_dim": 4},
+    "gptj": {**_GPT2, "rotary_dim": 4},
     "falcon": {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4},
     "phi3": {**_LLAMA, "pad_token_id": 0},
-    "ministral": {**_LLAMA, "head_dim": 8, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
-    "granite": _LLAMA,
-    "cohere": _LLAMA,
-    "olmo2": _LLAMA,
     "smollm3": {**_LLAMA, "pad_token_id": 0},
 }
 

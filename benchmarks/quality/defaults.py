@@ -20,6 +20,7 @@ from typing import Any
 
 import tsugiki
 from benchmarks.figures import Figures
+from benchmarks.quality.default_texts import UNSEEN
 from tsugiki.io.json import read_json, write_json
 from tsugiki.report.table import Table
 from tsugiki.training.record.interval import mean_interval
@@ -117,6 +118,9 @@ def _test_bits(record: RunRecord, test: Path) -> float:
 
 def _row(name: str, base: float, bits: list[float]) -> list[str]:
     above = bits[0] / min(bits) - 1
+    if name in UNSEEN:
+        author, kana, *_sizes = UNSEEN[name]
+        name = f"{author or 'all authors'}, {kana} kana"
     return [name, f"{base:.3f}", *(f"{each:.3f}" for each in bits), f"{above:+.2%}"]
 
 

@@ -15,11 +15,9 @@ prompts, each with the answers of all seeds. The last columns say what the choic
 among the sequences of three characters of a text, and the loss of held-out chosen answers, which the base has written
 to other prompts. The processor time is that of the run alone, with one thread.
 
-The verifier `polite` counts the sentences with a polite end, and `short` those of 4 to 20 characters. Their answers
-continue the first clauses of sentences from the works of `--texts`, JSON lines with `author`, `text` and `kana`: those
-of two `--authors` to learn from, and one sentence of each of other works to judge. The verifier `json` counts the
-fields of the right type in a JSON object; its prompts are sentences about invented people, different ones to learn from
-and to judge. What is finished in `--out` is not repeated.
+The verifier `polite` counts the sentences with a polite end. The answers continue the first clauses of sentences from
+the works of `--texts`, JSON lines with `author`, `text` and `kana`: those of two `--authors` to learn from, and one
+sentence of each of other works to judge. What is finished in `--out` is not repeated.
 """
 
 import argparse
@@ -65,15 +63,6 @@ HEADERS = {
     ],
 }
 CHOSEN, EQUAL_TIME = "chosen answers alone", "chosen answers alone, equal time"
-_FIELDS = {"name": str, "age": int, "city": str, "member": bool}
-_FIRST_NAMES = "Anna Bruno Clara David Elif Farid Greta Hugo Ines Jonas Kenji Lena Marta Nils Olga Pavel Rosa Sven Yuki"
-_LAST_NAMES = "Berg Costa Demir Endo Fischer Garcia Haas Ivanov Jensen Keller Lopez Meyer Novak Okada Rossi Silva"
-_CITIES = "Oslo Porto Lyon Graz Turin Malmo Kyoto Ghent Bergen Leeds Cadiz Brno Lodz Basel Tampere Varna"
-_DESCRIPTIONS = (
-    "{name}, {age}, lives in {city} and {is_member} a member of the club.",
-    "Our customer {name} from {city} is {age} years old; this person {is_member} a member.",
-    "{name} turned {age} last week in {city}. {name} {is_member} a club member.",
-)
 _SENTENCE = re.compile(r"([^。！？\n]+)[。！？]")
 _POLITE = re.compile(r"(です|ます|でした|ました|ません|でしょう|ましょう|下さい|ください)(か|ね|よ|わ|が|から|な)*$")
 _BEGINNING = re.compile(r"(?<=。)([^。、\s「」『』〓※（）〔〕]{5,18}、)[^。\n「」]{6,}。")
@@ -85,26 +74,7 @@ def share(text: str, pattern: re.Pattern[str]) -> float:
     return sum(bool(pattern.search(sentence)) for sentence in sentences) / max(len(sentences), 1)
 
 
-def json_fields(text: str) -> float:
-    """Return the share of the four fields that a JSON object has in the right type, beside no others; 0 if invalid.
-
-    The object ends at the first brace that closes, as for a program that reads until there.
-    """
-    try:
-        found = json.loads(text[: text.find("}") + 1])
-    except ValueError:
-        return 0.0
-    if not isinstance(found, dict):
-        return 0.0
-    right = [type(found.get(key)) is kind for key, kind in _FIELDS.items()]
-    return sum(right) / max(len(_FIELDS), len(found))
-
-
-VERIFIERS: dict[str, Callable[[str], float]] = {
-    "json": json_fields,
-    "polite": partial(share, pattern=_POLITE),
-    "short": partial(share, pattern=re.compile(r"^.{4,20}$")),
-}
+VERIFIERS: dict[str, Callable[[str], float]] = {"polite": partial(share, pattern=_POLITE)}
 
 
 def main() -> None:
@@ -112,7 +82,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("verifier", choices=VERIFIERS)
     parser.add_argument("--model", default="embedded")
-    parser.add_argument("--texts", type=Path, help="works, for the other verifiers than json")
+    parser.add_argument("--texts", type=Path, required=True, help="works whose sentences the answers continue")
     parser.add_argument("--authors", nargs=2, default=["太宰治", "岡本綺堂"], help="of the works to learn from")
     parser.add_argument("--losses", nargs="*", default=["dpo", "simpo likelihood=0", "simpo likelihood=1", "orpo"])
     parser.add_argument("--seeds", type=int, nargs="*", default=[1, 2, 3])
@@ -144,26 +114,10 @@ def main() -> None:
 
 def _prompts(options: argparse.Namespace) -> list[list[str]]:
     """Return the prompts to learn from, to hold out, and to judge."""
-    if options.verifier == "json":
-        of_learned = of_others = _descriptions()
-    else:
-        of_learned, of_others = _beginnings(options, learned=True), _beginnings(options, learned=False)
+    of_learned, of_others = _beginnings(options, learned=True), _beginnings(options, learned=False)
     learn, hold_out, judge = options.prompts
     judged = [next(of_others) for _ in range(judge)]
     return [[next(of_learned) for _ in range(learn)], [next(of_others) for _ in range(hold_out)], judged]
-
-
-def _descriptions() -> Iterator[str]:
-    """Yield different prompts that ask for a JSON object about a person."""
-    rng, seen = random.Random(0), set[str]()
-    while True:
-        name = f"{rng.choice(_FIRST_NAMES.split())} {rng.choice(_LAST_NAMES.split())}"
-        is_member, form = rng.choice(("is", "is not")), rng.choice(_DESCRIPTIONS)
-        age, city = rng.randint(18, 80), rng.choice(_CITIES.split())
-        if name not in seen:
-            seen.add(name)
-            text = form.format(name=name, age=age, city=city, is_member=is_member)
-            yield f"{text}\nWrite this as a JSON object with the fields name, age, city and member:\n"
 
 
 def _beginnings(options: argparse.Namespace, learned: bool) -> Iterator[str]:
@@ -187,7 +141,7 @@ def _write_pairs(options: argparse.Namespace, name: str, prompts: Sequence[str],
         return
     answers = _of_base(options, name, prompts, options.samples[0], seed)
     for prompt, texts in zip(prompts, answers, strict=True):
-        whole = [one for text in texts if (one := _whole(text, options.verifier))]
+        whole = [text[: text.rfind("。") + 1] for text in texts if "。" in text]
         ranked = sorted((VERIFIERS[options.verifier](text), text) for text in whole)
         if ranked and ranked[0][0] < ranked[-1][0]:
             rows.append({"prompt": prompt, "chosen": ranked[-1][1], "rejected": ranked[0][1]})
@@ -195,11 +149,6 @@ def _write_pairs(options: argparse.Namespace, name: str, prompts: Sequence[str],
     alone = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in rows]
     for path, content in ((options.out / f"{name}.chosen.jsonl", alone), (file, rows)):
         path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in content), "utf-8")
-
-
-def _whole(text: str, verifier: str) -> str:
-    """Return the text until the end of its JSON object, or of its last sentence; an empty text if there is none."""
-    return text[: text.find("}") + 1] if verifier == "json" else text[: text.rfind("。") + 1]
 
 
 def _trained(options: argparse.Namespace, name: str, seed: int, judged: Sequence[str]) -> dict[str, Any]:
@@ -210,7 +159,6 @@ def _trained(options: argparse.Namespace, name: str, seed: int, judged: Sequence
         data, held_out = (options.out / f"{part}{'.chosen' if alone else ''}.jsonl" for part in ("pairs", "held_out"))
         settings: dict[str, Any] = {"model": options.model, "data": str(data), "held_out": str(held_out)}
         settings |= {"held_out_characters": 100_000, "out": str(folder), "seed": seed, "chat_template": "none"}
-        settings["allow_overlap"] = options.verifier == "json"  # its prompts differ in names and numbers alone
         if name == EQUAL_TIME:
             settings |= {"epochs": options.epochs, "patience": 0, "keep": "last"}
         elif not alone:

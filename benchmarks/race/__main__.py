@@ -14,7 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from benchmarks.models import SHAPES
-from benchmarks.race.race import COLUMNS, OTHERS, run_race
+from benchmarks.race.race import HEADERS, OTHERS, run_race
 from tsugiki.errors import TsugikiError
 from tsugiki.io.atomic import check_writable
 from tsugiki.report.table import Table
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--held-out", action="append", default=[], help="data for the held-out loss")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each tool")
     parser.add_argument("--entries", default=",".join(OTHERS), help="the tools that run beside PEFT at its best")
-    parser.add_argument("--out", type=Path, help="folder for race.json")
+    parser.add_argument("--out", type=Path, help="folder for race.json and figures.json")
     given = parser.parse_args(arguments)
     if given.model in SHAPES:
         raise TsugikiError(f"{given.model} has random weights here; a race needs a base that was trained, or a folder")
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.out is not None:
         words = sys.argv[1:] if arguments is None else arguments
         result.write(given.out, shlex.join(["python", "-m", "benchmarks.race", *words]))
-    print(Table([*COLUMNS], result.rows()).to_markdown())
+    print(Table(HEADERS["en"], result.rows()).to_markdown())
     best = result.best
     print(f"peft-best: learning rate {best.learning_rate:g}, rows {best.batch_size}, attention {best.attention}")
 

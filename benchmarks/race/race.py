@@ -34,9 +34,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from benchmarks import child_environment
-from benchmarks.figures import installed_versions, measured_commit
+from benchmarks.figures import Figures
 from benchmarks.speed.entries import INSTALL, TRAINING_ENTRIES
-from tsugiki.base.loading import default_device, load_model, load_tokenizer
+from tsugiki.base.loading import load_model, load_tokenizer
 from tsugiki.data.read.files import read_records
 from tsugiki.data.records import Completion, Document, Record
 from tsugiki.dtypes import preferred_compute_dtype
@@ -46,18 +46,20 @@ from tsugiki.io.digests import file_sha256
 from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE
 from tsugiki.io.formatting import format_gigabytes
 from tsugiki.io.json import write_json
-from tsugiki.training.record.run_record import describe_machine
 
 BEST = "peft-best"
 OTHERS = ("peft-documented", "trl", "tsugiki")
 """The tools that race against PEFT at its best."""
-COLUMNS = (
-    "",
-    "seconds to the loss, by seed",
-    "× as fast as peft-best",
-    "lowest loss, by seed",
-    "peak memory",
-)
+HEADERS = {
+    "en": ["tool", "seconds to the loss, by seed", "× as fast as peft-best", "lowest loss, by seed", "peak memory"],
+    "ja": [
+        "ツール",
+        "損失に達するまでの秒数（シード順）",
+        "peft-best に対する速さ（倍）",
+        "最小の損失（シード順）",
+        "最大メモリ",
+    ],
+}
 _PASSES = 3
 _KEEP_MEMORY = TRAINING_ENTRIES["peft-bf16-malloc"].environment
 _POLL = 0.1  # seconds
@@ -124,7 +126,7 @@ class RaceResult:
     best: PeftSettings
 
     def rows(self) -> list[list[str]]:
-        """Return the cells of `COLUMNS` for each tool. The ratio is the median over the seeds."""
+        """Return the cells of the table for each tool. The ratio is the median over the seeds."""
         return [self._row(tool) for tool in dict.fromkeys(run.tool for run in self.runs)]
 
     def _row(self, tool: str) -> list[str]:
@@ -134,7 +136,7 @@ class RaceResult:
         times, best = ([one.reached(self.goals[one.seed]) for one in some] for some in (own, self._of(BEST)))
         ratios = [theirs / ours for ours, theirs in zip(times, best, strict=True) if ours and theirs]
         peaks = [run.peak for run in own if run.peak]
-        shown = [f"{time:.0f}" if time else f"not in {one.seconds:.0f}" for time, one in zip(times, own, strict=True)]
+        shown = [f"{time:.1f}" if time else f"not in {one.seconds:.0f}" for time, one in zip(times, own, strict=True)]
         return [
             tool,
             ", ".join(shown),
@@ -144,11 +146,10 @@ class RaceResult:
         ]
 
     def write(self, folder: Path, command: str) -> None:
-        """Write `race.json`: all processes with their curves, the machine, the versions and the command."""
+        """Write all processes with their curves to `race.json`, and the table to `figures.json`."""
         make_folder(folder)
-        machine = describe_machine(default_device()).model_dump()
-        origin = {"command": command, "machine": machine, "versions": installed_versions(), "commit": measured_commit()}
-        write_json(folder / "race.json", {**asdict(self), **origin})
+        write_json(folder / "race.json", asdict(self))
+        Figures(HEADERS, self.rows(), command).write(folder / "figures.json")
 
     def _of(self, tool: str) -> list[ToolRun]:
         return [run for run in self.runs if run.tool == tool]

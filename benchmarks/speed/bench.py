@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
+from benchmarks.figures import this_machine
 from benchmarks.models import read_model_config
 from benchmarks.speed.entries import (
     ALL_ENTRIES,
@@ -14,11 +15,9 @@ from benchmarks.speed.entries import (
 from benchmarks.speed.results import Results, collect
 from benchmarks.speed.runner import Measurement, measure
 from benchmarks.speed.workload import STEPS, Workload
-from tsugiki.base.loading import default_device
 from tsugiki.errors import TsugikiError
 from tsugiki.io.formatting import format_size
 from tsugiki.model.meta import meta_model
-from tsugiki.training.record.run_record import describe_machine
 from tsugiki.training.tools import memory
 
 
@@ -45,7 +44,7 @@ def run_benchmark(
     found = {measurement.name: measurement for measurement in measured}
     found |= {name: Measurement(name, problem=reason) for name, reason in skipped.items()}
     measurements, limits = [found[name] for name in entries], found["limit"].limits if limit else {}
-    machine = describe_machine(default_device()).model_dump()
+    machine = this_machine()
     results = collect(workload, workload.amount, entries, measurements, limits, command, machine)
     if not any(row.tokens_per_second for row in results.rows):
         problems = "; ".join(f"{row.name}: {row.problem}" for row in results.rows)

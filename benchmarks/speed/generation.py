@@ -13,20 +13,19 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from benchmarks.figures import this_machine
 from benchmarks.models import build
 from benchmarks.speed.entries import BenchmarkEntry
 from benchmarks.speed.hugging_face import with_peft
 from benchmarks.speed.results import collect, results_page, write_results
 from benchmarks.speed.runner import measure
 from benchmarks.speed.workload import ALPHA, RANK, StepBarrier, Workload
-from tsugiki.base.loading import default_device
 from tsugiki.errors import TsugikiError
 from tsugiki.io.atomic import check_writable
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.graft import graft, ungraft
 from tsugiki.lora.hold import disable_adapter
 from tsugiki.lora.merge import merge
-from tsugiki.training.record.run_record import describe_machine
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -65,7 +64,7 @@ def main() -> None:
         measure(ENTRIES, workload, options.rounds, lambda line: print(line, file=sys.stderr)),
         {},
         shlex.join(["python", "-m", "benchmarks.speed.generation", *sys.argv[1:]]),
-        describe_machine(default_device()).model_dump(),
+        this_machine(),
     )
     if options.out:
         write_results(results, options.out)

@@ -26,16 +26,14 @@ from typing import Any, TypeVar
 
 import torch
 
-from benchmarks.figures import Figures
+from benchmarks.figures import Figures, this_machine
 from benchmarks.speed.entries import TRAINING_ENTRIES, BenchmarkEntry
 from benchmarks.speed.results import Results, collect, results_page
 from benchmarks.speed.runner import Measurement, measure
 from benchmarks.speed.tsugiki_entry import run
 from benchmarks.speed.workload import WARM_UP, StepBarrier, StopRequested, Workload
-from tsugiki.base.loading import default_device
 from tsugiki.errors import TsugikiError
 from tsugiki.io.atomic import check_writable, make_folder
-from tsugiki.training.record.run_record import describe_machine
 from tsugiki.training.run.stages import prepared
 from tsugiki.training.settings.config import RunConfig
 from tsugiki.training.settings.files import validated
@@ -180,7 +178,7 @@ def measure_entries(
             found += measure({name: entry}, work, rounds, lambda line: print(line, file=sys.stderr))
         else:
             found.append(Measurement(name, problem="left out: the time was over (--minutes)"))
-    machine = describe_machine(default_device()).model_dump()
+    machine = this_machine()
     return collect(work, work.tokens, entries, found, {}, command, machine)
 
 
@@ -253,7 +251,7 @@ def busy_time(spans: Iterable[Span]) -> float:
 
 def describe(device: str) -> str:
     """Return the name of the device that is compared with the processor."""
-    return "processor" if device == "cpu" else describe_machine(default_device()).accelerator or "processor"
+    return "processor" if device == "cpu" else this_machine()["accelerator"] or "processor"
 
 
 if __name__ == "__main__":

@@ -140,6 +140,53 @@ def results_table(results: Results) -> Table:
     return Table(headers, [[row.get(header, "–") for header in headers] for row in rows])
 
 
+def comparison_table(sources: Sequence[Results]) -> Table:
+    """Return a row for each LoRA of Tsugiki in several results of one kind, beside those of PEFT, or of TRL for pairs.
+
+    At its best, a tool has the fastest of its entries in the dtype of the row, or of all if none has that dtype.
+    """
+    cells = [
+        _beside(results, row)
+        for results in sources
+        for row in results.rows
+        if "base_dtype" in row.notes and row.tokens_per_second
+    ]
+    return Table([*cells[0]], [[row.get(header, "–") for header in cells[0]] for row in cells])
+
+
+def _beside(results: Results, ours: EntryResult) -> dict[str, str]:
+    """Return the cells of an entry of Tsugiki by header."""
+    work, dtype = results.work, ours.notes["base_dtype"]
+    tool = "TRL" if results.kind == "preference" else "PEFT"
+    measured = {row.name: row for row in results.rows if row.tokens_per_second}
+    theirs = [row for name, row in measured.items() if name.startswith(f"{tool.lower()}-")]
+    theirs = [row for row in theirs if row.name.startswith(f"peft-{dtype}")] or theirs
+    best = max(theirs, key=lambda row: row.tokens_per_second or 0)
+    documented = next(row for row in theirs if best.name.startswith(row.name))  # names of the others go on from it
+    speeds = {f"{tool} as documented": documented, f"{tool} at its best": best}
+    if results.kind == "preference":
+        what = {"prompt + answer": f"{work['prompt']} + {work['length'] - work['prompt']}"}
+        seconds = [row.notes.get("reference", "–").partition(" ")[0] for row in (best, ours)]
+        note = {"reference, s a pair: TRL, Tsugiki": ", ".join(seconds)}
+    else:
+        what, note = {"model": work["model"]}, {"share of limit": f"{ours.share:.0%}" if ours.share else "–"}
+        speeds |= {"TRL": measured["trl"]} if "trl" in measured else {}
+    processor = results.machine.get("generation") or computer(results.machine)
+    recomputed = ", --recompute blocks" if ours.name.endswith("-recompute") else ""
+    ratio = (ours.tokens_per_second or 0) / (best.tokens_per_second or 1)
+    rounds = [statistics.median(a) / statistics.median(b) for a, b in zip(best.blocks, ours.blocks, strict=True)]
+    memory = [format_gigabytes(row.above_loaded or 0).removesuffix(" GB") for row in (best, ours)]
+    return {
+        "processor, dtype": f"{processor}, {dtype}{recomputed}",
+        **what,
+        **{header: _format_speed(row.tokens_per_second or 0) for header, row in {**speeds, "Tsugiki": ours}.items()},
+        f"times {tool} at its best": f"{ratio:.2f} [{min(rounds):.2f}, {max(rounds):.2f}]",
+        **note,
+        f"GB: {tool}, Tsugiki": ", ".join(memory),
+        "date": results.date,
+    }
+
+
 def results_lines(results: Results) -> list[str]:
     """Return two lines: the workload, the machine, the date and the versions; and the command."""
     work = results.work

@@ -18,7 +18,6 @@ import os
 import sys
 import tempfile
 import types
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,23 +27,14 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
-from tests.adapters.peft_matrix import MODELS, kind_of, line_of, quiet
+from tests.adapters.peft_matrix import MODELS, OURS, line_of, quiet
 from tests.tiny import relative_error, shake
 from tsugiki import TsugikiError, active_adapter, graft, load_adapter, save_adapter
 from tsugiki.methods import (
-    IA3Config,
-    LNTuningConfig,
-    PrefixTuningConfig,
-    PromptEncoderConfig,
-    PromptTuningConfig,
     config_of_peft,
     format_of,
 )
 
-_OURS = {
-    one.__name__: one
-    for one in (IA3Config, LNTuningConfig, PromptTuningConfig, PrefixTuningConfig, PromptEncoderConfig)
-}
 _TOLERANCE = 2e-5
 PREFIX = "base_model.model."
 _KINDS = {
@@ -66,10 +56,6 @@ class Case:
 
     def peft_config(self) -> Any:
         return self.config(**copy.deepcopy(self.settings))
-
-
-def has_peft_tests() -> bool:
-    return "TSUGIKI_PEFT_TESTS" in os.environ
 
 
 def _module(name: str) -> Any:
@@ -175,8 +161,8 @@ def outcomes(case: Case, folder: Path) -> Iterator[str]:
     def to_peft() -> str:
         if case.config is peft.LoraConfig:
             config: Any = config_of_peft(case.peft_config())
-        elif case.config.__name__ in _OURS:
-            known = _OURS[case.config.__name__]
+        elif case.config.__name__ in OURS:
+            known = OURS[case.config.__name__]
             names = {name for name in known.__dataclass_fields__ if name in case.settings}
             config = known(**{name: case.settings[name] for name in names})
         else:
@@ -220,18 +206,12 @@ def run(case: Case) -> list[str]:
 
 
 def main(words: list[str]) -> None:
-    """Print what is not equal, refused or impossible in PEFT, and a table by class of config."""
+    """Print the outcomes of each case whose name contains all words."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    counts: Counter[tuple[str, str]] = Counter()
     for name, case in cases().items():
         if all(word in name for word in words):
-            for direction, outcome in zip(("here", "in PEFT"), run(case), strict=True):
-                counts[name.partition(" ")[0], kind_of(outcome)] += 1
-                if kind_of(outcome) in ("wrong", "gradients", "exception", "no effect"):
-                    print(f"{name} | {direction} | {outcome}", flush=True)
-    for (config, outcome), count in sorted(counts.items()):
-        print(f"{config:24} {outcome:16} {count:5}")
+            print(name, *run(case), sep=" | ", flush=True)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import re
 import shutil
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.adapters.folders import edit_config, forget_digests, verify
 from tests.adapters.peft_matrix import MODELS, lora_settings
+from tests.errors import assert_refused
 from tests.files import contents
 from tests.tiny import grafted, ids, logits, relative_error, save_grafted, shake, tiny_model
 from tsugiki import LoraConfig, TsugikiError, active_adapter, graft, load_adapter, save_adapter, trainable_parameters
@@ -34,16 +35,16 @@ from tsugiki.adapters import (
 from tsugiki.base import BaseIdentity
 from tsugiki.io import new_folder
 from tsugiki.lora import active_names, is_grafted
-from tsugiki.methods import METHODS, BottleneckConfig, PrefixTuningConfig, PromptEncoderConfig
+from tsugiki.methods import BottleneckConfig, PromptEncoderConfig
 
 SHAPES = ["gpt2", "llama", "gemma3_text"]
-OF_GPT2 = ["targets", "all-linear", "rslora", "bias lora_only", "bias all", "layers_to_transform", "exclude by name"]
-OF_VOCABULARY = ["saved embedding and head", "embedding", "embedding and head"]
 CASES = [
-    *(("gpt2", variant) for variant in OF_GPT2),
-    *(("llama", variant) for variant in OF_VOCABULARY),
-    *(("gemma3_text", variant) for variant in OF_VOCABULARY[1:]),
-    *(("gpt2", "saved embedding and head"), ("llama", "rank_pattern"), ("gemma3_text", "a regular expression")),
+    *(("gpt2", variant) for variant in ("rslora", "bias lora_only", "layers_to_transform", "saved embedding and head")),
+    *(
+        ("llama", variant)
+        for variant in ("saved embedding and head", "embedding", "embedding and head", "rank_pattern")
+    ),
+    *(("gemma3_text", variant) for variant in ("embedding", "embedding and head", "a regular expression")),
 ]
 """Settings of `peft_matrix`: those of the vocabulary with a tied and an untied head, the others with one model each."""
 
@@ -73,11 +74,10 @@ def test_a_training_step_is_pefts(kind: str, tmp_path: Path):
             optimizer.step()
             if seed < 2:
                 optimizer.zero_grad()
-    gradients = {
-        name.replace("base_model.model.", "").replace(".default", ""): p.grad
-        for name, p in theirs.named_parameters()
-        if p.requires_grad
-    }
+    named = (
+        (name.replace("base_model.model.", "").replace(".default", ""), p) for name, p in theirs.named_parameters()
+    )
+    gradients = {name: p.grad for name, p in named if p.requires_grad}
     theirs.save_pretrained(tmp_path / "theirs")
     save_adapter(ours, tmp_path / "ours")
     for name, p in ours.named_parameters():
@@ -100,12 +100,11 @@ def test_initial_values_are_pefts():
     adapter = active_adapter(graft(model, LoraConfig(r=64, target_modules=["c_attn", "wte"])))
     for path, pair in adapter.pairs.items():
         layer = theirs.base_model.model.get_submodule(path)
-        a, b = (
-            (layer.lora_embedding_A.default, layer.lora_embedding_B.default)
-            if "wte" in path
-            else (layer.lora_A.default.weight, layer.lora_B.default.weight)
-        )
-        for ours, his in ((pair.A, a), (pair.B, b)):
+        if "wte" in path:
+            his_pair = layer.lora_embedding_A.default, layer.lora_embedding_B.default
+        else:
+            his_pair = layer.lora_A.default.weight, layer.lora_B.default.weight
+        for ours, his in zip((pair.A, pair.B), his_pair, strict=True):
             assert ours.shape == his.shape
             assert abs(float(ours.std()) - float(his.std())) < 0.05 * max(float(his.std()), 1e-9)
 
@@ -126,12 +125,10 @@ def saved(tmp_path: Path, **fields: Any) -> Path:
     ("fields", "said"),
     [
         ({"use_dora": True}, "lora_magnitude_vector is missing"),
-        ({"layer_replication": [[0, 1]]}, "layer_replication="),
         ({"trainable_token_indices": [1, 2]}, "trainable_tokens_delta is missing"),
         ({"a_field_of_the_future": 3}, "a_field_of_the_future=3"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa'"),
         ({"peft_type": "VERA"}, "peft_type 'VERA'"),
-        ({"peft_type": "IA3"}, "would change the result"),
         ({"r": 8}, "is [4, 32], expected [8, 32]"),
         ({"target_modules": ["q_proj"]}, "does not fit this model"),
         ({"target_modules": ["c_attn", "c_fc"]}, "is missing"),
@@ -148,7 +145,7 @@ def test_what_does_not_fit_is_refused_and_the_model_is_as_before(fields: dict[st
     assert not any("lora" in name for name, _ in model.named_modules())
 
 
-MILLION, TRILLION = 10**6, 10**12
+TRILLION = 10**12
 CONFIG = "adapter_config.json"
 SIZES: dict[str, tuple[Any, str, dict[str, Any], str]] = {
     "r": (LoraConfig(r=4), CONFIG, {"r": TRILLION}, f"[4, 32], expected [{TRILLION}, 32]"),
@@ -158,12 +155,6 @@ SIZES: dict[str, tuple[Any, str, dict[str, Any], str]] = {
         CONFIG,
         {"encoder_hidden_size": TRILLION},
         "encoder_hidden_size",
-    ),
-    "projection": (
-        PrefixTuningConfig(num_virtual_tokens=4, prefix_projection=True),
-        CONFIG,
-        {"encoder_hidden_size": MILLION},
-        f"expected [{MILLION}, 32]",
     ),
     "reduction_factor": (BottleneckConfig(), CONFIG, {"reduction_factor": 1 / 64}, "[2, 32], expected [2048, 32]"),
 }
@@ -180,8 +171,7 @@ def test_sizes_are_compared_with_the_file_before_memory_is_allocated(case: str, 
         content |= fields
     (tmp_path / file).write_text(json.dumps(content))
     forget_digests(tmp_path)
-    with pytest.raises(TsugikiError, match=re.escape(said)):
-        load_adapter(tiny_model(), tmp_path)
+    assert_refused(re.escape(said), load_adapter, tiny_model(), tmp_path)
     # `verify` reads PiSSA's factors as PEFT does, so that their number before training does not matter to it.
     assert case == "pissa" or verify(tmp_path, KnownBase(tiny_model().to("meta"), BaseIdentity()))
 
@@ -191,11 +181,10 @@ def test_sizes_are_compared_with_the_file_before_memory_is_allocated(case: str, 
     [({"r": 32 * 64 + 1}, "is 2049, more than 64 times .*32"), ({"rank_pattern": {"c_attn": TRILLION}}, str(TRILLION))],
 )
 def test_a_rank_far_above_that_of_the_weight_is_refused(fields: dict[str, Any], said: str):
-    with pytest.raises(TsugikiError, match=said):
-        graft(tiny_model(), LoraConfig(**fields))
+    assert_refused(said, graft, tiny_model(), LoraConfig(**fields))
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.complex64])
 def test_what_is_not_floating_point_is_no_factor(dtype: torch.dtype, tmp_path: Path):
     folder = saved(tmp_path)
     tensors = load_file(folder / "adapter_model.safetensors")
@@ -226,33 +215,23 @@ def test_a_parameter_of_the_base_that_trains_by_hand_is_warned_of(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "wrapped",
+    ("name", "wrapped"),
     [
-        lambda key: key.replace("lora_A.", "lora_A.default.").replace("lora_B.", "lora_B.default."),
-        lambda key: f"module.{key}",
-        lambda key: key.replace("base_model.model.", "base_model.model._orig_mod."),
+        ("lora_A.", "lora_A.default."),
+        ("base_model.model.", "module.base_model.model."),
+        ("base_model.model.", "base_model.model._orig_mod."),
     ],
 )
-def test_names_of_a_wrapped_model_are_refused_with_the_cure(wrapped: Callable[[str], str], tmp_path: Path):
+def test_names_of_a_wrapped_model_are_refused_with_the_cure(name: str, wrapped: str, tmp_path: Path):
     folder, base = saved(tmp_path / "a"), str(tmp_path / "base")
     expected = logits(load_adapter(tiny_model(), folder))
     file = folder / "adapter_model.safetensors"
-    save_file({wrapped(key): tensor for key, tensor in load_file(file).items()}, file)
+    save_file({key.replace(name, wrapped): tensor for key, tensor in load_file(file).items()}, file)
     (folder / "tsugiki.json").unlink()
-    with pytest.raises(TsugikiError, match=r"wrapped model; `tsugiki adapters import"):
-        load_adapter(tiny_model(), folder)
+    assert_refused(r"wrapped model; `tsugiki adapters import", load_adapter, tiny_model(), folder)
     tiny_model().save_pretrained(base)
     import_adapter(folder, base, tmp_path / "b")
     assert torch.equal(logits(load_adapter(tiny_model(), tmp_path / "b")), expected)
-
-
-def test_a_layer_that_has_a_wrappers_name_is_no_wrapper(tmp_path: Path):
-    def model() -> nn.Module:
-        torch.manual_seed(0)
-        return nn.ModuleDict({"module": nn.ModuleDict({"default": nn.Linear(8, 8)})})
-
-    save_adapter(shake(graft(model(), LoraConfig(r=2, target_modules=["default"]))), tmp_path)
-    assert active_adapter(load_adapter(model(), tmp_path)).pairs.keys() == {"module.default"}
 
 
 def test_a_file_that_is_not_the_one_that_was_saved_is_named(tmp_path: Path):
@@ -267,8 +246,7 @@ def test_a_file_that_is_not_the_one_that_was_saved_is_named(tmp_path: Path):
         shutil.copytree(tmp_path / "a", tmp_path / file)
         shutil.copy(tmp_path / "b" / file, tmp_path / file / file)
         model = tiny_model()
-        with pytest.raises(TsugikiError, match=said):
-            load_adapter(model, tmp_path / file)
+        assert_refused(said, load_adapter, model, tmp_path / file)
         assert not is_grafted(model)
         assert len(verify(tmp_path / file)) >= 1
 
@@ -277,20 +255,10 @@ def test_pefts_adapter_in_a_folder_of_ours_is_not_read_with_our_settings(tmp_pat
     save_grafted(tmp_path, tiny_model(), LoraConfig(r=8, lora_alpha=64, init_lora_weights="pissa"))
     theirs = shake(peft_model("gpt2", {"r": 16, "lora_alpha": 4, "target_modules": ["c_attn", "c_proj"]}))
     theirs.save_pretrained(tmp_path)
-    with pytest.raises(TsugikiError, match="remove tsugiki.json"):
-        load_adapter(tiny_model(), tmp_path)
+    assert_refused("remove tsugiki.json", load_adapter, tiny_model(), tmp_path)
     (tmp_path / "tsugiki.json").unlink()
     model = load_adapter(tiny_model(), tmp_path)
     assert relative_error(logits(model), logits(theirs)) < 1e-5
-
-
-def test_what_does_not_change_the_result_can_be_edited(tmp_path: Path):
-    adapted = logits(save_grafted(tmp_path, tiny_model(), LoraConfig(r=4)))
-    path = tmp_path / "adapter_config.json"
-    fields = json.loads(path.read_text()) | {"base_model_name_or_path": "elsewhere/base", "peft_version": "0.1"}
-    path.write_text(json.dumps(dict(reversed(fields.items()))))
-    model = load_adapter(tiny_model(), tmp_path)
-    assert torch.equal(logits(model), adapted)
 
 
 @pytest.mark.parametrize("settings", [{"init_lora_weights": "pissa_niter_99999999"}, {"lora_dropout": 0.5}, {"r": [2]}])
@@ -299,8 +267,7 @@ def test_tsugiki_json_has_no_other_settings_than_we_write(settings: dict[str, An
     path = tmp_path / "tsugiki.json"
     content = json.loads(path.read_text())
     path.write_text(json.dumps(content | {"method_config": content["method_config"] | settings, "digests": None}))
-    with pytest.raises(TsugikiError, match="tsugiki.json: method_config"):
-        load_adapter(tiny_model(), tmp_path)
+    assert_refused("tsugiki.json: method_config", load_adapter, tiny_model(), tmp_path)
 
 
 def test_an_adapter_that_is_not_finite_is_not_saved(tmp_path: Path):
@@ -308,17 +275,13 @@ def test_an_adapter_that_is_not_finite_is_not_saved(tmp_path: Path):
     before = contents(tmp_path)
     with torch.no_grad():
         model.transformer.h[1].attn.c_attn.lora.B[3, 1] = torch.nan
-    with pytest.raises(TsugikiError, match=r"h\.1\.attn\.c_attn\.lora_B\.weight is not finite"):
-        save_adapter(model, tmp_path)
+    assert_refused(r"h\.1\.attn\.c_attn\.lora_B\.weight is not finite", save_adapter, model, tmp_path)
     assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_a_load_that_fails_at_its_end_leaves_the_model_as_it_was(
-    error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_load_that_fails_at_its_end_leaves_the_model_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def fail(model: Any) -> None:
-        raise error
+        raise KeyboardInterrupt
 
     save_grafted(tmp_path, tiny_model(), LoraConfig(r=4))
     plain, adapted = tiny_model(), tiny_model()
@@ -326,7 +289,7 @@ def test_a_load_that_fails_at_its_end_leaves_the_model_as_it_was(
     before = logits(shake(adapted))
     monkeypatch.setattr("tsugiki.adapters.pretrained.logit_shift", fail)
     for model in (plain, adapted):
-        with pytest.raises(error):
+        with pytest.raises(KeyboardInterrupt):
             load_adapter(model, tmp_path, "theirs")
     assert not is_grafted(plain)
     assert all(p.requires_grad for p in plain.parameters())
@@ -360,60 +323,39 @@ def test_pefts_copies_of_an_unchanged_vocabulary_are_merged_into_files(tmp_path:
     assert relative_error(logits(merged), logits(theirs)) < 1e-5
 
 
-def test_an_adapter_that_changes_nothing_is_reported(tmp_path: Path):
-    model = graft(tiny_model(), LoraConfig())
-    save_adapter(model, tmp_path)
-    with pytest.warns(UserWarning, match="no effect"):
-        load_adapter(tiny_model(), tmp_path)
-
-
-def test_an_adapter_that_gives_no_finite_logits_is_reported(tmp_path: Path):
+@pytest.mark.parametrize(("value", "said"), [(0.0, "no effect"), (1e30, "infinite or NaN")])
+def test_an_adapter_that_changes_nothing_or_all_is_reported(value: float, said: str, tmp_path: Path):
     model = graft(tiny_model(), LoraConfig(lora_alpha=1e6))
     with torch.no_grad():
         for parameter in trainable_parameters(model).values():
-            parameter.fill_(1e30)
+            parameter.fill_(value)
     save_adapter(model, tmp_path)
-    with pytest.warns(UserWarning, match="infinite or NaN"):
+    with pytest.warns(UserWarning, match=said):
         load_adapter(tiny_model(), tmp_path)
 
 
-def test_another_base_of_the_same_shape_is_refused(tmp_path: Path):
-    for seed in (0, 1):
-        tiny_model(seed=seed).save_pretrained(tmp_path / f"base{seed}")
-    base, other = (AutoModelForCausalLM.from_pretrained(tmp_path / f"base{seed}") for seed in (0, 1))
-    graft(base, LoraConfig())
-    save_adapter(shake(base), tmp_path / "adapter")
-    load_adapter(AutoModelForCausalLM.from_pretrained(tmp_path / "base0"), tmp_path / "adapter")
-    with pytest.raises(TsugikiError, match="another base"):
-        load_adapter(other, tmp_path / "adapter")
-    assert not is_grafted(other)
-    load_adapter(other, tmp_path / "adapter", allow_base_mismatch=True)
-
-
-def test_the_revision_of_the_base_is_kept_and_compared(tmp_path: Path):
-    model = tiny_model()
-    model.name_or_path = "some/one@refs/pr/7"
-    save_grafted(tmp_path / "a", model, LoraConfig(r=2))
-    fields = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
+@pytest.mark.parametrize(
+    ("name", "fits"),
+    [("some/one", False), ("some/one@v2", False), ("some/one@refs/pr/7", True), ("a/folder", True)],
+)
+def test_the_revision_of_the_base_is_kept_and_compared(name: str, fits: bool, tmp_path: Path):
+    model, other = tiny_model(), tiny_model()
+    model.name_or_path, other.name_or_path = "some/one@refs/pr/7", name
+    save_grafted(tmp_path, model, LoraConfig(r=2))
+    fields = json.loads((tmp_path / "adapter_config.json").read_text())
     assert (fields["base_model_name_or_path"], fields["revision"]) == ("some/one", "refs/pr/7")
-    assert read_base(tmp_path / "a").name == "some/one@refs/pr/7"
-    (tmp_path / "a" / "tsugiki.json").unlink()  # as PEFT writes it
-    for name, fits in (("some/one", False), ("some/one@v2", False), ("some/one@refs/pr/7", True), ("a/folder", True)):
-        other = tiny_model()
-        other.name_or_path = name
-        if fits:
-            load_adapter(other, tmp_path / "a")
-        else:
-            with pytest.raises(TsugikiError, match="revision refs/pr/7; pass some/one@refs/pr/7 as the model"):
-                load_adapter(other, tmp_path / "a")
+    assert read_base(tmp_path).name == "some/one@refs/pr/7"
+    (tmp_path / "tsugiki.json").unlink()  # as PEFT writes it
+    said = "revision refs/pr/7; pass some/one@refs/pr/7 as the model"
+    with nullcontext() if fits else pytest.raises(TsugikiError, match=said):
+        load_adapter(other, tmp_path)
 
 
 def test_what_could_not_be_saved_is_refused_before_training():
     """The whole name of one layer is the end of another module's name, so that no list of names selects it alone."""
     model = nn.Sequential(OrderedDict(fc=nn.Linear(4, 4), sub=nn.Sequential(OrderedDict(fc=nn.LayerNorm(4)))))
     graft(model, LoraConfig(r=2, target_modules="all-linear"))
-    with pytest.raises(TsugikiError, match=r"sub\.fc"):
-        check_can_save(model)
+    assert_refused(r"sub\.fc", check_can_save, model)
     other = graft(tiny_model(), LoraConfig(r=2))
     check_can_save(other)
 
@@ -430,8 +372,7 @@ def test_the_weights_of_a_large_adapter_are_in_several_files(tmp_path: Path):
     assert relative_error(logits(model), logits(theirs)) < 1e-5
     assert read_adapter_info(tmp_path).parameters == sum(tensor.numel() for tensor in tensors.values())
     (tmp_path / "adapter_model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(TsugikiError, match="part 2 is missing"):
-        load_adapter(tiny_model("llama"), tmp_path)
+    assert_refused("part 2 is missing", load_adapter, tiny_model("llama"), tmp_path)
 
 
 @pytest.mark.parametrize(("trained_on", "loaded_into"), [(3, 2), (2, 3)])
@@ -441,20 +382,12 @@ def test_an_adapter_for_another_number_of_blocks_is_refused(trained_on: int, loa
     )
     theirs.save_pretrained(tmp_path)
     said = f"last block is model.layers.{trained_on - 1}, and that of this model model.layers.{loaded_into - 1};"
-    with pytest.raises(TsugikiError, match=said):
-        load_adapter(tiny_model("llama", num_hidden_layers=loaded_into), tmp_path)
+    assert_refused(said, load_adapter, tiny_model("llama", num_hidden_layers=loaded_into), tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("config", "where"),
-    [
-        (LoraConfig(), "memory"),
-        (LoraConfig(bias="all", modules_to_save=["lm_head"]), "disk"),
-        (METHODS["ia3"].configure({}), "memory"),
-    ],
-)
-def test_an_offloaded_model_computes_and_saves_the_same(config: Any, where: str, tmp_path: Path):
-    model = grafted(tiny_model(), config)
+@pytest.mark.parametrize("where", ["memory", "disk"])
+def test_an_offloaded_model_computes_and_saves_the_same(where: str, tmp_path: Path):
+    model = grafted(tiny_model(), LoraConfig(bias="all", modules_to_save=["lm_head"]))
     before = logits(model)
     save_adapter(model, tmp_path / "before")
     if where == "disk":
@@ -465,3 +398,20 @@ def test_an_offloaded_model_computes_and_saves_the_same(config: Any, where: str,
         save_adapter(model, tmp_path / folder)
         assert contents(tmp_path / folder) == contents(tmp_path / "before")
         assert torch.equal(logits(model), before)
+
+
+def test_a_layer_that_has_a_wrappers_name_is_no_wrapper(tmp_path: Path):
+    def model() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.ModuleDict({"module": nn.ModuleDict({"default": nn.Linear(8, 8)})})
+
+    save_adapter(shake(graft(model(), LoraConfig(r=2, target_modules=["default"]))), tmp_path)
+    assert active_adapter(load_adapter(model(), tmp_path)).pairs.keys() == {"module.default"}
+
+
+def test_what_does_not_change_the_result_can_be_edited(tmp_path: Path):
+    adapted = logits(save_grafted(tmp_path, tiny_model(), LoraConfig(r=4)))
+    path = tmp_path / "adapter_config.json"
+    fields = json.loads(path.read_text()) | {"base_model_name_or_path": "elsewhere/base", "peft_version": "0.1"}
+    path.write_text(json.dumps(dict(reversed(fields.items()))))
+    assert torch.equal(logits(load_adapter(tiny_model(), tmp_path)), adapted)

@@ -11,20 +11,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.errors import assert_refused
 from tests.tiny import logits, save_tiny, tiny_model
-from tsugiki import TsugikiError
 from tsugiki.base import code_digest, load_meta_model, load_model, load_tokenizer
 from tsugiki.base.resolve import load_config
 
 
-@pytest.fixture
-def base(tmp_path: Path) -> Path:
-    return Path(save_tiny(tmp_path / "base"))
-
-
 def change(folder: Path, file: str = "config.json", **fields: Any) -> str:
     path = folder / file
-    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    path.write_text(json.dumps((json.loads(path.read_text()) if path.exists() else {}) | fields))
     return str(folder)
 
 
@@ -42,24 +37,17 @@ MODEL_CLASSES = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"
 
 
 @pytest.mark.parametrize("kind", ["own", "gpt2"])
-def test_a_model_that_brings_code_is_refused_before_anything_is_asked(
+def test_a_model_or_tokenizer_that_brings_code_is_refused_before_anything_is_asked(
     kind: str, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     (base / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
-    change(base, model_type=kind, auto_map=MODEL_CLASSES)
     monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 10))
-    for load in (load_model, load_tokenizer, load_config, load_meta_model):
-        with pytest.raises(TsugikiError, match=r"code of its own \(own.Config\).*--trust-remote-code"):
-            load(str(base))
-    assert not (tmp_path / "ran").exists()
-
-
-def test_a_tokenizer_that_brings_code_is_refused(base: Path, tmp_path: Path):
-    (base / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     for classes in ({"AutoTokenizer": ["own.Tokenizer", None]}, ["own.Tokenizer", None]):
         change(base, "tokenizer_config.json", auto_map=classes)
-        with pytest.raises(TsugikiError, match=r"own.Tokenizer.*--trust-remote-code"):
-            load_tokenizer(str(base))
+        assert_refused(r"own.Tokenizer.*--trust-remote-code", load_tokenizer, str(base))
+    change(base, model_type=kind, auto_map=MODEL_CLASSES)
+    for load in (load_model, load_tokenizer, load_config, load_meta_model):
+        assert_refused(r"code of its own \(own.Config\).*--trust-remote-code", load, str(base))
     assert not (tmp_path / "ran").exists()
 
 
@@ -83,19 +71,6 @@ def test_trusted_code_runs_and_its_digest_is_shown(base: Path, tmp_path: Path, m
     assert code_digest(base) != digest
 
 
-def test_code_of_another_repository_is_never_run(base: Path):
-    change(base, auto_map={"AutoModelForCausalLM": "some/one--own.Model"})
-    with pytest.raises(TsugikiError, match="some/one--own.Model"):
-        load_model(str(base), trust_remote_code=True)
-
-
-def test_attention_code_from_the_hub_is_never_run(base: Path):
-    for name in ("attn_implementation", "_attn_implementation"):
-        change(base, **{"attn_implementation": None, "_attn_implementation": None, name: "some/kernel"})
-        with pytest.raises(TsugikiError, match="hub.*never"):
-            load_model(str(base))
-
-
 @pytest.mark.parametrize("file", ["weights.bin", "../outside.safetensors", "/dev/zero", "a\0.safetensors"])
 def test_an_index_names_safetensors_files_of_its_folder_only(file: str, base: Path, monkeypatch: pytest.MonkeyPatch):
     tensors = load_file(base / "model.safetensors")
@@ -103,14 +78,7 @@ def test_an_index_names_safetensors_files_of_its_folder_only(file: str, base: Pa
     torch.save(tensors, base / "weights.bin")
     (base / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict.fromkeys(tensors, file)}))
     monkeypatch.setattr(torch, "load", None)
-    with pytest.raises(TsugikiError, match=r"model.safetensors.index.json names .* not a safetensors file"):
-        load_model(str(base))
-
-
-def test_a_config_cannot_name_the_weights(base: Path):
-    change(base, transformers_weights="../outside.safetensors")
-    with pytest.raises(TsugikiError, match="transformers_weights"):
-        load_model(str(base))
+    assert_refused(r"model.safetensors.index.json names .* not a safetensors file", load_model, str(base))
 
 
 @pytest.mark.parametrize("file", ["tokenizer.json", "model.safetensors"])
@@ -118,8 +86,7 @@ def test_links_stay_in_the_folder(file: str, base: Path, tmp_path: Path):
     outside = (base / file).rename(tmp_path / f"outside-{file}")
     (base / file).symlink_to(outside)
     for load in (load_model, load_tokenizer):
-        with pytest.raises(TsugikiError, match=rf"{file} is a link out of its folder, to .*outside-{file}"):
-            load(str(base))
+        assert_refused(rf"{file} is a link out of its folder, to .*outside-{file}", load, str(base))
     (base / file).unlink()
     (base / file).symlink_to(outside.rename(base / f"inside-{file}").name)
     load_model(str(base))
@@ -127,32 +94,14 @@ def test_links_stay_in_the_folder(file: str, base: Path, tmp_path: Path):
     load_model(str(tmp_path / "link"))
 
 
-def test_the_hubs_cache_may_link_to_its_blobs(base: Path, tmp_path: Path):
-    snapshot, blobs = tmp_path / "models--a--b" / "snapshots" / "0123", tmp_path / "models--a--b" / "blobs"
-    snapshot.mkdir(parents=True)
-    blobs.mkdir()
-    for path in base.iterdir():
-        path.rename(blobs / path.name)
-        (snapshot / path.name).symlink_to(Path("../../blobs") / path.name)
-    load_model(str(snapshot))
-
-
 def test_what_is_not_a_regular_file_is_not_opened(base: Path):
     (base / "tokenizer.json").unlink()
     os.mkfifo(base / "tokenizer.json")
     for load in (load_model, load_tokenizer):
-        with pytest.raises(TsugikiError, match=r"tokenizer.json is not a regular file"):
-            load(str(base))
+        assert_refused(r"tokenizer.json is not a regular file", load, str(base))
     (base / "tokenizer.json").unlink()
     (base / "tokenizer.json").symlink_to("nowhere")
-    with pytest.raises(TsugikiError, match=r"tokenizer.json is a link to nothing"):
-        load_tokenizer(str(base))
-
-
-def test_an_adapter_beside_a_model_is_not_loaded_into_it(base: Path):
-    (base / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "a/b"}))
-    with pytest.raises(TsugikiError, match=r"adapter_config.json"):
-        load_model(str(base))
+    assert_refused(r"tokenizer.json is a link to nothing", load_tokenizer, str(base))
 
 
 @pytest.mark.parametrize(
@@ -166,7 +115,6 @@ def test_an_adapter_beside_a_model_is_not_loaded_into_it(base: Path):
         ("qwen3", {"model_type": "llama"}, r"its files hold model.layers.0.self_attn.k_norm.weight"),
         ("gptj", {"n_positions": 10**9}, r"by config.json it has .* values that are not in its files"),
         ("gpt2", {"n_embd": "x"}, r"cannot be loaded"),
-        ("gpt2", {"activation_function": "x"}, r"cannot be loaded"),
         ("gpt2", {"num_labels": 10**9}, r"num_labels is 1000000000"),
     ],
 )
@@ -177,9 +125,7 @@ def test_configs_that_do_not_fit_the_weights(
     change(base, **fields)
     if "10000000" in message:  # nothing is allocated
         monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", None)
-    with pytest.raises(TsugikiError, match=message) as raised:
-        load_model(str(base))
-    assert "\n" not in str(raised.value)
+    assert_refused(message, load_model, str(base))
 
 
 def test_buffers_of_old_releases_and_heads_of_other_tasks_may_be_in_the_files(base: Path):
@@ -193,10 +139,23 @@ def test_buffers_of_old_releases_and_heads_of_other_tasks_may_be_in_the_files(ba
     assert torch.equal(logits(load_model(str(base))), expected)
 
 
-def test_no_config_switches_gradient_checkpointing_on(tmp_path: Path):
-    for kind in ("llama", "gpt2"):
-        base = Path(save_tiny(tmp_path / kind, kind))
-        assert not load_model(change(base, gradient_checkpointing=True)).is_gradient_checkpointing
+@pytest.mark.parametrize(
+    ("file", "fields", "message"),
+    [
+        ("config.json", {"auto_map": {"AutoModelForCausalLM": "some/one--own.Model"}}, "some/one--own.Model"),
+        ("config.json", {"attn_implementation": "some/kernel"}, "hub.*never"),
+        ("config.json", {"_attn_implementation": "some/kernel"}, "hub.*never"),
+        ("config.json", {"transformers_weights": "../outside.safetensors"}, "transformers_weights"),
+        ("adapter_config.json", {"peft_type": "LORA", "base_model_name_or_path": "a/b"}, "adapter_config.json"),
+    ],
+)
+def test_settings_that_are_refused_whoever_is_trusted(file: str, fields: dict[str, Any], message: str, base: Path):
+    change(base, file, **fields)
+    assert_refused(message, load_model, str(base), trust_remote_code=True)
+
+
+def test_no_config_switches_gradient_checkpointing_on(base: Path):
+    assert not load_model(change(base, gradient_checkpointing=True)).is_gradient_checkpointing
 
 
 def test_a_panic_of_the_tokenizers_library_is_an_ordinary_error(base: Path, monkeypatch: pytest.MonkeyPatch):
@@ -207,5 +166,4 @@ def test_a_panic_of_the_tokenizers_library_is_an_ordinary_error(base: Path, monk
         raise PanicException("index out of bounds")
 
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", panic)
-    with pytest.raises(TsugikiError, match="base cannot be loaded: index out of bounds"):
-        load_tokenizer(str(base))
+    assert_refused("base cannot be loaded: index out of bounds", load_tokenizer, str(base))

@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.errors import assert_refused
 from tests.tiny import DIFFERENT, save_tiny, tiny_model
-from tsugiki import TsugikiError
-from tsugiki.base import LazyTensors, copy_other_files, load_meta_model, map_keys, read_shards, write_index
+from tsugiki.base import LazyTensors, load_meta_model, map_keys, read_shards, write_index
 
 
 @pytest.fixture
@@ -45,13 +45,8 @@ def test_an_index_that_does_not_fit_the_files(weight_map: Any, fact: str, sharde
     if weight_map:
         weight_map = {key: first if file == "FIRST" else file for key, file in weight_map.items()}
     (sharded / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    with pytest.raises(TsugikiError, match=fact):
-        read_shards(sharded)
-
-
-def test_a_folder_without_weights(tmp_path: Path):
-    with pytest.raises(TsugikiError, match=r"model.safetensors.*model.safetensors.index.json"):
-        read_shards(tmp_path)
+    for folder, said in ((sharded, fact), (sharded.parent, r"model.safetensors.*model.safetensors.index.json")):
+        assert_refused(said, read_shards, folder)
 
 
 @pytest.mark.parametrize("kind", DIFFERENT)
@@ -65,29 +60,6 @@ def test_every_parameter_has_a_key_or_is_converted(kind: str, tmp_path: Path):
     assert parameters <= set(mapping.key_of) | mapping.converted
     shapes = model.state_dict()
     assert all(tensors[key].shape == shapes[name].shape for name, key in mapping.key_of.items())
-
-
-def test_keys_without_the_models_prefix(tmp_path: Path):
-    model = tiny_model()
-    keys = [name.removeprefix("transformer.") for name in model.state_dict()]
-    assert map_keys(model, keys).key_of["transformer.h.0.ln_1.weight"] == "h.0.ln_1.weight"
-
-
-def test_files_other_than_weights_are_copied_and_the_config_changed(tmp_path: Path):
-    folder = Path(save_tiny(tmp_path / "base"))
-    for name in ("README.md", "run.json", "tsugiki.json", "adapter_config.json", "x.index.json", ".hidden.json"):
-        (folder / name).write_text("{}")
-    for name in ("pytorch_model.bin", "modeling.py", "LICENSE", "chat_template.jinja"):
-        (folder / name).write_text("")
-    out = tmp_path / "out"
-    out.mkdir()
-    copy_other_files(folder, out, {"tie_word_embeddings": False})
-    copied = {path.name for path in out.iterdir()}
-    assert {"config.json", "tokenizer.json", "LICENSE", "chat_template.jinja"} <= copied
-    assert not copied & {"README.md", "run.json", "tsugiki.json", "adapter_config.json", "model.safetensors"}
-    assert not copied & {"x.index.json", ".hidden.json", "pytorch_model.bin", "modeling.py"}
-    before, after = (json.loads((path / "config.json").read_text()) for path in (folder, out))
-    assert after == {**before, "tie_word_embeddings": False}
 
 
 def test_the_index_counts_added_tensors(sharded: Path, tmp_path: Path):

@@ -13,6 +13,4 @@ def output_without(packages: set[str], *arguments: str) -> str:
         f"imported = {packages!r} & sys.modules.keys()\n"
         "assert not imported, imported"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return subprocess.check_output([sys.executable, "-c", code], text=True)

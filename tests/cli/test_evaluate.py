@@ -8,11 +8,9 @@ from tests.tiny import TEXT, save_tiny
 
 def test_eval_puts_models_and_adapters_in_one_table(trained: str, run, tmp_path: Path):
     other = save_tiny(tmp_path / "other", seed=1)
-    for i in range(3):
-        Path(f"t{i}.txt").write_text(TEXT[i * 100 : i * 100 + 90])
     Path("texts").mkdir()
     for i in range(3):
-        Path(f"t{i}.txt").rename(f"texts/t{i}.txt")
+        Path(f"texts/t{i}.txt").write_text(TEXT[i * 100 : i * 100 + 90])
     status, out, _ = run("eval", "--data", "texts", "--model", trained, "--model", other, "--adapter", "run", "--json")
     assert status == 0
     rows = [json.loads(line) for line in out.splitlines()]
@@ -21,26 +19,17 @@ def test_eval_puts_models_and_adapters_in_one_table(trained: str, run, tmp_path:
     assert len(rows[0]["documents"]) == 3
     assert rows[0]["bits_per_char_interval"][0] < rows[0]["bits_per_char"] < rows[0]["bits_per_char_interval"][1]
 
-    status, out, _ = run("eval", "--data", "texts", "--adapter", "run", "--json")
-    assert status == 0, "an adapter names its base"
+    out = run("eval", "--data", "texts", "--adapter", "run", "--json")[1]  # an adapter names its base
     assert [json.loads(line) for line in out.splitlines()] == [rows[0], rows[2]], "which is measured beside it"
-    status, out, _ = run("eval", "--data", "texts", "--model", trained, "--adapter", "run")
+    out = run("eval", "--data", "texts", "--model", trained, "--adapter", "run")[1]
     assert out.count("[") >= 5, "intervals stand beside the figures"
-    status, out, err = run("eval", "--data", "texts")
-    assert (status, out) == (2, "")
-    assert "nothing to evaluate" in err
-    status, out, err = run("eval", "--data", "texts", "--model", other, "--adapter", "run")
-    assert (status, out) == (2, "")
-    assert "--allow-base-mismatch" in err
 
 
 def test_eval_of_fewer_characters(base: str, run):
     Path("long.txt").write_text(TEXT * 5)
-    status, out, _ = run("eval", "--data", "long.txt", "--model", base, "--characters", "1000", "--json")
-    assert status == 0
+    out = run("eval", "--data", "long.txt", "--model", base, "--characters", "1000", "--json")[1]
     assert 512 <= json.loads(out.splitlines()[-1])["characters"] <= 1500
-    status, out, _ = run("eval", "--data", "long.txt", "--model", base, "--characters", "600")
-    assert status == 0
+    out = run("eval", "--data", "long.txt", "--model", base, "--characters", "600")[1]
     assert "--characters 600 was rounded up to 1,024" in out
 
 
@@ -48,29 +37,13 @@ def test_eval_of_questions(trained: str, run):
     rows = [{"prompt": "a", "expected": "x"}, {"prompt": "枝", "choices": ["を", "が"], "expected": ["を", "が"]}]
     Path("q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     flags = ("--questions", "q.jsonl", "--model", trained, "--adapter", "run", "--max-new-tokens", "3")
-    status, out, _ = run("eval", *flags, "--json")
-    assert status == 0
+    out = run("eval", *flags, "--json")[1]
     found = [json.loads(line) for line in out.splitlines()]
     assert [(row["model"], row["adapter"]) for row in found] == [(trained, None), (trained, "run")]
     for row in found:
         assert (row["questions"], row["correct"], row["share"]) == (2, 1, 0.5)
         assert row["share_interval"][0] < 0.5 < row["share_interval"][1]
         assert [answer["correct"] for answer in row["answers"]] == [False, True]
-    status, out, _ = run("eval", *flags)
-    assert status == 0
+    out = run("eval", *flags)[1]
     assert out.count("1 of 2") == 2
     assert "+0.0 [" in out
-
-
-def test_eval_of_bad_questions_is_one_line(base: str, run):
-    Path("q.jsonl").write_text('{"prompt": "a"}\n')
-    for flags, fact in (
-        (("--questions", "q.jsonl"), "q.jsonl:1 has no expected"),
-        (("--questions", "nowhere.jsonl"), "nowhere.jsonl cannot be read"),
-        (("--questions", "q.jsonl", "--data", "text.txt"), "--data"),
-        ((), "--data"),
-    ):
-        status, out, err = run("eval", "--model", base, *flags)
-        assert (status, out) == (2, "")
-        assert fact in err
-        assert err.strip().count("\n") == 0

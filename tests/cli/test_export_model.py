@@ -1,6 +1,5 @@
-"""`tsugiki export` of whole models: what it writes and says, and what it does with bad input."""
+"""`tsugiki export` of whole models, and a full disk for those and for adapters."""
 
-import json
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,12 +7,9 @@ from typing import Any
 
 import pytest
 
-from tests.tiny import save_tiny, tiny_model
-
-
-def _config(base: str, **fields: Any) -> None:
-    path = Path(base) / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+from tests.tiny import save_grafted, save_tiny
+from tsugiki import LoraConfig
+from tsugiki.base import load_model
 
 
 def test_a_model_folder(run: Any, base: str, tmp_path: Path) -> None:
@@ -24,84 +20,27 @@ def test_a_model_folder(run: Any, base: str, tmp_path: Path) -> None:
     assert {"m.gguf", "m.Modelfile"} <= {path.name for path in tmp_path.iterdir()}
 
 
-def _break(what: str, base: str) -> None:
-    """Make a good model folder a bad one."""
-    weights = Path(base) / "model.safetensors"
-    if what == "architecture":
-        tiny_model("opt").save_pretrained(base)
-    elif what == "truncated":
-        weights.write_bytes(weights.read_bytes()[:-50])
-    elif what == "adapter":
-        (Path(base) / "config.json").rename(Path(base) / "adapter_config.json")
-    elif what == "no tokenizer":
-        (Path(base) / "tokenizer.json").unlink()
-    elif what == "vocabulary":
-        _config(base, vocab_size=200)
+def full(*_: object, **__: object) -> None:
+    raise OSError(28, "No space left on device")
 
 
 @pytest.mark.parametrize(
-    ("what", "said"),
+    ("place", "by", "said"),
     [
-        ("architecture", "'opt'"),
-        ("truncated", "model.safetensors"),
-        ("adapter", "adapter"),
-        ("no tokenizer", "cannot be loaded"),
-        ("vocabulary", "wte.weight is [257, 32]"),
+        ("gguf.GGUFWriter.write_tensor_data", full, "m.gguf: No space left on device"),
+        ("gguf.GGUFWriter.write_tensors_to_file", full, "m.gguf: No space left on device"),
+        ("shutil.disk_usage", lambda _: SimpleNamespace(free=50_000), "50.0 kB"),  # before anything is written
     ],
 )
-def test_a_bad_model_gives_one_line_and_no_file(what: str, said: str, run: Any, base: str, tmp_path: Path) -> None:
-    _break(what, base)
-    before = sorted(os.listdir(tmp_path))
-    status, out, err = run("export", "--model", base, "--gguf", "m.gguf")
-    assert status == 2
-    assert out == ""
-    assert said in err
-    assert err.count("\n") == 1
-    assert sorted(os.listdir(tmp_path)) == before
-
-
-@pytest.mark.parametrize(
-    ("gguf", "said"),
-    [
-        ("there.gguf", "there.gguf"),
-        ("half.gguf", "half.Modelfile"),
-        ("m.bin", ".gguf"),
-        ("text.txt/m.gguf", "text.txt"),
-    ],
-)
-def test_a_bad_path_gives_one_line_and_leaves_existing_files(gguf: str, said: str, run: Any, base: str) -> None:
-    Path("there.gguf").write_text("mine")
-    Path("half.Modelfile").write_text("mine")
+def test_a_full_disk_gives_one_line_and_no_file(
+    place: str, by: object, said: str, run: Any, base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_grafted("a", load_model(base), LoraConfig(r=2))
+    exported = ("a",) if place.endswith("_to_file") else ("--model", base)
+    monkeypatch.setattr(place, by)
     before = sorted(os.listdir("."))
-    status, _, err = run("export", "--model", base, "--gguf", gguf)
-    assert status == 2
-    assert said in err
-    assert err.count("\n") == 1
-    assert sorted(os.listdir(".")) == before
-    assert Path("there.gguf").read_text() == "mine"
-
-
-def test_a_full_disk_gives_one_line_and_no_file(run: Any, base: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    import gguf
-
-    def full(*arguments: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(gguf.GGUFWriter, "write_tensor_data", full)
-    before = sorted(os.listdir("."))
-    status, _, err = run("export", "--model", base, "--gguf", "m.gguf")
-    assert (status, err.count("\n")) == (2, 1)
-    assert "m.gguf: No space left on device" in err
-    assert sorted(os.listdir(".")) == before
-
-
-def test_disk_space_is_checked_before_writing(run: Any, base: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=50_000))
-    before = sorted(os.listdir("."))
-    status, _, err = run("export", "--model", base, "--gguf", "m.gguf")
-    assert (status, err.count("\n")) == (2, 1)
-    assert "50.0 kB" in err
-    assert "143.0 kB" in err
+    status, _, err = run("export", *exported, "--gguf", "m.gguf")
+    assert (status, err.count("\n"), said in err) == (2, 1, True)
     assert sorted(os.listdir(".")) == before
 
 

@@ -68,11 +68,23 @@ def test_the_parameters_of_a_public_function_are_the_flags_of_its_command(
     command: str, function: Any, without: set[str]
 ):
     flags, descriptions = flags_of(command), argument_descriptions(inspect.getdoc(function) or "")
-    assert {name.replace("_", "-") for name in inspect.signature(function).parameters.keys() - without} <= {
-        flag[2:] for flag in flags
-    }
+    names = inspect.signature(function).parameters.keys() - without
+    assert {f"--{name.replace('_', '-')}" for name in names} <= flags.keys()
     for name in descriptions.keys() - without:
         assert flags[f"--{name.replace('_', '-')}"].lower().startswith(descriptions[name].partition("`")[0].lower())
+
+
+def received(arguments: list[str]) -> Any:
+    """The settings that a command is given."""
+
+    def command(settings: _Given) -> None:
+        found.append(settings)
+
+    found: list[dict[str, object]] = []
+    app = typer.Typer()
+    app.command()(as_command(command))
+    app(arguments, standalone_mode=False)
+    return found[0]
 
 
 @pytest.mark.parametrize(
@@ -87,35 +99,20 @@ def test_the_parameters_of_a_public_function_are_the_flags_of_its_command(
         (["--prompts", "a, b", "--prompts", "c"], {"prompts": ["a, b", "c"]}),
         (["--r", "4", "--lora-alpha", "8"], {"lora": {"r": 4, "lora_alpha": 8.0}}),
         (["--target-modules", "q_proj, v_proj"], {"lora": {"target_modules": ["q_proj", "v_proj"]}}),
-        (["--target-modules", "c_attn"], {"lora": {"target_modules": ["c_attn"]}}),
         (["--target-modules", "all-linear"], {"lora": {"target_modules": "all-linear"}}),
         (["--init-lora-weights", "pissa"], {"lora": {"init_lora_weights": "pissa"}}),
         (["--init-lora-weights", "false"], {"lora": {"init_lora_weights": False}}),
         (["--layers-to-transform", "[0, 1]"], {"lora": {"layers_to_transform": [0, 1]}}),
         (["--rank-pattern", "{c_fc: 2}"], {"lora": {"rank_pattern": {"c_fc": 2}}}),
-        (["--base-dtype", "int8"], {"base_dtype": "int8"}),
     ],
 )
 def test_given_flags_are_settings_as_in_a_yaml_file(arguments: list[str], settings: dict[str, object]):
-    received: list[dict[str, object]] = []
-
-    def command(settings: _Given) -> None:
-        received.append(settings)
-
-    app = typer.Typer()
-    app.command()(as_command(command))
-    app(arguments, standalone_mode=False)
-    assert received == [settings]
+    assert received(arguments) == settings
 
 
 def test_a_flag_that_is_not_yaml_is_named():
-    def command(settings: _Given) -> None:
-        raise AssertionError
-
-    app = typer.Typer()
-    app.command()(as_command(command))
     with pytest.raises(TsugikiError, match="--rank-pattern"):
-        app(["--rank-pattern", "{"], standalone_mode=False)
+        received(["--rank-pattern", "{"])
 
 
 def test_help_does_not_import_torch():
@@ -127,15 +124,9 @@ def test_help_does_not_import_torch():
     [
         {"model": "embedded", "data": "a b.jsonl", "out": "runs/x"},
         {
-            "model": "m",
-            "data": ["a.txt", "b.txt"],
-            "out": "o",
-            "learning_rate": 1e-5,
-            "patience": 0,
-            "base_dropout": True,
-            "prompts": ["春は", "it's"],
+            **{"model": "m", "data": ["a.txt", "b.txt"], "out": "o", "learning_rate": 1e-5, "patience": 0},
+            **{"base_dropout": True, "prompts": ["春は", "it's"], "method": "dora"},
             "columns": {"prompt": "a=b", "completion": "the answer"},
-            "method": "dora",
             "lora": {"r": 4, "target_modules": ["c_attn", "lm_head"], "rank_pattern": {"c_attn": 2}, "bias": "all"},
         },
         {"model": "m", "data": "d", "out": "o", "method": "prompt-tuning", "method_config": {"num_virtual_tokens": 3}},

@@ -16,7 +16,7 @@ import typer
 from tests.cli.imports import output_without
 from tests.docs.test_architecture import flags, problem_of
 from tsugiki.base import RECOMMENDED
-from tsugiki.cli import near_flags, root_command
+from tsugiki.cli import root_command
 from tsugiki.io.file_names import DATA_SUFFIXES
 from tsugiki.language import VARIABLE
 from tsugiki.training import RunConfig, settings_of
@@ -78,62 +78,21 @@ def test_no_flag_is_cut_off_in_a_narrow_or_a_wide_terminal(columns: int, run, mo
         assert examples(name)[0] in out
 
 
-def test_completion_and_errors_know_the_flags_that_help_leaves_out(run):
+def test_completion_knows_the_flags_that_help_leaves_out():
     command = root_command().commands["train"]
     assert "--patience" not in command.get_help(typer.Context(command))
     completed = root_command().commands["train"].shell_complete(typer.Context(command), "--pat")
     assert [item.value for item in completed] == ["--patience"]
-    status, _, err = run("train", "--patiense", "3")
-    assert status == 2
-    assert "--patience" in err
-    assert "tsugiki train --help-all" in err
 
 
 def test_every_setting_of_a_run_is_in_a_group():
     assert [setting.path for setting in settings_of(RunConfig) if not setting.group] == []
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (("trian",), r"'train'.*\(tsugiki --help"),
-        (("adapters", "lst"), r"'list'.*\(tsugiki adapters --help"),
-        (("train", "--lr", "1e-3"), r"mean --learning-rate\? \(tsugiki train --help"),
-        (("train", "--rank", "8"), r"mean --r\?"),
-        (("train", "--prompt", "a"), r"mean --prompts"),
-        (("adapters", "combine", "--wieghts", "1"), r"mean --weights\? \(tsugiki adapters combine --help"),
-        (("merge", "--out", "x", "--model", "m"), r"--adapter.*\(tsugiki merge --help"),
-    ],
-)
-def test_what_is_mistyped_is_suggested_with_the_help_that_lists_it(arguments: tuple[str, ...], said: str, run):
-    status, out, err = run(*arguments)
-    assert (status, out, err.count("\n")) == (2, "", 1)
-    assert re.search(said, err)
-
-
-def test_flags_are_found_by_another_programs_name_initials_words_and_spelling():
-    known = ["--r", "--lora-alpha", "--learning-rate", "--max-steps", "--eval-steps", "-h"]
-    assert near_flags("--rank", known) == near_flags("--lora-rank", known) == ["--r"]
-    assert near_flags("--lr", known) == ["--learning-rate"]
-    assert near_flags("--steps", known) == ["--max-steps", "--eval-steps"]
-    assert near_flags("--lora_alfa", known) == ["--lora-alpha"]
-    assert near_flags("--unlike", known) == []
-
-
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_shells_complete_commands(shell: str):
-    environment = {"bash": {"COMP_WORDS": "tsugiki prev", "COMP_CWORD": "1"}}.get(
-        shell, {"_TYPER_COMPLETE_ARGS": "tsugiki prev", "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
-    )
-    done = subprocess.run(
-        [sys.executable, "-m", "tsugiki"],
-        env={**os.environ, **environment, "_TSUGIKI_COMPLETE": f"complete_{shell}"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert "preview" in done.stdout
-    assert "train" not in done.stdout.replace("without training", "")
+def test_bash_completes_commands():
+    asked = {"COMP_WORDS": "tsugiki prev", "COMP_CWORD": "1", "_TSUGIKI_COMPLETE": "complete_bash"}
+    out = subprocess.check_output([sys.executable, "-m", "tsugiki"], env={**os.environ, **asked}, text=True)
+    assert out.split() == ["preview"]
 
 
 def test_ctrl_c_that_a_library_turns_into_an_error_is_one_line(run, monkeypatch: pytest.MonkeyPatch):
@@ -150,8 +109,7 @@ def test_ctrl_c_that_a_library_turns_into_an_error_is_one_line(run, monkeypatch:
     finally:
         signal.signal(signal.SIGINT, before)
     assert (status, err.count("\n")) == (130, 1)
-    assert "report" not in err
-    assert "kept" not in err, "this command keeps nothing"
+    assert not re.search("report|kept", err), "this command keeps nothing"
 
 
 def test_ctrl_c_at_a_question_is_one_line(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

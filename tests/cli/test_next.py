@@ -58,6 +58,5 @@ def test_what_was_tried_is_kept_and_then_served(trained: str, run, tmp_path: Pat
 
 def test_a_run_without_prompts_leads_to_a_chat(base: str, run):
     assert next_words(run("train", "--model", base, *TRAIN)[1]) == ["chat", "run"]
-    assert next_words(run("train", "--model", base, *TRAIN, "--out", "full", "--method", "full")[1]) == [
-        "chat", "--model", "full"
-    ]  # fmt: skip
+    full = run("train", "--model", base, *TRAIN, "--out", "full", "--method", "full")[1]
+    assert next_words(full) == ["chat", "--model", "full"]

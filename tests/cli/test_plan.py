@@ -16,12 +16,8 @@ from tsugiki.training.tools import memory
 
 def test_a_plan_is_a_table_or_json_and_names_a_command_that_runs(base: str, run):
     arguments = ("--model", base, "--data", "text.txt", "--block-size", "32", "--base-dtype", "fp32", "--r", "4")
-    status, out, _ = run("plan", *arguments)
-    assert status == 0
-    assert "fits, chosen" in out
-    status, out, _ = run("plan", *arguments, "--max-steps", "2", "--json")
-    assert status == 0
-    found = json.loads(out)
+    assert "fits, chosen" in run("plan", *arguments)[1]
+    found = json.loads(run("plan", *arguments, "--max-steps", "2", "--json")[1])
     keys = {"base_dtype", "recompute", "micro_batch_size", "peak_memory", "seconds", "fits"}
     assert all(keys <= option.keys() for option in found["options"])
     assert found["options"][0]["fits"]
@@ -36,13 +32,11 @@ def test_a_plan_counts_the_output_head_that_a_run_adds_by_itself(base: str, run)
     arguments = ("--model", base, "--data", "text.txt", "--block-size", "32", "--max-steps", "1")
     layers = find_targets(load_model(base), LoraConfig())
     both = ",".join([*{path.rpartition(".")[2] for path in layers}, "lm_head"])
-    _, without, _ = run("plan", *arguments, "--json")
-    _, chosen, _ = run("plan", *arguments, "--json", "--target-modules", both)
-    found, given = json.loads(without), json.loads(chosen)
+    found = json.loads(run("plan", *arguments, "--json")[1])
+    given = json.loads(run("plan", *arguments, "--json", "--target-modules", both)[1])
     assert found["head"] > 0
     assert found["trainable"] + found["head"] == given["trainable"]
     assert given["head"] == 0
-    assert f"{given['trainable']:,}" in run("plan", *arguments)[1]
 
 
 def test_a_model_on_the_hub_is_not_downloaded(base: str, run, hub: HubServer):
@@ -77,27 +71,9 @@ def test_fit_takes_an_option(base: str, run):
     assert json.loads(Path("run/run.json").read_text())["config"]["base_dtype"] == "nf4"
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (("--model", "no/such"), "no/such"),
-        (("--device", "cuda"), "cuda"),
-        (("--block-size", "1000000"), "context"),
-        ((), "model"),
-    ],
-)
-def test_bad_input_is_one_line(arguments: tuple[str, ...], said: str, base: str, run):
-    model = () if "--model" in arguments or not arguments else ("--model", base)
-    status, out, err = run("plan", *model, *arguments)
-    assert (status, out) == (2, "")
-    assert said in err.splitlines()[-1]
-
-
 def test_a_plan_for_another_machine(base: str, run):
     arguments = ("--model", base, "--block-size", "32", "--json")
-    status, out, err = run("plan", *arguments, "--memory", "8 GB", "--device", "cuda")
-    assert status == 0, err
-    found = json.loads(out)
+    found = json.loads(run("plan", *arguments, "--memory", "8 GB", "--device", "cuda")[1])
     assert (found["device"], found["available"], found["parts"]["process"]) == ("cuda", 8_000_000_000, 0)
     assert {option["base_dtype"] for option in found["options"]} == {"bf16", "int8", "nf4"}
     assert not any(option["step_seconds"] for option in found["options"])
@@ -105,7 +81,3 @@ def test_a_plan_for_another_machine(base: str, run):
     status, out, _ = run("plan", *arguments[:-1], "--memory", "1KB", "--device", "cuda")
     assert status == 1
     assert "another machine" in out
-    assert run("plan", *arguments, "--memory", "plenty")[0] == 2
-    status, _, err = run("plan", *arguments, "--device", "cuda")
-    assert status == 2
-    assert "cuda" in err

@@ -1,9 +1,7 @@
-"""`tsugiki preview` and `tsugiki eval` from the command line."""
+"""`tsugiki preview` from the command line."""
 
 import json
 from pathlib import Path
-
-import pytest
 
 
 def test_preview_writes_nothing_but_its_page(base: str, run, tmp_path: Path):
@@ -13,24 +11,6 @@ def test_preview_writes_nothing_but_its_page(base: str, run, tmp_path: Path):
     assert "near-duplicates" in out
     assert {path.name for path in set(tmp_path.iterdir()) - before} == {"p.html"}
     assert "<title>Preview" in (tmp_path / "p.html").read_text()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        ((), "--data missing"),
-        (("--data", "text.txt", "--html", "no/p.html"), "no/p.html"),
-        (("--data", "text.txt", "--assistant-turns", "some"), "'all' or 'last'"),
-        (("--data", "text.txt", "--rows", "0"), "--rows"),
-        (("--data", "roles.jsonl"), "roles.jsonl:1"),
-    ],
-)
-def test_bad_input_is_one_line(arguments: tuple[str, ...], said: str, base: str, run):
-    Path("texts.jsonl").write_text('{"text": "一つの庭"}\n{"text": "二つの枝"}\n')
-    Path("roles.jsonl").write_text(json.dumps({"messages": [{"role": "wizard", "content": "x"}]}))
-    status, out, err = run("preview", "--model", base, *arguments)
-    assert (status, out) == (2, "")
-    assert said in err.splitlines()[-1]
 
 
 def test_a_run_with_a_rule_shows_answers_and_their_rewards(base: str, run):

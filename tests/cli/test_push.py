@@ -9,8 +9,6 @@ import pytest
 from huggingface_hub import ModelCard
 
 from tests.hub_server import HubServer
-from tests.tiny import save_grafted, tiny_model
-from tsugiki import LoraConfig
 from tsugiki.io import ADAPTER_FILE
 
 
@@ -65,48 +63,10 @@ def test_a_card_that_a_person_edited(trained: str, hub: HubServer, run):
 
 @pytest.mark.slow
 def test_through_hf_endpoint(trained: str, hub: HubServer, tmp_path: Path):
-    environment = {
-        **os.environ,
-        "HF_ENDPOINT": hub.url,
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HOME": str(tmp_path / "hf"),
-        "PYTHONPATH": os.pathsep.join(sys.path),
-    }
-    code = (
-        "import sys\nfrom tsugiki.cli import root_command\n"
-        "for arguments in (['push', 'run', 'me/it'], ['pull', 'me/it']):\n"
-        "    root_command()(arguments, standalone_mode=False)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True, check=True
-    )
+    hf = {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "hf")}
+    for arguments in (["push", "run", "me/it"], ["pull", "me/it"]):
+        command = [sys.executable, "-m", "tsugiki", *arguments]
+        done = subprocess.run(command, env={**os.environ, **hf}, capture_output=True, text=True, check=True)
+        assert [line.startswith("next: ") for line in done.stdout.splitlines()] == [False, True]
+        assert "it/s" not in done.stderr  # no bars where there is no terminal
     assert (tmp_path / "library" / "it" / ADAPTER_FILE).read_bytes() == Path("run", ADAPTER_FILE).read_bytes()
-    assert [line.partition(" ")[0] == "next:" for line in done.stdout.splitlines()] == [False, True, False, True]
-    assert "it/s" not in done.stderr  # no bars where there is no terminal
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (("push", "nowhere", "me/it"), "nowhere"),
-        (("push", "run", "it"), "'it'"),
-        (("push", "run", "me/it", "--base", "them/typo"), "them/typo"),
-        (("push", "run", "me/it", "--message", " "), "--message"),
-        (("push", "run", "me/open", "--private"), "--private"),
-        (("pull", "me/nothing"), "me/nothing"),
-        (("pull", "me/open", "--name", "taken"), "taken"),
-    ],
-)
-def test_bad_input_is_one_line(arguments: tuple[str, ...], said: str, hub: HubServer, run, tmp_path: Path):
-    model = tiny_model()
-    model.name_or_path = "embedded"
-    save_grafted(tmp_path / "run", model, LoraConfig(r=4))
-    (tmp_path / "library" / "taken").mkdir(parents=True)
-    (tmp_path / "library" / "taken" / "mine").write_text("x")
-    hub.add("me/open", {"notes.md": b""})
-    status, out, err = run(*arguments)
-    errors = [line for line in err.splitlines() if line.startswith("tsugiki: ")]
-    assert (status, out, len(errors)) == (2, "", 1)
-    assert said in errors[0]
-    assert not any(ADAPTER_FILE in repository.files for repository in hub.repositories.values())
-    assert [path.name for path in (tmp_path / "library").iterdir()] == ["taken"]

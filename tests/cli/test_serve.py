@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +33,21 @@ def test_what_is_refused(base: str, run, tmp_path: Path):
         assert said in err
 
 
-def test_the_key_leaves_the_environment(base: str, run, monkeypatch: pytest.MonkeyPatch):
+def served(monkeypatch: pytest.MonkeyPatch, look: Callable[[Any, Any], Any]) -> list[Any]:
+    """A list that gets what is seen of the engine and the access of each server, which ends before it begins."""
     from tsugiki.serve import server
 
-    def new_app(engine: object, adapters: object, access: server.Access, *_others: object) -> None:
-        seen.append((access.api_key, "TSUGIKI_API_KEY" in os.environ))
+    def new_app(engine: Any, adapters: object, access: Any, *_others: object) -> None:
+        seen.append(look(engine, access))
         raise KeyboardInterrupt
 
-    seen: list[tuple[str | None, bool]] = []
+    seen: list[Any] = []
     monkeypatch.setattr(server, "new_app", new_app)
+    return seen
+
+
+def test_the_key_leaves_the_environment(base: str, run, monkeypatch: pytest.MonkeyPatch):
+    seen = served(monkeypatch, lambda _engine, access: (access.api_key, "TSUGIKI_API_KEY" in os.environ))
     for flags, key in (((), "of the environment"), (("--api-key", "given"), "given")):
         monkeypatch.setenv("TSUGIKI_API_KEY", "of the environment")
         assert run("serve", "--model", base, "--port", "0", *flags)[0] == 0
@@ -49,15 +56,8 @@ def test_the_key_leaves_the_environment(base: str, run, monkeypatch: pytest.Monk
 
 def test_the_dtype_is_that_of_training(base: str, run, monkeypatch: pytest.MonkeyPatch):
     from tsugiki.dtypes import preferred_compute_dtype
-    from tsugiki.serve import server
 
-    seen: list[str] = []
-
-    def new_app(engine: Any, *_others: object) -> None:
-        seen.append(str(engine.model.dtype))
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(server, "new_app", new_app)
+    seen = served(monkeypatch, lambda engine, _access: str(engine.model.dtype))
     expected = {"bf16": "torch.bfloat16", "fp16": "torch.float16", "fp32": "torch.float32"}
     for flags, dtype in (((), preferred_compute_dtype()), (("--dtype", "fp32"), "fp32")):
         assert run("serve", "--model", base, "--port", "0", *flags)[0] == 0
@@ -70,9 +70,8 @@ def test_a_signal_ends_a_server(ending: signal.Signals, tmp_path: Path):
     base = save_tiny(tmp_path / "base", n_positions=4096)
     options = ("--port", "0", "--lang", "en", "--stop-timeout", "0")
     command = [sys.executable, "-m", "tsugiki", "serve", "--model", base, *options]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
-    ) as process:
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes, env={**os.environ, "PYTHONUNBUFFERED": "1"}) as process:
         try:
             assert process.stdout
             line = process.stdout.readline()

@@ -76,13 +76,9 @@ def test_a_table_that_is_too_wide_is_a_list(monkeypatch: pytest.MonkeyPatch, cap
 
 
 def test_characters_that_an_encoding_lacks_do_not_end_a_command():
-    done = subprocess.run(
-        [sys.executable, "-c", "from tsugiki.cli import main\nmain._run = lambda _: print('⟦枝⟧')\nmain.main()"],
-        env={**os.environ, "PYTHONIOENCODING": "cp932"},
-        capture_output=True,
-        check=False,
-    )
-    assert (done.returncode, done.stdout.decode("cp932").strip()) == (0, "?枝?")
+    code = "from tsugiki.cli import main\nmain._run = lambda _: print('⟦枝⟧')\nmain.main()"
+    environment = {**os.environ, "PYTHONIOENCODING": "cp932"}
+    assert subprocess.check_output([sys.executable, "-c", code], env=environment).decode("cp932").strip() == "?枝?"
 
 
 @pytest.mark.parametrize(

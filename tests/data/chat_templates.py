@@ -11,15 +11,6 @@ _DEFAULT_SYSTEM = (
 _CHATML_PROMPT = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 
 
-def _chatml_marked(answer: str) -> str:
-    return (
-        "{% for m in messages %}{% if m['role'] == 'assistant' %}<|im_start|>assistant\n"
-        + answer
-        + "{% else %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endif %}{% endfor %}"
-        + _CHATML_PROMPT
-    )
-
-
 def _thinking(answer: str, shown: str) -> str:
     """As in Qwen3: reasoning is removed before the last question, and the last answer always has reasoning."""
     return (
@@ -40,20 +31,35 @@ _SHOWN = "{% if loop.index0 > ns.last %}<think>\n{{ r }}\n</think>\n\n{% endif %
 
 @dataclass(frozen=True)
 class Shape:
-    """A template, the special tokens of its tokenizer, the token that ends a turn, and what a model writes in one.
+    """A template, the special tokens of its tokenizer, the token that ends a turn, and what a model writes before it.
 
     `{}` in `written` stands for the answer. `turns` says whether earlier turns can be learned beside the last.
     """
 
     template: str
-    special: tuple[str, ...]
-    end: str
-    written: str
+    special: tuple[str, ...] = ()
+    end: str = "<|endoftext|>"
+    written: str = "{}"
     turns: tuple[str, ...] = ("all", "last")
     roles: tuple[str, ...] = ("system", "user", "assistant")
 
+    def turn(self, answer: str) -> str:
+        """What a model writes for an answer, to the end of its turn."""
+        return self.written.replace("{}", answer) + self.end
+
 
 _CHATML = ("<|im_start|>", "<|im_end|>")
+
+
+def _chatml_marked(answer: str) -> Shape:
+    template = (
+        "{% for m in messages %}{% if m['role'] == 'assistant' %}<|im_start|>assistant\n"
+        + answer
+        + "{% else %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endif %}{% endfor %}"
+        + _CHATML_PROMPT
+    )
+    return Shape(template, _CHATML, "<|im_end|>")
+
 
 SHAPES: dict[str, Shape] = {
     "chatml": Shape(
@@ -62,25 +68,10 @@ SHAPES: dict[str, Shape] = {
         + _CHATML_PROMPT,
         _CHATML,
         "<|im_end|>",
-        "{}<|im_end|>",
     ),
-    "chatml, marks with the end": Shape(
-        _chatml_marked("{% generation %}{{ m['content'] }}<|im_end|>{% endgeneration %}\n"),
-        _CHATML,
-        "<|im_end|>",
-        "{}<|im_end|>",
-    ),
-    "chatml, marks with the line after the end": Shape(
-        _chatml_marked("{% generation %}{{ m['content'] }}<|im_end|>\n{% endgeneration %}"),
-        _CHATML,
-        "<|im_end|>",
-        "{}<|im_end|>",
-    ),
-    "chatml, marks without the end": Shape(
-        _chatml_marked("{% generation %}{{ m['content'] }}{% endgeneration %}<|im_end|>\n"),
-        _CHATML,
-        "<|im_end|>",
-        "{}<|im_end|>",
+    "chatml, marks with the end": _chatml_marked("{% generation %}{{ m['content'] }}<|im_end|>{% endgeneration %}\n"),
+    "chatml, marks without the end": _chatml_marked(
+        "{% generation %}{{ m['content'] }}{% endgeneration %}<|im_end|>\n"
     ),
     "llama 3": Shape(
         "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m['role'] }}<|end_header_id|>\n\n"
@@ -88,7 +79,6 @@ SHAPES: dict[str, Shape] = {
         "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}",
         ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
         "<|eot_id|>",
-        "{}<|eot_id|>",
     ),
     "gemma": Shape(
         "{{ bos_token }}{% for m in messages %}"
@@ -99,51 +89,39 @@ SHAPES: dict[str, Shape] = {
         "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}",
         ("<start_of_turn>", "<end_of_turn>"),
         "<end_of_turn>",
-        "{}<end_of_turn>",
         roles=("user", "assistant"),
     ),
     "llama 2": Shape(
         "{% for m in messages %}{% if m['role'] == 'user' %}{{ bos_token }}[INST] {{ m['content'] | trim }} [/INST]"
         "{% elif m['role'] == 'assistant' %} {{ m['content'] | trim }} {{ eos_token }}{% endif %}{% endfor %}",
-        (),
-        "<|endoftext|>",
-        " {} <|endoftext|>",
+        written=" {} ",
         roles=("user", "assistant"),
     ),
     "zephyr": Shape(
         "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}{{ eos_token }}\n{% endfor %}"
-        "{% if add_generation_prompt %}<|assistant|>\n{% endif %}",
-        (),
-        "<|endoftext|>",
-        "{}<|endoftext|>",
+        "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
     ),
     "phi 3, an end of all after the last turn": Shape(
         "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}<|end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|assistant|>\n{% else %}{{ eos_token }}{% endif %}",
         ("<|user|>", "<|assistant|>", "<|system|>", "<|end|>"),
         "<|end|>",
-        "{}<|end|>",
     ),
     "channels before the content": Shape(
         "{% for m in messages %}<|start|>{{ m['role'] }}{% if m['role'] == 'assistant' %}<|channel|>final{% endif %}"
         "<|message|>{{ m['content'] }}<|end|>{% endfor %}{% if add_generation_prompt %}<|start|>assistant{% endif %}",
         ("<|start|>", "<|channel|>", "<|message|>", "<|end|>"),
         "<|end|>",
-        "<|channel|>final<|message|>{}<|end|>",
+        "<|channel|>final<|message|>{}",
     ),
     "plain text": Shape(
         "{% for m in messages %}{% if m['role'] == 'user' %}### Instruction:\n{{ m['content'] }}\n\n"
         "{% elif m['role'] == 'assistant' %}### Response:\n{{ m['content'] }}\n\n"
         "{% else %}{{ m['content'] }}\n\n{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}### Response:\n{% endif %}",
-        (),
-        "<|endoftext|>",
-        "{}<|endoftext|>",
         turns=("last",),
     ),
-    "qwen 3": Shape(
-        _thinking("ANSWER\n", _SHOWN), _CHATML, "<|im_end|>", "<think>\n\n</think>\n\n{}<|im_end|>", turns=("last",)
-    ),
+    "qwen 3": Shape(_thinking("ANSWER\n", _SHOWN), _CHATML, "<|im_end|>", "<think>\n\n</think>\n\n{}", turns=("last",)),
 }
 
 TOOLS = Shape(
@@ -160,7 +138,6 @@ TOOLS = Shape(
     "</tool_call>{% endfor %}<|im_end|>\n{% endif %}{% endfor %}" + _CHATML_PROMPT,
     (*_CHATML, "<tool_call>", "</tool_call>"),
     "<|im_end|>",
-    "{}<|im_end|>",
 )
 """As in Qwen, whose template has the tools in the system message; but the tokens around a call are special."""
 
@@ -177,7 +154,6 @@ LLAMA_TOOLS = Shape(
     "{% endfor %}{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}",
     ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
     "<|eot_id|>",
-    "{}<|eot_id|>",
 )
 """As in Llama 3.1, which has the tools in the first turn of the user, and writes one call at once."""
 
@@ -198,7 +174,7 @@ def _mistral(call: str, calls: str, special: tuple[str, ...]) -> Shape:
         ) + "</s>{% else %} {{ m['content'] | trim }}</s>{% endif %}{% endfor %}",
         ("</s>", "[INST]", "[/INST]", "[TOOL_CALLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]", *special),
         "</s>",
-        " {}</s>",
+        " {}",
     )  # fmt: skip
 
 

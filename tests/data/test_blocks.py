@@ -1,13 +1,14 @@
 """Rows contain every token once as a label, count what is cut off, and are the same on every run."""
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from tests.errors import assert_refused
 from tests.tiny import store_of
-from tsugiki import TsugikiError
 from tsugiki.data import Collator, Segment, StepBatches, best_fit, pack
 from tsugiki.model import IGNORE_INDEX
 
@@ -91,10 +92,8 @@ def test_an_example_is_cut_at_its_end_and_counted():
 
 def test_a_prompt_that_fills_the_row_is_an_error():
     store = store_of(numbered([6, 12, 40, 4]), prompts={0: 2, 1: 8, 2: 39})
-    with pytest.raises(TsugikiError, match=r"data:2, data:3: .* 8 tokens.*--block-size"):
-        pack(store, np.arange(4), 8, pad=0)
-    with pytest.raises(TsugikiError, match=r"^data:3: "):
-        pack(store, np.arange(4), 9, pad=0)
+    assert_refused(r"data:2, data:3: .* 8 tokens.*--block-size", pack, store, np.arange(4), 8, pad=0)
+    assert_refused(r"^data:3: ", pack, store, np.arange(4), 9, pad=0)
 
 
 def bins_of(lengths: list[int], capacity: int) -> list[list[int]]:
@@ -128,21 +127,23 @@ def test_best_fit_is_that_of_a_plain_loop():
 
 def test_the_fingerprint_covers_the_rows():
     records, everything = numbered(LENGTHS), np.arange(len(LENGTHS))
-    packed = {
-        "as it is": pack(store_of(records), everything, 16, pad=0),
-        "longer rows": pack(store_of(records), everything, 17, pad=0),
-        "a begin token": pack(store_of(records), everything, 16, pad=0, begin=1),
-        "other padding": pack(store_of(records), everything, 16, pad=1),
-        "a record less": pack(store_of(records), everything[:-1], 16, pad=0),
-        "another order": pack(store_of(records), everything[::-1], 16, pad=0),
-        "a prompt": pack(store_of(records, prompts={0: 2}), everything, 16, pad=0),
-        "another token": pack(store_of([[900, *records[0][1:]], *records[1:]]), everything, 16, pad=0),
-    }
-    fingerprints = {what: blocks.fingerprint() for what, blocks in packed.items()}
-    for one, other in itertools.combinations(fingerprints, 2):
-        assert fingerprints[one] != fingerprints[other], (one, other)
-    again = pack(store_of(records), everything, 16, pad=0)
-    assert again.fingerprint() == fingerprints["as it is"]
+
+    def fingerprint(records: list[list[int]] = records, chosen: np.ndarray = everything, **given: Any) -> str:
+        store = store_of(records, prompts=given.pop("prompts", None))
+        return pack(store, chosen, **{"block_size": 16, "pad": 0, **given}).fingerprint()
+
+    found = [
+        fingerprint(),
+        fingerprint(block_size=17),
+        fingerprint(begin=1),
+        fingerprint(pad=1),
+        fingerprint(chosen=everything[:-1]),
+        fingerprint(chosen=everything[::-1]),
+        fingerprint(prompts={0: 2}),
+        fingerprint([[900, *records[0][1:]], *records[1:]]),
+    ]
+    assert len(set(found)) == len(found)
+    assert fingerprint() == found[0]
 
 
 def test_every_epoch_has_the_random_order_of_its_seed():

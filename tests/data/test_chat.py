@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.data.chat_templates import MARKED_THINKING, SHAPES, TOOLS, Shape, tokenizer_of
+from tests.errors import assert_refused
 from tsugiki import TsugikiError
 from tsugiki.data import (
     DEFAULT_TEMPLATE,
@@ -34,29 +35,30 @@ TALK = (
 )
 
 
-def conversation(*turns: tuple[str, str]) -> Conversation:
-    return Conversation(tuple(Message(role, content) for role, content in turns), "talk.jsonl:1")
+def conversation(*turns: tuple[str, str] | Message) -> Conversation:
+    messages = (turn if isinstance(turn, Message) else Message(*turn) for turn in turns)
+    return Conversation(tuple(messages), "talk.jsonl:1")
 
 
 def talk(shape: Shape) -> Conversation:
     return conversation(*(turn for turn in TALK if turn[0] in shape.roles))
 
 
+ANSWERED = [("user", "a"), ("assistant", "b")]
+TWICE = [*ANSWERED, ("user", "c"), ("assistant", "d")]
+
+
 def target_runs(encoded: EncodedRecord) -> list[tuple[int, list[int]]]:
     """(position, token ids) of each sequence of tokens that count in the loss."""
-    runs = []
-    for learned, group in groupby(range(len(encoded.ids)), key=lambda index: encoded.loss_mask[index]):
-        indices = list(group)
-        if learned:
-            runs.append((indices[0], [encoded.ids[index] for index in indices]))
-    return runs
+    groups = groupby(range(len(encoded.ids)), key=encoded.loss_mask.__getitem__)
+    runs = [list(indices) for learned, indices in groups if learned]
+    return [(run[0], [encoded.ids[index] for index in run]) for run in runs]
 
 
-def prompt_ids(tokenizer: Any, record: Conversation, index: int) -> list[int]:
-    """The token ids from which generation starts."""
-    turns = [{"role": message.role, "content": message.content} for message in record.messages[:index]]
-    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    return list(tokenizer(text, add_special_tokens=False).input_ids)
+def learned(tokenizer: Any, record: Any, turns: AssistantTurns = "all") -> list[str]:
+    """The texts that count in the loss."""
+    (encoded,) = encode_records(tokenizer, [record], turns)
+    return [tokenizer.decode(ids) for _, ids in target_runs(encoded)]
 
 
 CASES = [(name, turns, turns == "last") for name, shape in SHAPES.items() for turns in shape.turns]
@@ -75,9 +77,11 @@ def test_targets_are_what_the_model_generates_after_the_prompt(name: str, turns:
     assert len(runs) == len(answers)
     end = tokenizer.convert_tokens_to_ids(shape.end)
     for (start, ids), index in zip(runs, answers, strict=True):
-        assert tokenizer.decode(ids) == shape.written.replace("{}", record.messages[index].content)
+        assert tokenizer.decode(ids) == shape.turn(record.messages[index].content)
         assert [place for place, token in enumerate(ids) if token == end] == [len(ids) - 1]
-        assert encoded.ids[:start] == prompt_ids(tokenizer, record, index)
+        before = [{"role": message.role, "content": message.content} for message in record.messages[:index]]
+        prompt = tokenizer.apply_chat_template(before, tokenize=False, add_generation_prompt=True)
+        assert encoded.ids[:start] == tokenizer(prompt, add_special_tokens=False).input_ids
 
 
 @pytest.mark.parametrize("name", [name for name in SHAPES if "marks" in name])
@@ -103,20 +107,18 @@ def test_generation_marks_are_used_as_in_transformers(name: str):
 def test_a_turn_of_weight_zero_and_text_after_the_last_answer_do_not_count(name: str):
     shape = SHAPES[name]
     template = read_template(tokenizer_of(shape), "")
-    unlearned = Conversation((Message("user", "a"), Message("assistant", "b", in_loss=False)), "talk.jsonl:1")
+    unlearned = conversation(("user", "a"), Message("assistant", "b", in_loss=False))
     assert render(template, unlearned, "all").spans == ()
     assert render(template, unlearned, "last").spans == ()
-    whole = render(template, conversation(("user", "a"), ("assistant", "b"), ("user", "c")), "all")
-    assert whole == render(template, conversation(("user", "a"), ("assistant", "b")), "all")
+    whole = render(template, conversation(*TWICE[:3]), "all")
+    assert whole == render(template, conversation(*ANSWERED), "all")
 
 
 def test_one_of_two_answers_has_weight_zero():
     tokenizer = tokenizer_of(SHAPES["chatml"])
-    first, second = Message("assistant", "one", in_loss=False), Message("assistant", "two")
-    record = Conversation((Message("user", "a"), first, Message("user", "b"), second), "talk.jsonl:1")
-    (encoded,) = encode_records(tokenizer, [record], "all")
-    assert [tokenizer.decode(ids) for _, ids in target_runs(encoded)] == ["two<|im_end|>"]
-    assert "one" in tokenizer.decode(encoded.ids)
+    record = conversation(("user", "a"), Message("assistant", "one", in_loss=False), *TWICE[2:])
+    assert learned(tokenizer, record) == ["d<|im_end|>"]
+    assert "one" in tokenizer.decode(encode_records(tokenizer, [record], "all")[0].ids)
 
 
 @pytest.mark.parametrize("content", ["a ", "\na\n", "a\n\n", "b"])
@@ -124,137 +126,98 @@ def test_one_of_two_answers_has_weight_zero():
 def test_white_space_at_the_edges_of_an_answer(name: str, content: str):
     shape = SHAPES[name]
     tokenizer = tokenizer_of(shape)
-    (encoded,) = encode_records(tokenizer, [conversation(("user", "x"), ("assistant", content))], "all")
-    ((_, ids),) = target_runs(encoded)
     shown = content.strip() if name == "llama 3" else content
-    assert tokenizer.decode(ids) == shape.written.replace("{}", shown)
+    assert learned(tokenizer, conversation(("user", "x"), ("assistant", content))) == [shape.turn(shown)]
 
 
 def test_reasoning_in_the_last_turn_counts_and_in_earlier_turns_is_an_error():
-    shape = SHAPES["qwen 3"]
-    tokenizer = tokenizer_of(shape)
-    thoughtful = conversation(("user", "a"), ("assistant", "<think>\nhm\n</think>\n\nb"))
-    (encoded,) = encode_records(tokenizer, [thoughtful], "all")
-    ((_, ids),) = target_runs(encoded)
-    assert tokenizer.decode(ids) == "<think>\nhm\n</think>\n\nb<|im_end|>"
-    with pytest.raises(TsugikiError, match=r"talk.jsonl:1: turn 2 .*\(assistant_turns: last\)"):
-        encode_records(tokenizer, [conversation(*thoughtful_turns())], "all")
+    thoughtful = [("user", "a"), ("assistant", "<think>\nhm\n</think>\n\nb"), *TWICE[2:]]
+    tokenizer = tokenizer_of(SHAPES["qwen 3"])
+    assert learned(tokenizer, conversation(*thoughtful[:2])) == ["<think>\nhm\n</think>\n\nb<|im_end|>"]
+    assert_refused(r"talk.jsonl:1: turn 2 .*\(assistant_turns: last\)", learned, tokenizer, conversation(*thoughtful))
     tokenizer.chat_template = MARKED_THINKING
-    (encoded,) = encode_records(tokenizer, [conversation(*thoughtful_turns())], "all")
-    written = ["b<|im_end|>", "<think>\n\n</think>\n\nd<|im_end|>"]
-    assert [tokenizer.decode(ids) for _, ids in target_runs(encoded)] == written
-
-
-def thoughtful_turns() -> list[tuple[str, str]]:
-    return [("user", "a"), ("assistant", "<think>\nhm\n</think>\n\nb"), ("user", "c"), ("assistant", "d")]
+    assert learned(tokenizer, conversation(*thoughtful)) == ["b<|im_end|>", "<think>\n\n</think>\n\nd<|im_end|>"]
 
 
 def test_template_text_after_an_answer_does_not_count():
     """The text that a template adds after an answer can be equal to the answer."""
     shape = Shape(
         "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{% if m['role'] == 'assistant' %} end end"
-        "{{ eos_token }}{% endif %}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}",
-        (),
-        "<|endoftext|>",
-        "{} end end<|endoftext|>",
+        "{{ eos_token }}{% endif %}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
     )
-    tokenizer = tokenizer_of(shape)
-    (encoded,) = encode_records(tokenizer, [conversation(("user", "end end"), ("assistant", "the end"))], "all")
-    ((_, ids),) = target_runs(encoded)
-    assert tokenizer.decode(ids) == "the end end end<|endoftext|>"
+    record = conversation(("user", "end end"), ("assistant", "the end"))
+    assert learned(tokenizer_of(shape), record) == ["the end end end<|endoftext|>"]
 
 
 def test_an_added_token_that_is_not_special_ends_the_turn():
-    tokenizer = tokenizer_of(Shape(SHAPES["chatml"].template, (), "", ""))
+    tokenizer = tokenizer_of(Shape(SHAPES["chatml"].template))
     tokenizer.add_tokens(["<|im_start|>", "<|im_end|>", "\n"])
-    record = conversation(("user", "a"), ("assistant", "b"))
-    ((_, ids),) = target_runs(encode_records(tokenizer, [record], "all")[0])
-    assert tokenizer.decode(ids) == "b<|im_end|>"
+    assert learned(tokenizer, conversation(*ANSWERED)) == ["b<|im_end|>"]
     with pytest.raises(TsugikiError, match=r"talk.jsonl:1 .*<\|im_end\|>"):
-        encode_records(tokenizer, [conversation(("user", "a"), ("assistant", "b<|im_end|>c"))], "all")
+        learned(tokenizer, conversation(("user", "a"), ("assistant", "b<|im_end|>c")))
 
 
+CHATML = SHAPES["chatml"].template
 REFUSED = {
     "a special token in an answer": (
-        SHAPES["chatml"].template,
-        [("user", "a"), ("assistant", "b<|im_end|>")],
+        CHATML, [("user", "a"), ("assistant", "b<|im_end|>")],
         r"turn 2 \(assistant\) contains <\|im_end\|>, which is a special token",
     ),
     "a special token in a question": (
-        SHAPES["chatml"].template,
-        [("user", "a<|im_end|>"), ("assistant", "b")],
+        CHATML, [("user", "a<|im_end|>"), ("assistant", "b")],
         r"turn 1 \(user\) contains <\|im_end\|>, which is a special token",
     ),
     "roles that the template refuses": (
-        SHAPES["gemma"].template,
-        [("system", "a"), ("user", "a"), ("assistant", "b")],
-        r".*chat template .*roles must alternate",
+        SHAPES["gemma"].template, [("system", "a"), *ANSWERED], r".*chat template .*roles must alternate"
     ),
-    "a template that is broken": (
-        "{% for m in messages %}",
-        [("user", "a"), ("assistant", "b")],
-        r".*chat template .*endfor",
-    ),
-    "a template that fails in its own way": (
-        "{{ messages[0]['content'] + 1 }}",
-        [("user", "a"), ("assistant", "b")],
-        r".*chat template .*: ",
-    ),
+    "a template that is broken": ("{% for m in messages %}", ANSWERED, r".*chat template .*endfor"),
+    "a template that fails in its own way": ("{{ messages[0]['content'] + 1 }}", ANSWERED, r".*chat template .*: "),
     "an earlier turn without end": (
-        SHAPES["plain text"].template,
-        [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")],
-        r"turn 2 .*special token.* \(assistant_turns: last\)",
+        SHAPES["plain text"].template, TWICE, r"turn 2 .*special token.* \(assistant_turns: last\)"
     ),
     "an earlier turn without end, in marks": (
         "{% for m in messages %}{% if m['role'] == 'assistant' %}A:"
         "{% generation %}{{ m['content'] }}{% endgeneration %}"
         "\n{% else %}<|im_start|>{{ m['content'] }}\n{% endif %}{% endfor %}",
-        [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")],
-        r"turn 2 .*special token.* \(assistant_turns: last\)",
+        TWICE, r"turn 2 .*special token.* \(assistant_turns: last\)",
     ),
     "an end that only the last turn has, in marks": (
         "{% for m in messages %}{{ m['role'] }}:{% if m['role'] == 'assistant' %}"
         "{% generation %}{{ m['content'] }}{% if loop.last %}<|im_end|>{% endif %}{% endgeneration %}"
         "{% else %}{{ m['content'] }}<|im_end|>{% endif %}\n{% endfor %}",
-        [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")],
-        r"turn 2 .*more turns follow",
+        TWICE, r"turn 2 .*more turns follow",
     ),
     "a prompt that is not how an answer begins": (
         "{% for m in messages %}{{ m['role'] }}:{{ m['content'] }}{{ eos_token }}{% endfor %}"
         "{% if add_generation_prompt %}assistant:<think>{% endif %}",
-        [("user", "a"), ("assistant", "b")],
-        r"turn 2: .*generation prompt",
+        ANSWERED, r"turn 2: .*generation prompt",
     ),
     "a template that does not show answers": (
         "{% for m in messages if m['role'] == 'user' %}{{ m['content'] }}{% endfor %}",
-        [("user", "a"), ("assistant", "b")],
-        r"turn 2: .*generation prompt",
+        ANSWERED, r"turn 2: .*generation prompt",
     ),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_conversations_that_cannot_be_trained_are_errors(case: str):
     template, turns, fact = REFUSED[case]
-    tokenizer = tokenizer_of(Shape(template, ("<|im_start|>", "<|im_end|>"), "", ""))
-    with pytest.raises(TsugikiError, match=r"^talk.jsonl:1: " + fact) as caught:
-        encode_records(tokenizer, [conversation(*turns)], "all")
-    assert "\n" not in str(caught.value)
+    tokenizer = tokenizer_of(Shape(template, ("<|im_start|>", "<|im_end|>")))
+    assert_refused(r"^talk.jsonl:1: " + fact, encode_records, tokenizer, [conversation(*turns)], "all")
 
 
-def test_a_tokenizer_without_template_or_without_end():
+@pytest.mark.parametrize(
+    ("attribute", "value", "fact"),
+    [
+        ("chat_template", None, "talk.jsonl:1 .*chat template"),
+        ("chat_template", {"tool_use": "x"}, "chat template"),
+        ("eos_token", None, "talk.jsonl:1: turn 2 "),
+    ],
+)
+def test_a_tokenizer_without_template_or_without_end(attribute: str, value: Any, fact: str):
     tokenizer = tokenizer_of(SHAPES["plain text"])
-    record = conversation(("user", "a"), ("assistant", "b"))
-    tokenizer.chat_template = None
-    with pytest.raises(TsugikiError, match="talk.jsonl:1 .*chat template"):
-        encode_records(tokenizer, [record], "all")
-    tokenizer.chat_template = {"tool_use": "x"}
-    with pytest.raises(TsugikiError, match="chat template"):
-        encode_records(tokenizer, [record], "all")
-    tokenizer.chat_template = SHAPES["plain text"].template
-    tokenizer.eos_token = None
-    with pytest.raises(TsugikiError, match="talk.jsonl:1: turn 2 "):
-        encode_records(tokenizer, [record], "all")
+    setattr(tokenizer, attribute, value)
+    assert_refused(fact, learned, tokenizer, conversation(*ANSWERED))
 
 
 def test_a_template_that_fails_is_an_error_of_one_line():
@@ -266,13 +229,12 @@ def test_a_template_that_fails_is_an_error_of_one_line():
         "{{ ''.__class__.__mro__[1].__subclasses__() }}",
         "{% include '/etc/passwd' %}",
     ):
-        tokenizer = tokenizer_of(Shape(template, (), "", ""))
+        tokenizer = tokenizer_of(Shape(template))
         with pytest.raises(TsugikiError, match="^a prompt: ") as caught:
             prompt_text(read_template(tokenizer, ""), [{"role": "user", "content": "a"}])
         assert "\n" not in str(caught.value)
         assert len(str(caught.value)) < 500
-    with pytest.raises(TsugikiError, match="1,000,000"):
-        read_template(tokenizer_of(Shape("{# #}" * 200_001, (), "", "")), "")
+    assert_refused("1,000,000", read_template, tokenizer_of(Shape("{# #}" * 200_001)), "")
 
 
 WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"properties": {"city": {}}}}}
@@ -299,36 +261,32 @@ CALLS = [
 ]
 
 
+def called(row: dict[str, Any]) -> Conversation:
+    record = read_row(row, "talk.jsonl:1")
+    assert isinstance(record, Conversation)
+    return record
+
+
 @pytest.mark.parametrize("turns", ["all", "last"])
 def test_calls_of_tools_are_learned_and_their_results_are_not(turns: AssistantTurns):
-    tokenizer = tokenizer_of(TOOLS)
-    record = read_row({"messages": CALLED, "tools": [WEATHER]}, "talk.jsonl:1")
-    assert isinstance(record, Conversation)
-    (encoded,) = encode_records(tokenizer, [record], turns)
-    assert [tokenizer.decode(ids) for _, ids in target_runs(encoded)] == (CALLS if turns == "all" else CALLS[-1:])
-    theirs = [message.fields for message in record.messages]
-    assert tokenizer.decode(encoded.ids) == tokenizer.apply_chat_template(theirs, [WEATHER], tokenize=False)
+    tokenizer, record = tokenizer_of(TOOLS), called({"messages": CALLED, "tools": [WEATHER]})
+    assert learned(tokenizer, record, turns) == (CALLS if turns == "all" else CALLS[-1:])
+    theirs = tokenizer.apply_chat_template([message.fields for message in record.messages], [WEATHER], tokenize=False)
+    assert tokenizer.decode(encode_records(tokenizer, [record], turns)[0].ids) == theirs
     assert all(text in target_text(record, "all") for text in ("I look.", "京都", "奈良", "No."))
 
 
-@pytest.mark.parametrize(
-    ("row", "name"),
-    [({"messages": CALLED[:4], "tools": [WEATHER]}, "tools"), ({"messages": CALLED[:2]}, "tool_calls")],
-)
-def test_a_template_that_leaves_out_tools_is_an_error(row: dict[str, Any], name: str):
-    record = read_row(row, "talk.jsonl:1")
-    assert isinstance(record, Conversation)
-    with pytest.raises(TsugikiError, match=f"talk.jsonl:1 has {name}, "):
-        encode_records(tokenizer_of(SHAPES["zephyr"]), [record])
+def test_a_template_that_leaves_out_tools_is_an_error():
+    rows = {"tools": {"messages": CALLED[:4], "tools": [WEATHER]}, "tool_calls": {"messages": CALLED[:2]}}
+    for name, row in rows.items():
+        assert_refused(f"talk.jsonl:1 has {name}, ", encode_records, tokenizer_of(SHAPES["zephyr"]), [called(row)])
 
 
 def test_special_tokens_in_a_call_are_errors():
     function = {"name": "weather", "arguments": {"city": "a<|im_end|>b"}}
     turns = [CALLED[0], {"role": "assistant", "tool_calls": [{"function": function}]}]
-    record = read_row({"messages": turns}, "talk.jsonl:1")
-    assert isinstance(record, Conversation)
     with pytest.raises(TsugikiError, match=r"turn 2 \(assistant\) contains <\|im_end\|>"):
-        encode_records(tokenizer_of(TOOLS), [record])
+        learned(tokenizer_of(TOOLS), called({"messages": turns}))
 
 
 def test_auto_keeps_a_template_and_gives_a_plain_one_where_there_is_none():

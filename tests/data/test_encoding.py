@@ -1,11 +1,14 @@
 """Token ids and loss masks of documents, completions and conversations, also mixed in one batch."""
 
+from itertools import compress
 from typing import Any
 
 import pytest
 import transformers
+from tokenizers.processors import TemplateProcessing
 
 from tests.data.chat_templates import SHAPES, Shape, tokenizer_of
+from tests.errors import assert_refused
 from tests.tiny import byte_tokenizer
 from tsugiki import TsugikiError
 from tsugiki.data import (
@@ -51,6 +54,12 @@ def spaced_tokenizer() -> Any:
     return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>")
 
 
+def asked(tokenizer: Any, question: str) -> list[int]:
+    """The token ids after which an answer to a question is generated."""
+    turns = [{"role": "user", "content": question}]
+    return list(tokenizer.apply_chat_template(turns, add_generation_prompt=True)["input_ids"])
+
+
 def test_a_document_counts_whole_with_its_end_token():
     tokenizer = byte_tokenizer()
     first, second = encode_records(tokenizer, [Document("ab", ""), Document("猫", "")])
@@ -61,16 +70,13 @@ def test_a_document_counts_whole_with_its_end_token():
 
 
 def test_the_start_is_the_begin_token_if_the_tokenizer_adds_one():
-    from tokenizers.processors import TemplateProcessing
-
     tokenizer = byte_tokenizer()
     tokenizer.add_special_tokens({"bos_token": "<bos>"})
     bos = tokenizer.bos_token_id
     assert document_start(tokenizer) == document_end(tokenizer) == 0, "a begin token that is not used is not set"
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", bos)])
-    rows = encode_records(tokenizer, [Document("a", ""), Completion("a", "b", "")])
-    assert [(row.ids[0], row.ids[-1]) for row in rows] == [(bos, 0), (bos, 0)]
-    assert [row.target_tokens for row in rows] == [2, 2]
+    for row in encode_records(tokenizer, [Document("a", ""), Completion("a", "b", "")]):
+        assert (row.ids[0], row.ids[-1], row.target_tokens) == (bos, 0, 2)
 
 
 @pytest.mark.parametrize(
@@ -108,11 +114,10 @@ def test_no_token_spans_template_and_answer(header: str, answer: str, trim: bool
     )
     turns = (Message("user", "x"), Message("assistant", answer), Message("user", "y"), Message("assistant", answer))
     (row,) = encode_records(tokenizer, [Conversation(turns, "talk.jsonl:1")])
-    asked = tokenizer.apply_chat_template([{"role": "user", "content": "x"}], add_generation_prompt=True)["input_ids"]
-    assert row.ids[: len(asked)] == asked
-    assert row.loss_mask[: len(asked)] == [False] * len(asked)
-    learned = [token for token, is_learned in zip(row.ids, row.loss_mask, strict=True) if is_learned]
-    assert tokenizer.decode(learned) == (answer + "<|endoftext|>") * 2
+    prompt = asked(tokenizer, "x")
+    assert row.ids[: len(prompt)] == prompt
+    assert row.loss_mask[: len(prompt)] == [False] * len(prompt)
+    assert tokenizer.decode([*compress(row.ids, row.loss_mask)]) == (answer + "<|endoftext|>") * 2
 
 
 def test_a_completion_is_a_conversation_where_there_is_a_template():
@@ -136,26 +141,17 @@ def test_an_end_token_that_includes_the_line_feed_counts_once():
     from tokenizers import AddedToken
 
     shape = SHAPES["phi 3, an end of all after the last turn"]
-    tokenizer = tokenizer_of(Shape(shape.template, (), shape.end, shape.written))
+    tokenizer = tokenizer_of(Shape(shape.template, (), shape.end))
     tokenizer.add_tokens([AddedToken(text, rstrip=True, special=True) for text in shape.special])
     (row,) = encode_records(tokenizer, [TALK])
-    asked = tokenizer.apply_chat_template([{"role": "user", "content": "Say:"}], add_generation_prompt=True)[
-        "input_ids"
-    ]
-    assert row.ids[: row.loss_mask.index(True)] == asked
-    learned = [token for token, is_learned in zip(row.ids, row.loss_mask, strict=True) if is_learned]
-    assert tokenizer.convert_ids_to_tokens(learned) == ["Ġ", "T", "e", "a", "<|end|>"]
+    assert row.ids[: row.loss_mask.index(True)] == asked(tokenizer, "Say:")
+    assert tokenizer.convert_ids_to_tokens([*compress(row.ids, row.loss_mask)]) == ["Ġ", "T", "e", "a", "<|end|>"]
 
 
-def test_a_mixed_batch_keeps_its_order():
+def test_a_mixed_batch_keeps_its_order_and_an_end_token_is_refused_in_a_completion():
     tokenizer = tokenizer_of(SHAPES["zephyr"])
     records: list[Record] = [Document("a", ""), TALK, Completion("p", "c", ""), Document("b", "")]
-    rows = encode_records(tokenizer, records)
-    assert rows == [encode_records(tokenizer, [record])[0] for record in records]
-    assert encode_records(tokenizer, []) == []
-
-
-def test_a_completion_that_contains_the_end_token_is_an_error():
+    assert encode_records(tokenizer, records) == [encode_records(tokenizer, [record])[0] for record in records]
     with pytest.raises(TsugikiError, match=r"a.jsonl:4 .*<\|endoftext\|>"):
         encode_records(byte_tokenizer(), [Completion("a", "b<|endoftext|>", "a.jsonl:4")])
     (row,) = encode_records(byte_tokenizer(), [Completion("a<|endoftext|>", "b", "a.jsonl:4")])
@@ -165,8 +161,7 @@ def test_a_completion_that_contains_the_end_token_is_an_error():
 def test_tokenizers_that_cannot_be_used():
     tokenizer = byte_tokenizer()
     tokenizer.eos_token = None
-    with pytest.raises(TsugikiError, match="no end token"):
-        encode_records(tokenizer, [Document("a", "")])
+    assert_refused("no end token", encode_records, tokenizer, [Document("a", "")])
 
     class Slow(transformers.PreTrainedTokenizer):
         vocab_size = 1
@@ -174,8 +169,7 @@ def test_tokenizers_that_cannot_be_used():
         def get_vocab(self) -> dict[str, int]:
             return {"a": 0}
 
-    with pytest.raises(TsugikiError, match="character offsets"):
-        encode_records(Slow(eos_token="a"), [Completion("a", "b", "")])
+    assert_refused("character offsets", encode_records, Slow(eos_token="a"), [Completion("a", "b", "")])
 
 
 def test_many_turns_take_bounded_time():

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tsugiki import TsugikiError
+from tests.errors import assert_refused
 from tsugiki.data import (
     Completion,
     Document,
@@ -55,7 +55,7 @@ def of_lengths(lengths: list[int]) -> RecordIndex:
     return read_index([Document(sentence(i, length), f"f:{i}") for i, length in enumerate(lengths)])
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(2))
 def test_automatically_several_documents_near_the_median_length_are_held_out(seed: int):
     lengths = [200] * 12 + [1000] * 20 + [9000] * 4
     index = of_lengths(lengths)
@@ -69,7 +69,7 @@ def test_automatically_several_documents_near_the_median_length_are_held_out(see
     assert len(split_records(of_lengths([1000] * 200), parse_held_out("auto"), seed, [])) == 20, "a tenth"
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(2))
 def test_several_short_documents_are_for_validation(seed: int):
     lengths = [300] * 15 + [1000] * 15 + [9000] * 2
     index = of_lengths(lengths)
@@ -83,16 +83,13 @@ def test_several_short_documents_are_for_validation(seed: int):
 
 
 def facts(count: int, phrasings: int) -> RecordIndex:
+    rows = [(fact, i) for fact in range(count) for i in range(phrasings)]
     return read_index(
-        [
-            Completion(f"{sentence(100 * fact + i, 12)}", sentence(fact, 120), f"f:{fact}.{i}")
-            for fact in range(count)
-            for i in range(phrasings)
-        ]
+        [Completion(sentence(100 * fact + i, 12), sentence(fact, 120), f"f:{fact}.{i}") for fact, i in rows]
     )
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(2))
 def test_of_the_phrasings_of_a_fact_one_is_trained_on(seed: int):
     index = facts(20, 3)
     assert near_duplicates(index.signatures), "the answers are long and equal"
@@ -127,10 +124,8 @@ def test_near_duplicates_stay_together():
 
 def test_a_single_record_or_near_duplicates_only_cannot_be_split():
     index = read_index([Document(sentence(0), str(i)) for i in range(3)])
-    with pytest.raises(TsugikiError, match="near-duplicates"):
-        split_records(index, 0.5, 0, near_duplicates(index.signatures))
-    with pytest.raises(TsugikiError, match="f:0"):
-        split_records(read_index(documents(1)), 0.5, 0, [])
+    assert_refused("near-duplicates", split_records, index, 0.5, 0, near_duplicates(index.signatures))
+    assert_refused("f:0", split_records, read_index(documents(1)), 0.5, 0, [])
 
 
 def test_a_condition_holds_out_matching_records_and_their_near_duplicates():
@@ -142,22 +137,14 @@ def test_a_condition_holds_out_matching_records_and_their_near_duplicates():
     assert split_records(index, FieldCondition("title", "2"), 0, []).tolist() == [2]
 
 
-@pytest.mark.parametrize(
-    "names",
-    [
-        ["ガルシン", unicodedata.normalize("NFD", "ガルシン"), " ガルシン ", "ｶﾞﾙｼﾝ"],
-        ["太宰治", "太宰 治", "太宰　治", "太宰治\u200b", "\ufeff太宰\u200b治"],
-    ],
-)
-def test_a_value_is_the_same_however_it_is_composed_and_spaced(names: list[str]):
+def test_a_value_is_the_same_however_it_is_composed_and_spaced():
+    names = ["ガルシン", unicodedata.normalize("NFD", "ガルシン"), " ガル シン", "ｶﾞﾙｼﾝ", "\ufeffガル\u200bシン"]
     authors = [*names, "カルシン", "太宰春台", ""]
     index = read_index([Document(sentence(i), f"f:{i}", {"author": name}) for i, name in enumerate(authors)])
     for name in names:
-        condition = parse_held_out(f"author={name}")
-        assert isinstance(condition, FieldCondition)
-        assert split_records(index, condition, 0, []).tolist() == list(range(len(names)))
-    with pytest.raises(TsugikiError, match="author="):
-        parse_held_out("author=\u200b")
+        chosen = split_records(index, parse_held_out(f"author={name}"), 0, [])  # type: ignore[arg-type]
+        assert chosen.tolist() == list(range(len(names)))
+    assert_refused("author=", parse_held_out, "author=\u200b")
 
 
 @pytest.mark.parametrize(
@@ -170,10 +157,7 @@ def test_a_value_is_the_same_however_it_is_composed_and_spaced(names: list[str])
     ],
 )
 def test_a_condition_that_no_record_or_every_record_fulfils(records: list[Document], field: str, fact: str):
-    condition = parse_held_out(field)
-    assert isinstance(condition, FieldCondition)
-    with pytest.raises(TsugikiError, match=fact):
-        split_records(read_index(records), condition, 0, [])
+    assert_refused(fact, split_records, read_index(records), parse_held_out(field), 0, [])  # type: ignore[arg-type]
 
 
 def test_parsing_held_out(tmp_path: Path):
@@ -184,12 +168,10 @@ def test_parsing_held_out(tmp_path: Path):
     strange.write_text("x")
     assert parse_held_out(str(strange)) == strange
     for bad in ("author=", "=x"):
-        with pytest.raises(TsugikiError, match="author=… or title=…"):
-            parse_held_out(bad)
+        assert_refused("author=… or title=…", parse_held_out, bad)
     assert parse_held_out("none") is parse_held_out(0) is None
     for share in (1, -0.1, 1.5, float("nan"), "0%", "100%"):
-        with pytest.raises(TsugikiError, match="held_out"):
-            parse_held_out(share)
+        assert_refused("held_out", parse_held_out, share)
 
 
 def test_a_single_document_is_split_at_a_line_end():
@@ -198,12 +180,10 @@ def test_a_single_document_is_split_at_a_line_end():
     assert train.text + held_out.text == text
     assert train.text.endswith("\n")
     assert 0.05 < len(held_out.text) / len(text) < 0.15
-    with pytest.raises(TsugikiError, match="too short"):
-        split_document(Document("字", "a"), 0.1)
+    assert_refused("too short", split_document, Document("字", "a"), 0.1)
 
 
 def test_fingerprints_cover_texts_in_order():
-    index = read_index(documents(3))
-    moved = read_index([Document(d.text, "elsewhere") for d in documents(3)])
+    index, moved = read_index(documents(3)), read_index([Document(one.text, "elsewhere") for one in documents(3)])
     assert index.fingerprint(np.arange(3)) == moved.fingerprint(np.arange(3))
     assert index.fingerprint(np.array([0, 1])) != index.fingerprint(np.array([1, 0]))

@@ -5,8 +5,8 @@ import os
 import shutil
 import signal
 import time
-import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,7 @@ from tsugiki.data import (
     Record,
     TokenStore,
     encode_records,
+    near_duplicates,
     open_store,
 )
 from tsugiki.data import store as store_module
@@ -45,20 +46,13 @@ def test_what_is_read_back_is_what_was_encoded(tmp_path: Path):
     found = open_store(iter(RECORDS), "key", tokenizer, "all", tmp_path, done.append)
     assert stored(found) == [(one.ids, one.loss_mask) for one in encode_records(tokenizer, RECORDS)]
     assert sum(done) == len(RECORDS)
-    index = found.index
+    index, expected = found.index, read_index(RECORDS)
     assert list(index.sources) == [record.source for record in RECORDS]
     assert index.characters.tolist() == [len(record.text) for record in RECORDS]
     assert index.splittable.tolist() == [isinstance(record, Document) for record in RECORDS]
     assert dict(index.fields[0]) == {"author": "A"}
-    assert (index.signatures == read_index(RECORDS).signatures).all()
-    assert (index.digests == read_index(RECORDS).digests).all()
-
-
-def test_a_large_vocabulary_uses_int32(tmp_path: Path):
-    tokenizer = byte_tokenizer()
-    tokenizer.add_tokens([f"<extra {i}>" for i in range(1 << 16)])
-    found = open_store([Document("枝<extra 65535>", "a")], "key", tokenizer, "all", tmp_path)
-    assert found.ids.max() == len(tokenizer) - 1 > 1 << 16
+    assert (index.signatures == expected.signatures).all()
+    assert (index.digests == expected.digests).all()
 
 
 def test_a_store_depends_on_data_tokenizer_and_turns(tmp_path: Path):
@@ -73,19 +67,12 @@ def test_a_store_depends_on_data_tokenizer_and_turns(tmp_path: Path):
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = DEFAULT_TEMPLATE
     assert stored(open_store(RECORDS[:2], "key", tokenizer, "all", tmp_path)) != stored(first)[:2]
+    tokenizer.add_tokens([f"<extra {i}>" for i in range(1 << 16)])
+    found = open_store([Document("枝<extra 65535>", "a")], "key", tokenizer, "all", tmp_path)
+    assert found.ids.max() == len(tokenizer) - 1 > 1 << 16, "larger ids need 32 bits"
 
 
-def test_no_partial_store_is_left(tmp_path: Path):
-    def broken():
-        yield RECORDS[0]
-        raise TsugikiError("line 2 is broken")
-
-    with pytest.raises(TsugikiError, match="line 2"):
-        open_store(broken(), "key", byte_tokenizer(), "all", tmp_path)
-    assert [path for path in tmp_path.iterdir() if path.suffix != ".lock"] == []
-
-
-def test_all_records_without_targets_are_named(tmp_path: Path):
+def test_all_records_without_targets_are_named_and_no_part_of_a_store_is_left(tmp_path: Path):
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}<|endoftext|>{% endfor %}"
     silent = [
@@ -93,17 +80,14 @@ def test_all_records_without_targets_are_named(tmp_path: Path):
     ]
     with pytest.raises(TsugikiError, match=r"t.jsonl:0, .*t.jsonl:4 and 2 more: "):
         open_store([RECORDS[0], *silent], "key", tokenizer, "all", tmp_path)
+    assert [path for path in tmp_path.iterdir() if path.suffix != ".lock"] == []
 
 
 def test_system_messages_do_not_make_near_duplicates():
     system = Message("system", "よい助手として、丁寧な日本語で、簡潔に、正確に、根拠を添えて答えること。" * 3)
-    talks = [
-        Conversation((system, Message("user", ask), Message("assistant", answer)), ask)
-        for ask, answer in (("梅はいつ咲きますか", "二月から三月です"), ("鋸の手入れは", "脂を拭き、油を引きます"))
-    ]
-    from tsugiki.data import near_duplicates
-
-    assert near_duplicates(read_index(talks).signatures) == []
+    asked = {"梅はいつ咲きますか": "二月から三月です", "鋸の手入れは": "脂を拭き、油を引きます"}
+    turns = [(system, Message("user", ask), Message("assistant", answer)) for ask, answer in asked.items()]
+    assert near_duplicates(read_index([Conversation(talk, "a") for talk in turns]).signatures) == []
 
 
 FILES = ("store.json", *sorted(store_module._FILES))
@@ -117,7 +101,6 @@ def flip(data: bytes) -> bytes:
 DAMAGE: dict[str, Callable[[bytes], bytes | None]] = {
     "a bit": flip,
     "cut off": lambda data: data[:10],
-    "empty": lambda data: b"",
     "longer": lambda data: data + b"0",
     "missing": lambda data: None,
 }
@@ -157,78 +140,53 @@ def test_a_large_file_is_read_whole_only_after_a_change(tmp_path: Path, monkeypa
         assert stored(open_store(iter(RECORDS), "key", tokenizer, "all", folder)) == expected
         return set(read)
 
-    expected = stored(open_store(RECORDS, "key", tokenizer, "all", tmp_path / "cache"))
-    (ids,) = tmp_path.glob("cache/*/ids.bin")
-    assert files_read(tmp_path / "cache") == set()
+    cache, copy = tmp_path / "cache", tmp_path / "copy"
+    expected = stored(open_store(RECORDS, "key", tokenizer, "all", cache))
+    (ids,) = cache.glob("*/ids.bin")
+    assert files_read(cache) == set()
     ids.write_bytes(ids.read_bytes())
-    assert files_read(tmp_path / "cache") == {"ids.bin"}
-    assert files_read(tmp_path / "cache") == set()
-    shutil.copytree(tmp_path / "cache", tmp_path / "copy")
-    assert files_read(tmp_path / "copy") == store_module._FILES
-    assert files_read(tmp_path / "copy") == set()
+    assert [files_read(cache), files_read(cache)] == [{"ids.bin"}, set()]
+    shutil.copytree(cache, copy)
+    assert [files_read(copy), files_read(copy)] == [store_module._FILES, set()]
     (ids.parent / "checked.json").write_text("{")
-    assert files_read(tmp_path / "cache") == store_module._FILES
+    assert files_read(cache) == store_module._FILES
     ids.write_bytes(flip(ids.read_bytes()))
     with pytest.warns(UserWarning, match="damaged"):
-        files_read(tmp_path / "cache")
+        files_read(cache)
 
 
 # Several processes ---------------------------------------------------------------------------------------
 
-needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
 
-
-def in_processes(count: int, work: Callable[[], object]) -> list[int]:
-    """Run `work` in forked processes at the same time, and return their exit statuses: 0 if it raised nothing."""
-    children = []
-    for _ in range(count):
-        child = os.fork()
-        if child == 0:
-            status = 1
-            try:
-                work()
-                status = 0
-            finally:
-                os._exit(status)
-        children.append(child)
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-
-
-@needs_fork
-def test_processes_share_a_cache(tmp_path: Path):
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+def test_processes_share_a_cache_and_nothing_is_left_of_a_killed_one(tmp_path: Path):
     tokenizer = byte_tokenizer()
-    records = RECORDS[:20]
+    records = RECORDS[:70]
     cache, log = tmp_path / "cache", tmp_path / "log"
     expected = stored(open_store(records, "key", tokenizer, "all", tmp_path / "other"))
-    open_store(records, "key", tokenizer, "all", cache)
-    next(cache.glob("*/ids.bin")).write_bytes(b"1")
 
-    def slowly() -> Iterator[Record]:
+    def slowly(killed: bool = False) -> Iterator[Record]:
         with log.open("a") as lines:
             lines.write("written\n")
         for record in records:
-            time.sleep(0.01)
+            time.sleep(0.003)
             yield record
+        if killed:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-    def work() -> None:
-        with warnings.catch_warnings(action="ignore"):
-            assert stored(open_store(slowly(), "key", tokenizer, "all", cache)) == expected
+    def started(killed: bool = False) -> int:
+        child = os.fork()
+        if child == 0:
+            with suppress(BaseException):
+                os._exit(stored(open_store(slowly(killed), "key", tokenizer, "all", cache)) != expected)
+            os._exit(2)
+        return child
 
-    assert in_processes(6, work) == [0] * 6
-    assert log.read_text() == "written\n", "one process writes, the others wait for it"
+    def statuses(children: list[int]) -> list[int]:
+        return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+    assert statuses([started(killed=True)]) == [-signal.SIGKILL]
+    assert list(cache.glob(".*.part"))
+    assert statuses([started() for _ in range(6)]) == [0] * 6
+    assert log.read_text() == "written\n" * 2, "one process writes, the others wait for it"
     assert not list(cache.glob(".*.part"))
-
-
-@needs_fork
-def test_the_cache_of_a_killed_process_is_usable_and_its_leftovers_go(tmp_path: Path):
-    tokenizer = byte_tokenizer()
-
-    def killed() -> Iterator[Record]:
-        yield from RECORDS[:70]
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    assert in_processes(1, lambda: open_store(killed(), "key", tokenizer, "all", tmp_path)) == [-signal.SIGKILL]
-    assert list(tmp_path.glob(".*.part"))
-    found = open_store(RECORDS[:5], "key", tokenizer, "all", tmp_path)
-    assert len(found.index) == 5
-    assert not list(tmp_path.glob(".*.part"))

@@ -17,13 +17,7 @@ from tests.runs import loop_of, run_config, uneven_blocks
 from tests.tiny import grafted, ids, tiny_model
 from tsugiki import LoraConfig, graft
 from tsugiki.data import Collator, StepBatches
-from tsugiki.fast import (
-    AnswerTokens,
-    answer_log_probabilities,
-    detect_document_masking,
-    packed_masks,
-    use_fast_paths,
-)
+from tsugiki.fast import AnswerTokens, answer_log_probabilities, detect_document_masking, packed_masks, use_fast_paths
 from tsugiki.lora import LoraLinear, grafted_layers, trainable_parameters
 from tsugiki.lowbit import quantize
 from tsugiki.methods import METHODS
@@ -90,11 +84,7 @@ def check(
     """
     there, host = moved(base), grafted(base, config)
     torch.manual_seed(0)
-    graft(there, config)
-    with torch.no_grad():
-        values = {**dict(host.named_parameters()), **dict(host.named_buffers())}
-        for name, tensor in [*there.named_parameters(), *there.named_buffers()]:
-            tensor.copy_(values[name])
+    graft(there, config).load_state_dict(host.state_dict())
     set_paths(there, fast)
     batch = batch_of(NAME)
     device.reset()
@@ -144,15 +134,6 @@ def test_a_grafted_head_and_embedding(kind: str, dora: bool, fast: bool, device:
     check(device, base_model(kind, "float32"), config, fast, masks=True)
 
 
-def copied(source: Any, target: Any) -> Any:
-    """Copy the values of all parameters, and return the target."""
-    with torch.no_grad():
-        values = dict(source.named_parameters())
-        for name, parameter in target.named_parameters():
-            parameter.copy_(values[name])
-    return target
-
-
 def models(
     kind: str, method: str, dropout: float = 0.0, base_dtype: torch.dtype = torch.float32, layers: int = 2
 ) -> tuple[Any, Any]:
@@ -165,7 +146,7 @@ def models(
         for model in (host, there):
             torch.manual_seed(0)
             graft(model, config)
-        copied(host, there)
+        there.load_state_dict(host.state_dict())
     return host, there
 
 
@@ -201,13 +182,10 @@ class Activations:
     """What a failed micro-batch holds."""
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        torch.OutOfMemoryError(),
-        RuntimeError("MPS backend out of memory (MPS allocated: 9.00 GB, other allocations: 1.00 MB)"),
-    ],
-)
+MPS_ERROR = RuntimeError("MPS backend out of memory (MPS allocated: 9.00 GB, other allocations: 1.00 MB)")
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError(), MPS_ERROR])
 def test_a_micro_batch_that_does_not_fit_is_computed_in_halves(error: RuntimeError, device: PretendedDevice):
     host, there = models("llama", "lora", layers=1)
     expected, found = gradients_of(host, "cpu", rows=8), gradients_of(there, NAME)

@@ -35,8 +35,6 @@ CASES = [
     Case("pissa", "gpt2", options=ALL),
     Case("houlsby", "llama", options={"reduction_factor": 4}),
     Case("prefix-tuning", "llama", options=PROMPT),
-    Case("prompt-tuning", "llama", options=PROMPT),
-    Case("bitfit", "gpt2"),
     Case("norms", "llama"),
 ]
 

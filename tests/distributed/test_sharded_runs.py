@@ -5,34 +5,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.distributed.launch import run_function
 from tests.runs import interrupt, run_config
-from tsugiki.base import load_model
 from tsugiki.io import ADAPTER_FILE, MODEL_FILE
 from tsugiki.training import RunRecord, train
 
 # Five rows for two processes in micro-batches of one row: one process has a row more than the other.
-SETTINGS: dict[str, Any] = {
-    "base_dtype": "fp32",
-    "max_steps": 4,
-    "batch_size": 5,
-    "micro_batch_size": 1,
-    "save_steps": 2,
-    "eval_steps": 2,
-}
+SETTINGS: dict[str, Any] = {"base_dtype": "fp32", "max_steps": 4, "batch_size": 5, "micro_batch_size": 1}
+SETTINGS |= {"save_steps": 2, "eval_steps": 2}
 FULL: dict[str, Any] = {"method": "full", "base_dtype": None, "learning_rate": 1e-3}
 METHODS: dict[str, dict[str, Any]] = {
     "lora": {"lora": {"r": 4, "lora_dropout": 0.3, "target_modules": ["c_attn", "lm_head"]}},
-    "prompt": {
-        "method": "prompt-tuning",
-        "method_config": {"num_virtual_tokens": 4},
-        "learning_rate": 1e-2,
-        "base_dtype": "int8",
-    },
+    "prompt": {"method": "prompt-tuning", "method_config": {"num_virtual_tokens": 4}, "base_dtype": "int8"},
     "saved": {"lora": {"r": 4, "modules_to_save": ["ln_f", "lm_head"]}},
     "full": {**FULL, "compute_dtype": "fp32"},
 }
@@ -45,11 +32,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def train_all(folder: Path, shard: str) -> list[RunRecord]:
+def train_each(folder: Path, runs: dict[str, dict[str, Any]], shard: str) -> list[RunRecord]:
     return [
-        train(run_config(folder, f"{name}-{shard}", **{**SETTINGS, **method}, shard=shard))
-        for name, method in METHODS.items()
+        train(run_config(folder, f"{name}-{shard}", **{**SETTINGS, **settings}, shard=shard))
+        for name, settings in runs.items()
     ]
+
+
+def alone_and_sharded(folder: Path, runs: dict[str, dict[str, Any]]) -> tuple[list[RunRecord], ...]:
+    """The records of these runs in one process, and those of each of two that share the weights."""
+    alone = run_function(train_each, folder, runs, "none", processes=1)
+    return *alone, *run_function(train_each, folder, runs, "fsdp")
 
 
 def weights_of(out: Path) -> dict[str, Tensor]:
@@ -66,8 +59,7 @@ def assert_same_weights(one: Path, other: Path) -> None:
 
 @pytest.mark.slow
 def test_runs_in_shards_give_the_results_of_one_process(folder: Path):
-    (alone,) = run_function(train_all, folder, "none", processes=1)
-    sharded, others = run_function(train_all, folder, "fsdp", processes=2)
+    alone, sharded, others = alone_and_sharded(folder, METHODS)
     for name, record, expected, other in zip(METHODS, sharded, alone, others, strict=True):
         assert [p.loss for p in record.loss_curve] == pytest.approx([p.loss for p in expected.loss_curve], rel=1e-5)
         held_out = [entry.loss for entry in record.evaluations]
@@ -80,21 +72,13 @@ def test_runs_in_shards_give_the_results_of_one_process(folder: Path):
     assert one == other
 
 
-def train_with_validation(folder: Path, shard: str) -> list[RunRecord]:
-    settings = {**SETTINGS, "validation": "auto", "held_out": 0.5, "eval_steps": 1, "max_steps": 5}
-    return [
-        train(run_config(folder, f"{name}-validated-{shard}", **{**settings, **METHODS[name]}, shard=shard))
-        for name in ("lora", "full")
-    ]
-
-
 @pytest.mark.slow
 def test_the_best_step_of_an_adapter_is_kept_in_shards_too(folder: Path):
-    (alone,) = run_function(train_with_validation, folder, "none", processes=1)
-    sharded, _ = run_function(train_with_validation, folder, "fsdp", processes=2)
-    lora, full = sharded
-    assert lora.kept_step == alone[0].kept_step
-    assert [entry.loss for entry in lora.evaluations] == pytest.approx([e.loss for e in alone[0].evaluations], rel=1e-5)
+    settings = {"validation": "auto", "held_out": 0.5, "eval_steps": 1, "max_steps": 5}
+    runs = {f"{name}-validated": {**METHODS[name], **settings} for name in ("lora", "full")}
+    (expected, _), (lora, full), _ = alone_and_sharded(folder, runs)
+    assert lora.kept_step == expected.kept_step
+    assert [entry.loss for entry in lora.evaluations] == pytest.approx([e.loss for e in expected.evaluations], rel=1e-5)
     assert_same_weights(folder / "lora-validated-fsdp", folder / "lora-validated-none")
     assert full.kept_step == 5
 
@@ -117,22 +101,6 @@ def test_a_run_in_shards_is_resumed_without_and_again_in_shards(name: str, folde
     for processes, shard, step in ((2, "fsdp", 2), (1, "none", 4), (2, "fsdp", None)):
         run_function(train_until, folder, f"{name}-moved", shard, step, settings, processes=processes)
     assert_same_weights(folder / f"{name}-moved", folder / f"{name}-whole")
-
-
-def train_full_in_16_bits(folder: Path, shard: str) -> RunRecord:
-    settings = {**SETTINGS, **FULL, "compute_dtype": "bf16", "save_dtype": "bf16"}
-    return train(run_config(folder, f"bf16-{shard}", **settings, shard=shard))
-
-
-@pytest.mark.slow
-def test_full_fine_tuning_in_shards_computes_in_bfloat16(folder: Path):
-    (alone,) = run_function(train_full_in_16_bits, folder, "none", processes=1)
-    sharded, _ = run_function(train_full_in_16_bits, folder, "fsdp", processes=2)
-    # Every row is computed alone in both, so even in 16 bits the losses before the first update are the same.
-    assert sharded.loss_curve[0].loss == pytest.approx(alone.loss_curve[0].loss, rel=1e-6)
-    assert [p.loss for p in sharded.loss_curve] == pytest.approx([p.loss for p in alone.loss_curve], rel=1e-3)
-    assert {weight.dtype for weight in weights_of(folder / "bf16-fsdp").values()} == {torch.bfloat16}
-    assert load_model(str(folder / "bf16-fsdp"), "auto").dtype == torch.bfloat16
 
 
 def test_one_process_has_nothing_to_split(folder: Path):

@@ -106,8 +106,7 @@ def signalled(folder: Path) -> str:
     made.accelerator = shown
     changed: Any = stopping  # this process ends with the function
     changed._SECONDS_BETWEEN = 0.1
-    clock = time.monotonic
-    changed.time = SimpleNamespace(monotonic=lambda: clock() * (1 + 10 * index))
+    changed.time = SimpleNamespace(monotonic=lambda: time.monotonic() * (1 + 10 * index))
 
     class Signal(Callback):
         def on_step_end(self, loop: TrainingLoop) -> None:

@@ -19,11 +19,8 @@ def parameters_of_gpt2(vocabulary: int, width: int, blocks: int) -> int:
     return (vocabulary + 1024) * width + blocks * (2 * norm + attention + feed_forward) + norm
 
 
-def test_gpt2_small_has_124_439_808_parameters():
+def test_gpt2_small_has_124_439_808_parameters_and_rinna_medium_336_128_000():
     assert count_parameters(audit.shape_only(SMALL))[1] == parameters_of_gpt2(50257, 768, 12) == 124_439_808
-
-
-def test_rinna_medium_has_336_128_000_parameters():
     assert count_parameters(audit.shape_only(MEDIUM))[1] == parameters_of_gpt2(32000, 1024, 24) == 336_128_000
 
 

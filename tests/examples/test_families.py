@@ -21,11 +21,8 @@ def test_adapters_of_all_families_are_switched_on_one_model(
     monkeypatch.setattr(one_of_each, "STEPS", 4)
     one_of_each.main()
     lines = capsys.readouterr().out.splitlines()
-    losses = [
-        (name.strip(), float(rest.split()[0]))
-        for name, is_one, rest in (x.partition(" loss ") for x in lines)
-        if is_one
-    ]
+    parts = [line.partition(" loss ") for line in lines]
+    losses = [(name.strip(), float(rest.split()[0])) for name, is_one, rest in parts if is_one]
     assert [name for name, _ in losses] == ["base", *one_of_each.CHOSEN, "base again"]
     (_, before), *adapted, (_, after) = losses
     assert all(loss < before for _, loss in adapted)

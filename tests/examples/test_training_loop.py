@@ -25,27 +25,14 @@ def texts(tmp_path: Path) -> str:
 
 
 def test_the_loop_gives_the_losses_and_the_adapter_of_tsugiki_train(texts: str, tmp_path: Path):
-    settings = training_loop.Settings(
-        data=texts, out=str(tmp_path / "loop"), held_out=0.25, batch_size=6, micro_batch_size=3, block_size=48
-    )
-    loop = training_loop.train(settings)
-    record = train(
-        RunConfig.model_validate(
-            {
-                "model": "embedded",
-                "data": texts,
-                "out": str(tmp_path / "run"),
-                "base_dtype": "fp32",
-                "lora": {"r": 8, "lora_alpha": 32, "lora_dropout": 0, "target_modules": "all-linear"},
-                "epochs": 2,
-                "batch_size": 6,
-                "learning_rate": 2e-3,
-                "block_size": 48,
-                "held_out": 0.25,
-                "validation": "none",
-            }
-        )
-    )
+    same = {"data": texts, "held_out": 0.25, "batch_size": 6, "block_size": 48}
+    loop = training_loop.train(training_loop.Settings(out=str(tmp_path / "loop"), micro_batch_size=3, **same))
+    settings = {
+        **{"model": "embedded", "out": str(tmp_path / "run"), "base_dtype": "fp32", "validation": "none"},
+        **{"epochs": 2, "learning_rate": 2e-3},
+        "lora": {"r": 8, "lora_alpha": 32, "lora_dropout": 0, "target_modules": "all-linear"},
+    }
+    record = train(RunConfig.model_validate(settings | same))
     run = [point.loss for point in record.loss_curve]
     assert len(loop.step_losses) == len(run) > 3
     # float32; the command computes the loss in chunks and attention in blocks, and sums gradients in groups of rows.

@@ -40,11 +40,16 @@ def write_base(model: Any, path: Path) -> Path:
         if "gemma" in config.model_type and name.endswith("norm.weight"):
             tensor = tensor + 1
         writer.add_tensor(name, tensor.float().contiguous().numpy())
+    finish(writer)
+    return path
+
+
+def finish(writer: gguf.GGUFWriter) -> None:
+    """Write what a writer was given."""
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return path
 
 
 def _write_metadata(writer: gguf.GGUFWriter, config: Any) -> None:
@@ -60,11 +65,8 @@ def _write_metadata(writer: gguf.GGUFWriter, config: Any) -> None:
     writer.add_feed_forward_length(inner)
     writer.add_head_count(heads)
     writer.add_file_type(F32)
-    epsilon = next(
-        getattr(config, name)
-        for name in ("rms_norm_eps", "layer_norm_epsilon", "layer_norm_eps")
-        if getattr(config, name, None) is not None
-    )
+    names = ("rms_norm_eps", "layer_norm_epsilon", "layer_norm_eps")
+    epsilon = next(getattr(config, name) for name in names if getattr(config, name, None) is not None)
     if hasattr(config, "rms_norm_eps"):
         writer.add_layer_norm_rms_eps(epsilon)
     else:

@@ -14,9 +14,8 @@ from tsugiki.export.llama_cpp_layers import gguf_names
 
 def read_factors(file: Path, model: Any) -> dict[str, tuple[Tensor, Tensor, float]]:
     """A, B and the factor on B A of each layer of `model`; every tensor of the file is used."""
-    found = {
-        one.name: torch.tensor(gguf.dequantize(one.data, one.tensor_type)) for one in gguf.GGUFReader(file).tensors
-    }
+    tensors = gguf.GGUFReader(file).tensors
+    found = {one.name: torch.tensor(gguf.dequantize(one.data, one.tensor_type)) for one in tensors}
     alpha = read_header(file).metadata["adapter.lora.alpha"]
     factors = {}
     for path, name in gguf_names(model).items():

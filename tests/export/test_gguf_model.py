@@ -10,6 +10,7 @@ from gguf import GGMLQuantizationType as Kind
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from tests.export.bases import finish
 from tests.llama_cpp_logits import llama_cpp_logits
 from tests.tiny import byte_tokenizer, ids, logits, relative_error, save_tiny, tiny_model
 from tsugiki.errors import TsugikiError
@@ -19,26 +20,17 @@ from tsugiki.model import ARCHITECTURES
 _GEMMA = {"head_dim": 8, "query_pre_attn_scalar": 8}
 _GEMMA3 = {**_GEMMA, "num_hidden_layers": 6, "layer_types": None}
 _LOCAL = {"rope_type": "default", "rope_theta": 10000.0}
+_LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
+_LLAMA3 = {**_LINEAR, "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+_BY_LAYER = {"sliding_attention": _LOCAL, "full_attention": {**_LINEAR, "factor": 8.0, "rope_theta": 1e6}}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("gpt2", {}),
     "gpt2, narrow": ("gpt2", {"n_inner": 48}),
     "llama": ("llama", {}),
     "llama, biases, one embedding": ("llama", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
     "llama, wide heads": ("llama", {"head_dim": 16}),
-    "llama 3": (
-        "llama",
-        {
-            "rope_parameters": {
-                "rope_type": "llama3",
-                "rope_theta": 10000.0,
-                "factor": 8.0,
-                "low_freq_factor": 1.0,
-                "high_freq_factor": 4.0,
-                "original_max_position_embeddings": 32,
-            }
-        },
-    ),
-    "llama, linear": ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}}),
+    "llama 3": ("llama", {"rope_parameters": {**_LLAMA3, "original_max_position_embeddings": 32}}),
+    "llama, linear": ("llama", {"rope_parameters": _LINEAR}),
     "mistral": ("mistral", {"sliding_window": None}),
     "qwen2": ("qwen2", {}),
     "qwen3": ("qwen3", {}),
@@ -46,16 +38,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma2": ("gemma2", _GEMMA),
     "gemma3": ("gemma3_text", _GEMMA3),
     "gemma3, untied head": ("gemma3_text", {**_GEMMA3, "tie_word_embeddings": False}),
-    "gemma3, linear": (
-        "gemma3_text",
-        {
-            **_GEMMA3,
-            "rope_parameters": {
-                "sliding_attention": _LOCAL,
-                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
-            },
-        },
-    ),
+    "gemma3, linear": ("gemma3_text", {**_GEMMA3, "rope_parameters": _BY_LAYER}),
     "gemma3, softcap": ("gemma3_text", {**_GEMMA3, "final_logit_softcapping": 5.0}),
 }
 
@@ -72,8 +55,11 @@ def _save(folder: Path, kind: str, **overrides: Any) -> str:
     return str(folder)
 
 
-def _plain(folder: str) -> Any:
-    return AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+def _error_in_llama_cpp(file: Path, folder: str) -> float:
+    """How far llama.cpp's logits of a file are from those of transformers."""
+    row = ids(1, 40, 257)
+    plain = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    return relative_error(llama_cpp_logits(file, row[0].tolist()), logits(plain, row)[0])
 
 
 def _tensors(path: Path) -> dict[str, gguf.ReaderTensor]:
@@ -81,9 +67,8 @@ def _tensors(path: Path) -> dict[str, gguf.ReaderTensor]:
 
 
 def test_every_architecture_of_the_table_is_tested() -> None:
-    assert {kind for kind, _ in MODELS.values()} == {
-        kind for kind, row in ARCHITECTURES.items() if row.llama_cpp in GGUF_ARCHITECTURES
-    }
+    written = {kind for kind, row in ARCHITECTURES.items() if row.llama_cpp in GGUF_ARCHITECTURES}
+    assert {kind for kind, _ in MODELS.values()} == written
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -92,8 +77,7 @@ def test_llama_cpp_gives_the_logits_of_transformers(name: str, tmp_path: Path) -
     folder = _save(tmp_path / "model", kind, **overrides)
     written = write_model_gguf(stored_model(folder), tmp_path / "m.gguf")
     assert written.tensors == len(_tensors(tmp_path / "m.gguf"))
-    row = ids(1, 40, 257)
-    assert relative_error(llama_cpp_logits(tmp_path / "m.gguf", row[0].tolist()), logits(_plain(folder), row)[0]) < 2e-3
+    assert _error_in_llama_cpp(tmp_path / "m.gguf", folder) < 2e-3
 
 
 def test_keys_without_the_models_prefix(tmp_path: Path) -> None:
@@ -117,15 +101,14 @@ def test_matrices_have_the_given_dtype_and_vectors_are_float32(
     folder = save_tiny(tmp_path / "model", "llama")
     write_model_gguf(stored_model(folder), tmp_path / "m.gguf", dtype)
     tensors = _tensors(tmp_path / "m.gguf")
-    weights = load_file(Path(folder) / "model.safetensors")
-    up = torch.tensor(gguf.dequantize(tensors["blk.0.ffn_up.weight"].data, tensors["blk.0.ffn_up.weight"].tensor_type))
-    assert tensors["blk.0.ffn_up.weight"].tensor_type == kind
-    assert relative_error(up, weights["model.layers.0.mlp.up_proj.weight"]) <= error
+    weights, up = load_file(Path(folder) / "model.safetensors"), tensors["blk.0.ffn_up.weight"]
+    assert up.tensor_type == kind
+    values = torch.tensor(gguf.dequantize(up.data, up.tensor_type))
+    assert relative_error(values, weights["model.layers.0.mlp.up_proj.weight"]) <= error
     assert tensors["blk.0.attn_norm.weight"].tensor_type == Kind.F32
     # 48 columns are no whole number of blocks of 32
     assert tensors["blk.0.ffn_down.weight"].tensor_type == (Kind.F16 if dtype == "q8_0" else kind)
-    row = ids(1, 20, 257)
-    assert relative_error(llama_cpp_logits(tmp_path / "m.gguf", row[0].tolist()), logits(_plain(folder), row)[0]) < 0.05
+    assert _error_in_llama_cpp(tmp_path / "m.gguf", folder) < 0.05
 
 
 @pytest.mark.parametrize(("dtype", "stored"), [(torch.float16, "f16"), (torch.bfloat16, "bf16")])
@@ -146,11 +129,7 @@ def test_metadata_of_the_original_file_are_copied(tmp_path: Path) -> None:
     differing = {key for key in before if before[key].contents() != kept[key].contents()}
     assert differing == {"general.file_type"}
     assert kept["tokenizer.ggml.token_type"].types == before["tokenizer.ggml.token_type"].types
-    row = ids(1, 20, 257)
-    assert (
-        relative_error(llama_cpp_logits(tmp_path / "kept.gguf", row[0].tolist()), logits(_plain(folder), row)[0]) < 2e-3
-    )
-
+    assert _error_in_llama_cpp(tmp_path / "kept.gguf", folder) < 2e-3
     other = stored_model(save_tiny(tmp_path / "other", "qwen2"))
     with pytest.raises(TsugikiError, match="llama.*257.*qwen2"):
         write_model_gguf(other, tmp_path / "no.gguf", original=original)
@@ -188,7 +167,4 @@ def _copy_with(path: Path, out: Path, fields: dict[str, str]) -> None:
         writer.add_string(key, text)
     for tensor in reader.tensors:
         writer.add_tensor(tensor.name, tensor.data)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)

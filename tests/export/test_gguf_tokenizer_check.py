@@ -11,13 +11,16 @@ from tsugiki.export import PROMPTS, compare_tokens, read_vocabulary
 from tsugiki.export import gguf_tokenizer_check as tokens
 
 
+def compared(tokenizer: Any, folder: Path, more: int = 0) -> Any:
+    """Compare a tokenizer with that of a file, whose model has some more rows."""
+    vocabulary = read_vocabulary(tokenizer, len(tokenizer) + more)
+    return compare_tokens(tokenizer, write_tokenizer(folder / "t.gguf", vocabulary))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_llama_cpp_gives_the_same_tokens(kind: str, tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp")
-    tokenizer = KINDS[kind]()
-    comparison = compare_tokens(
-        tokenizer, write_tokenizer(tmp_path / "t.gguf", read_vocabulary(tokenizer, len(tokenizer) + 3))
-    )
+    comparison = compared(KINDS[kind](), tmp_path, 3)
     assert comparison.problems == ()
     assert comparison.tokenized_by.startswith("llama.cpp")
     assert comparison.prompts > len(PROMPTS)
@@ -25,10 +28,7 @@ def test_llama_cpp_gives_the_same_tokens(kind: str, tmp_path: Path) -> None:
 
 def test_a_unigram_model_differs_only_in_spaces_at_the_end_and_before_special_tokens(tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp")
-    tokenizer = unigram()
-    problems = compare_tokens(
-        tokenizer, write_tokenizer(tmp_path / "t.gguf", read_vocabulary(tokenizer, len(tokenizer)))
-    ).problems
+    problems = compared(unigram(), tmp_path).problems
     assert [problem for problem in problems if "春" not in problem and "two after.  " not in problem] == []
 
 
@@ -55,8 +55,7 @@ def test_differences_are_reported(field: str, wrong: Any, said: str, tmp_path: P
 def test_without_llama_cpp_tsugikis_reader_is_used(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokens.importlib.util, "find_spec", lambda name: None)
     tokenizer = KINDS[kind]()
-    vocabulary = read_vocabulary(tokenizer, len(tokenizer))
-    same = compare_tokens(tokenizer, write_tokenizer(tmp_path / "t.gguf", vocabulary))
+    same = compared(tokenizer, tmp_path)
     assert same.problems == ()
     assert same.prompts >= len(PROMPTS)
     assert "Tsugiki" in same.tokenized_by
@@ -70,11 +69,8 @@ def test_without_llama_cpp_only_metadata_are_compared_for_other_kinds(
     kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tokens.importlib.util, "find_spec", lambda name: None)
-    tokenizer = kind()
-    compared = compare_tokens(
-        tokenizer, write_tokenizer(tmp_path / "t.gguf", read_vocabulary(tokenizer, len(tokenizer)))
-    )
-    assert (compared.prompts, compared.tokenized_by) == (0, None)
+    found = compared(kind(), tmp_path)
+    assert (found.prompts, found.tokenized_by) == (0, None)
 
 
 def test_unsupported_normalisation_is_noted(tmp_path: Path) -> None:
@@ -82,5 +78,5 @@ def test_unsupported_normalisation_is_noted(tmp_path: Path) -> None:
 
     tokenizer = byte_level(("bytes",))
     tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
-    path = write_tokenizer(tmp_path / "t.gguf", read_vocabulary(tokenizer, 800))
-    assert compare_tokens(tokenizer, path).notes == ("llama.cpp does not normalise text (NFC) as this tokenizer does",)
+    notes = compared(tokenizer, tmp_path).notes
+    assert notes == ("llama.cpp does not normalise text (NFC) as this tokenizer does",)

@@ -23,15 +23,10 @@ CHAT = (
 def bytes_bpe(*patterns: str, use_regex: bool = False, size: int = 700, **special: Any) -> PreTrainedTokenizerFast:
     """Byte-level BPE; `patterns` are regular expressions by which text is split first, or "digits"."""
     tokenizer = Tokenizer(models.BPE())
-    steps = [
-        pre_tokenizers.Digits(individual_digits=True)
-        if pattern == "digits"
-        else pre_tokenizers.Split(Regex(pattern), "isolated")
-        for pattern in patterns
-    ]
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [*steps, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=use_regex)]
-    )
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    steps = [digits if one == "digits" else pre_tokenizers.Split(Regex(one), "isolated") for one in patterns]
+    steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=use_regex))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
     tokenizer.decoder = decoders.ByteLevel()
     _train(tokenizer, trainers.BpeTrainer, size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
     return _whole(tokenizer, **special)
@@ -42,10 +37,8 @@ def sentencepiece_bpe(prefix: bool = False, size: int = 700, **special: Any) -> 
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
     spaces = normalizers.Replace(" ", "▁")
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), spaces]) if prefix else spaces
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-        + ([decoders.Strip(" ", 1, 0)] if prefix else [])
-    )
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if prefix else steps)
     # Pieces are words with their space; every pair inside a piece is then a merge, as in SentencePiece's files.
     tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
     _train(tokenizer, trainers.BpeTrainer, size, bytes=True)
@@ -66,9 +59,8 @@ def unigram(size: int = 700, **special: Any) -> PreTrainedTokenizerFast:
 
 def _train(tokenizer: Tokenizer, trainer: Any, size: int, bytes: bool = False, **settings: Any) -> None:
     special = ["<unk>", "<bos>", "<eos>", "<turn>", "<end>"] + [f"<0x{i:02X}>" for i in range(256) if bytes]
-    tokenizer.train_from_iterator(
-        _TEXTS, trainer(vocab_size=size, special_tokens=special, show_progress=False, **settings)
-    )
+    given = {"vocab_size": size, "special_tokens": special, "show_progress": False, **settings}
+    tokenizer.train_from_iterator(_TEXTS, trainer(**given))
 
 
 def _whole(
@@ -77,13 +69,8 @@ def _whole(
     if begin:
         bos = ("<bos>", tokenizer.token_to_id("<bos>"))
         tokenizer.post_processor = processors.TemplateProcessing("<bos> $A", "<bos> $A <bos> $B", [bos])
-    whole = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="<bos>",
-        eos_token="<eos>",
-        unk_token=unk_token,
-        additional_special_tokens=["<turn>", "<end>"],
-    )
+    names = {"bos_token": "<bos>", "eos_token": "<eos>", "additional_special_tokens": ["<turn>", "<end>"]}
+    whole = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token=unk_token, **names)
     whole.add_tokens([AddedToken("<!-- -->", normalized=False)])
     if chat:
         whole.chat_template = CHAT

@@ -1,14 +1,16 @@
 """The log-probabilities of answers, computed in chunks of their tokens alone, against whole logits."""
 
-import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from tests.tiny import grafted, ids, in_pairs, relative_error, save_tiny, tiny_model
+from tests.fast.definition import assert_no_less_exact
+from tests.fast.test_loss import FLOOR, VOCABULARY, WIDTH, exactly, head_of
+from tests.fast.test_loss import results as of_loss
+from tests.tiny import grafted, ids, in_pairs, save_tiny, tiny_model
 from tsugiki import LoraConfig, disable_adapter, graft, use_fast_paths
 from tsugiki.base import load_model
 from tsugiki.fast import (
@@ -20,24 +22,11 @@ from tsugiki.fast import (
     plain_answer_losses,
 )
 from tsugiki.fast import loss as loss_module
-from tsugiki.lora import LoraLinear, new_pair, trainable_parameters
+from tsugiki.lora import trainable_parameters
 from tsugiki.model import IGNORE_INDEX
 
-FLOOR = {torch.float64: 1e-13, torch.float32: 2e-6, torch.bfloat16: 8e-3}
-WIDTH, VOCABULARY = 16, 50
+FORMS = ["plain", "scaled and capped"]
 LENGTHS = [3, 1, 6, 2]  # tokens of the answers
-FORMS = {"plain": (1.0, None), "scaled and capped": (2.0, 3.0)}
-
-
-def head_of(kind: str, form: str, dtype: torch.dtype) -> Head:
-    torch.manual_seed(0)
-    layer: Any = nn.Linear(WIDTH, VOCABULARY, bias="bias" in kind).to(dtype).requires_grad_(kind.startswith("trained"))
-    if kind.startswith("grafted"):
-        base, layer = layer, LoraLinear(layer).train()
-        layer.lora = new_pair(base, 3, 0.7, 0.0, False)
-        with torch.no_grad():
-            layer.lora.B.normal_()
-    return Head(layer, *FORMS[form])
 
 
 def batch(dtype: torch.dtype) -> tuple[Tensor, AnswerTokens]:
@@ -50,14 +39,9 @@ def batch(dtype: torch.dtype) -> tuple[Tensor, AnswerTokens]:
 
 def results(losses: Any, hidden: Tensor, head: Head, answers: AnswerTokens) -> dict[str, Tensor]:
     """The losses, and the gradients of a sum in which each answer has another weight, as in a preference loss."""
-    parameters = dict(head.layer.named_parameters())
-    hidden = hidden.detach().requires_grad_()
-    for parameter in parameters.values():
-        parameter.grad = None
-    values = losses(hidden, head, answers)
-    (values * torch.tensor([1.0, -0.3, 0.0, 2.0])).sum().backward()
-    named = {"hidden": hidden} | parameters
-    return {"losses": values.detach()} | {name: t.grad for name, t in named.items() if t.grad is not None}
+    weights = torch.tensor([1.0, -0.3, 0.0, 2.0])
+    summed = of_loss(lambda *given: (losses(*given) * weights).sum(), hidden, head, answers)
+    return summed | {"losses": losses(hidden, head, answers).detach()}
 
 
 @pytest.fixture(params=[1, 5, 64])
@@ -73,20 +57,12 @@ def test_answers_and_gradients_equal_the_definition(
 ):
     head, (hidden, answers) = head_of(kind, form, dtype), batch(dtype)
     plain = results(plain_answer_losses, hidden, head, answers)
-    exact_head = Head(copy.deepcopy(head.layer).double(), head.scale, head.softcap)
-    true = results(plain_answer_losses, hidden.detach().double(), exact_head, answers)
+    true = results(plain_answer_losses, hidden.double(), exactly(head), answers)
     if kind != "trained":  # a trained weight has the definition
-
-        def refuse(*_: Any) -> Tensor:
-            raise AssertionError("the definition was asked")
-
-        monkeypatch.setattr(loss_module, "plain_answer_losses", refuse)
+        monkeypatch.setattr(loss_module, "plain_answer_losses", None)
     found = results(chunked_answer_losses, hidden, head, answers)
-    assert {name: t.dtype for name, t in found.items()} == {name: t.dtype for name, t in plain.items()}
-    assert (found["losses"].dtype, found["losses"].shape) == (torch.promote_types(dtype, torch.float32), (4,))
-    for name in plain:
-        allowed = FLOOR[dtype] + 2 * relative_error(plain[name], true[name])
-        assert relative_error(found[name], true[name]) <= allowed, name
+    assert_no_less_exact(found, plain, true, FLOOR[dtype])
+    assert found["losses"].dtype == torch.promote_types(dtype, torch.float32)
     elsewhere = torch.ones(20, dtype=torch.bool).index_fill(0, answers.places, False)
     assert not found["hidden"].flatten(0, 1)[elsewhere].any()
 
@@ -99,61 +75,21 @@ def test_the_definition_is_the_sum_of_log_probabilities():
     torch.testing.assert_close(-plain_answer_losses(hidden, head, answers), wanted)
 
 
-@pytest.mark.parametrize("kind", ["frozen", "grafted"])
-def test_gradcheck(kind: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(loss_module, "_ROWS", (1, 4))
-    head, (hidden, answers) = head_of(kind, "plain", torch.float64), batch(torch.float64)
-    moved = [hidden, *(p for p in head.layer.parameters() if p.requires_grad)]
-    assert torch.autograd.gradcheck(lambda *_: chunked_answer_losses(hidden, head, answers), moved, fast_mode=True)
-
-
+Rows = dict[str, Tensor]
 DOCUMENTS = [[(3, 4), (3, 2), (2, 5)], [(5, 6), (5, 8)]]
 """The documents of each row: tokens of the prompt and of the answer."""
-
-
-def two_rows(length: int = 25) -> dict[str, Tensor]:
-    tokens, labels = ids(2, length), torch.full((2, length), IGNORE_INDEX)
-    positions = torch.arange(length).repeat(2, 1)
-    for row, documents in enumerate(DOCUMENTS):
-        start = 0
-        for prompt, answer in documents:
-            end = start + prompt + answer
-            labels[row, start + prompt : end] = tokens[row, start + prompt : end]
-            positions[row, end:] = torch.arange(length - end)
-            start = end
-    return {"tokens": tokens, "labels": labels, "positions": positions}
-
-
-def documents_alone() -> list[tuple[Tensor, Tensor]]:
-    """Return each prompt with its answer, alone."""
-    found = []
-    for row, documents in zip(two_rows()["tokens"], DOCUMENTS, strict=True):
-        start = 0
-        for prompt, answer in documents:
-            found.append((row[start : start + prompt], row[start + prompt : start + prompt + answer]))
-            start += prompt + answer
-    return found
-
-
-def test_each_document_of_a_packed_row_is_an_answer():
-    rows = two_rows()
-    answers = AnswerTokens.find(rows["labels"], rows["positions"])
-    assert answers.lengths == [4, 2, 5, 6, 8]
-    assert answers.places.tolist()[:7] == [2, 3, 4, 5, 9, 10, 13]
-    assert torch.equal(answers.targets, rows["tokens"].flatten()[answers.places + 1])
-
-
 PAIRS = [[(20, 9, 12), (5, 14, 11)], [(11, 30, 17), (2, 3, 2)]]
-"""The pairs of each row: tokens of the prompt and of both answers. Rows are long enough for block attention."""
+"""Tokens of prompts that two answers share."""
 
 
-def rows_of_pairs(vocabulary: int = 96, length: int = 75) -> tuple[dict[str, Tensor], list[tuple[Tensor, Tensor]]]:
-    """Return rows in which two answers share a prompt, and each prompt with an answer, alone."""
+def rows_of(documents: list[list[Any]], vocabulary: int = 96) -> tuple[Rows, list[tuple[Tensor, Tensor]]]:
+    """Return rows, long enough for block attention, and each prompt with an answer, alone."""
+    length = 75
     tokens, labels = ids(2, length, vocabulary), torch.full((2, length), IGNORE_INDEX)
     positions, alone = torch.arange(length).repeat(2, 1), []
-    for row, pairs in enumerate(PAIRS):
+    for row, of_row in enumerate(documents):
         start = 0
-        for prompt, *answers in pairs:
+        for prompt, *answers in of_row:
             before, start = tokens[row, start : start + prompt], start + prompt
             for answer in answers:
                 here = slice(start, start + answer)
@@ -165,17 +101,24 @@ def rows_of_pairs(vocabulary: int = 96, length: int = 75) -> tuple[dict[str, Ten
     return {"tokens": tokens, "labels": labels, "positions": positions}, alone
 
 
-def test_a_shared_prompt_predicts_the_first_token_of_both_answers():
-    rows, alone = rows_of_pairs()
+@pytest.mark.parametrize(
+    ("documents", "lengths", "places"),
+    [
+        (DOCUMENTS, [4, 2, 5, 6, 8], [2, 3, 4, 5, 9, 10, 13]),
+        # A shared prompt predicts the first token of both answers.
+        (PAIRS, [9, 12, 14, 11, 30, 17, 3, 2], [*range(19, 28), 19, *range(29, 40)]),
+    ],
+)
+def test_the_answers_of_packed_rows_are_found(documents: Any, lengths: list[int], places: list[int]):
+    rows, alone = rows_of(documents)
     answers = AnswerTokens.find(rows["labels"], rows["positions"])
-    assert answers.lengths == [9, 12, 14, 11, 30, 17, 3, 2]
-    assert answers.places.tolist()[:21] == [*range(19, 28), 19, *range(29, 40)]
+    assert answers.lengths == lengths
+    assert answers.places.tolist()[: len(places)] == places
     assert torch.equal(answers.targets, torch.cat([answer for _prompt, answer in alone]))
-    assert answers.share_prompts
-    assert not AnswerTokens.find(two_rows()["labels"], two_rows()["positions"]).share_prompts
+    assert answers.share_prompts == (documents is PAIRS)
 
 
-def log_probabilities(model: Any, rows: dict[str, Tensor]) -> Tensor:
+def log_probabilities(model: Any, rows: Rows) -> Tensor:
     answers = AnswerTokens.find(rows["labels"], rows["positions"])
     return answer_log_probabilities(model, answers, input_ids=rows["tokens"], position_ids=rows["positions"])
 
@@ -187,7 +130,7 @@ def test_a_packed_answer_has_the_log_probability_that_it_has_alone(kind: str, he
     config = LoraConfig(r=2, target_modules=[*layers, *(["lm_head"] if head else [])], lora_dropout=0.0)
     model = grafted(base, config).train()
     names = trainable_parameters(model)
-    rows, alone = rows_of_pairs(model.config.vocab_size) if shared else (two_rows(), documents_alone())
+    rows, alone = rows_of(PAIRS if shared else DOCUMENTS, model.config.vocab_size)
     plain = []
     for prompt, answer in alone:
         log_p = model(input_ids=torch.cat([prompt, answer])[None]).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
@@ -213,7 +156,7 @@ def test_before_the_first_step_an_answer_has_the_bits_of_the_reference(dtype: An
     graft(model, LoraConfig(r=2, target_modules=["c_attn", "c_proj", "lm_head"], lora_dropout=0.0))
     use_fast_paths(model)
     assert has_chunked_loss(model)
-    rows = rows_of_pairs()[0] if shared else two_rows()
+    rows, _ = rows_of(PAIRS if shared else DOCUMENTS)
     with torch.no_grad(), disable_adapter(model):
         reference = log_probabilities(model, rows)
     model.train()

@@ -82,12 +82,12 @@ def difference(model: Any, masking: Any) -> tuple[float, int]:
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "opt", "bloom"])
-def test_rounding_is_compared_with_that_of_a_document_with_nothing_before_it(
-    kind: str, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(document_masks, "same_to_rounding", lambda a, b: False)  # as in a large model in 8 bits
-    model = quantize(tiny_model(kind), torch.bfloat16, "int8")
+def test_the_masking_is_found_in_fewer_bits(kind: str, monkeypatch: pytest.MonkeyPatch):
+    model = tiny_model(kind).bfloat16().train()
     assert detect_document_masking(model) == EXPECTED[kind]
+    assert model.training
+    monkeypatch.setattr(document_masks, "same_to_rounding", lambda a, b: False)  # as in a large model in 8 bits
+    assert detect_document_masking(quantize(tiny_model(kind), torch.bfloat16, "int8")) == EXPECTED[kind]
 
 
 def test_a_window_of_zero_is_none():
@@ -95,13 +95,18 @@ def test_a_window_of_zero_is_none():
     assert possible_windows(tiny_model("llama", sliding_window=8)) == [8]
 
 
-@pytest.mark.parametrize(("kind", "attention"), WITH_ATTENTION)
-def test_a_packed_token_has_the_same_loss_as_alone(kind: str, attention: str):
+def model_with(attention: str, kind: str) -> Any:
     model = tiny_model(kind)
     try:
         model.set_attn_implementation(attention)
     except ValueError:
         pytest.skip(f"{kind} has no {attention} attention")
+    return model
+
+
+@pytest.mark.parametrize(("kind", "attention"), WITH_ATTENTION)
+def test_a_packed_token_has_the_same_loss_as_alone(kind: str, attention: str):
+    model = model_with(attention, kind)
     masking = detect_document_masking(model)
     assert masking == EXPECTED[kind]
     error, rows = difference(model, masking)
@@ -154,11 +159,7 @@ def shared_states(model: Any, masking: Any) -> tuple[torch.Tensor, torch.Tensor]
 @pytest.mark.parametrize(("kind", "attention"), WITH_ATTENTION)
 @torch.no_grad()
 def test_answers_share_a_prompt_where_that_changes_nothing(kind: str, attention: str):
-    model = tiny_model(kind)
-    try:
-        model.set_attn_implementation(attention)
-    except ValueError:
-        pytest.skip(f"{kind} has no {attention} attention")
+    model = model_with(attention, kind)
     assert shares_prompts(model, EXPECTED[kind]) == (kind not in ("bloom", "gpt_neo"))
     if shares_prompts(model, EXPECTED[kind]):
         assert relative_error(*shared_states(model, EXPECTED[kind])) < 1e-5
@@ -197,18 +198,6 @@ def test_attention_to_a_number_of_chosen_tokens_needs_separate_rows(kind: str):
     assert detect_document_masking(model, row_length=40) == "separate_rows"
 
 
-@pytest.mark.parametrize("kind", ["bert", "xlnet", "cpmant"])
-def test_models_of_berts_kind_attend_to_later_tokens(kind: str):
-    assert attends_to_later_tokens(lively_model(kind, **({"is_decoder": False} if kind == "bert" else {})))
-
-
-@pytest.mark.parametrize("kind", ["bert", "qwen3_moe", "lfm2", "mamba", "reformer"])
-def test_other_models_do_not(kind: str):
-    model = lively_model(kind)
-    assert not attends_to_later_tokens(model)
-    assert not attends_to_later_tokens(model.bfloat16())
-
-
 def test_a_config_may_have_no_padding():
     assert not hasattr(tiny_of("codegen").config, "pad_token_id")
     assert detect_document_masking(tiny_of("codegen")) == "position_ids"
@@ -220,14 +209,11 @@ def test_rounding_of_experts_that_get_other_tokens_is_no_leak():
     assert difference(model, "position_ids")[0] < 1e-5
 
 
-def test_in_half_precision():
-    assert detect_document_masking(tiny_model("llama").bfloat16()) == "position_ids"
-    assert detect_document_masking(tiny_model("opt").bfloat16()) == "attention_mask"
-    assert detect_document_masking(tiny_model("bloom").bfloat16()) == "separate_rows"
-
-
-def test_the_probe_leaves_the_mode_unchanged():
-    assert tiny_model().train().training
-    model = tiny_model().train()
-    detect_document_masking(model)
-    assert model.training
+@pytest.mark.parametrize(
+    ("kind", "later"),
+    [("bert encoder", True), ("xlnet", True), ("cpmant", True)]
+    + [(kind, False) for kind in ("bert", "qwen3_moe", "lfm2", "mamba", "reformer")],
+)
+def test_which_models_attend_to_later_tokens(kind: str, later: bool):
+    model = lively_model("bert", is_decoder=False) if kind == "bert encoder" else lively_model(kind)
+    assert attends_to_later_tokens(model) == attends_to_later_tokens(model.bfloat16()) == later

@@ -131,23 +131,16 @@ def test_the_documents_are_those_of_transformers():
     assert flash_arguments(rows)["cu_seq_lens_k"].tolist() == [0, 4, 6, 8, 12]
 
 
-def test_flash_attention_is_used_where_it_keeps_documents_apart(installed: None, monkeypatch: pytest.MonkeyPatch):
-    model, undo = grafted("llama").bfloat16(), []
+@pytest.mark.parametrize("used", ["in 16 bits", "not apart", "not in 32 bits", "not with a soft prompt"])
+def test_where_flash_attention_is_used(used: str, installed: None, monkeypatch: pytest.MonkeyPatch):
+    model, undo = tiny_model("llama").to(torch.float32 if "32" in used else torch.bfloat16), []
+    if "prompt" in used:
+        prompt = METHODS["prompt-tuning"]
+        prompt.prepare(model, prompt.config(num_virtual_tokens=4), base_dropout=False)
+    if "apart" in used:
+        monkeypatch.setattr(paths, "keeps_apart_by_flash", lambda model: False)
     paths._use_flash_attention(model, undo)
-    assert model.config._attn_implementation == FLASH
-    undo.pop()()
+    assert model.config._attn_implementation == (FLASH if used == "in 16 bits" else "sdpa")
+    for back in undo:
+        back()
     assert model.config._attn_implementation == "sdpa"
-    monkeypatch.setattr(paths, "keeps_apart_by_flash", lambda model: False)
-    paths._use_flash_attention(model, [])
-    assert model.config._attn_implementation == "sdpa"
-
-
-def test_flash_attention_is_not_used_in_32_bits_or_with_a_soft_prompt(installed: None):
-    model = tiny_model("llama")
-    paths._use_flash_attention(model, [])
-    assert model.config._attn_implementation == "sdpa"
-    model = tiny_model("llama").bfloat16()
-    METHODS["prompt-tuning"].prepare(model, METHODS["prompt-tuning"].config(num_virtual_tokens=4), base_dropout=False)
-    paths._use_flash_attention(model, [])
-    assert model.config._attn_implementation == "sdpa"
-    assert not calls

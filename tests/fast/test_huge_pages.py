@@ -44,16 +44,11 @@ def test_weights_are_in_huge_pages():
     assert torch.equal(layer.weight, weight)
 
 
-def test_small_and_absent_weights_stay_where_they_are():
-    small, absent = nn.Linear(3, 5), nn.Linear(3, 5, device="meta")
-    use_huge_pages(nn.Sequential(small, absent, nn.Dropout()))
-    assert small(torch.ones(3)).shape == (5,)
-
-
-def test_mapped_weights_stay_mapped(tmp_path: Path):
+def test_mapped_small_and_absent_weights_stay_where_they_are(tmp_path: Path):
     file = tmp_path / "weight"
     file.write_bytes(bytes(4 * _PAGE))
-    layer = nn.Linear(1, 1)
-    layer.weight.data = torch.from_file(str(file), size=_PAGE).view(2048, 1024)
-    use_huge_pages(layer)
-    assert not layer.weight.any()
+    mapped, small = nn.Linear(1, 1), nn.Linear(3, 5)
+    mapped.weight.data = torch.from_file(str(file), size=_PAGE).view(2048, 1024)
+    use_huge_pages(nn.Sequential(mapped, small, nn.Linear(3, 5, device="meta"), nn.Dropout()))
+    assert not mapped.weight.any()
+    assert small(torch.ones(3)).shape == (5,)

@@ -20,7 +20,6 @@ KNOWN: dict[str, Callable[[Tensor, Any], Tensor]] = {
     "linear with bias": lambda x, W: F.linear(x, W.transpose(-2, -1)[2], torch.arange(N, dtype=x.dtype)),
     "@": lambda x, W: x @ W[torch.tensor(3)],
     "W @ x": lambda x, W: W[0].mT @ x.T,
-    "mm": lambda x, W: torch.mm(x, W[-1]),
     "matmul": lambda x, W: torch.matmul(x, W),
     "bmm": lambda x, W: torch.bmm(x.view(1, ROWS, M).expand(EXPERTS, -1, -1), W),
     "bmm of chosen ones": lambda x, W: torch.bmm(x.unsqueeze(1), W[_IDS]).squeeze(1),
@@ -35,9 +34,7 @@ UNKNOWN: dict[str, Callable[[Tensor, Any], Tensor]] = {
     "W @ W": lambda x, W: x @ (W @ W.mT)[1],
     "a mask": lambda x, W: x @ W[torch.tensor([True, False, False, True])],
     "slice": lambda x, W: x @ W[1:3],
-    "view": lambda x, W: x @ W.reshape(M, -1),
     "other axes": lambda x, W: x @ W.transpose(0, 1)[:, 0],
-    "norm": lambda x, W: x.sum() * torch.linalg.vector_norm(W),
     "in a list": lambda x, W: torch.cat([W, W]).sum() * x,
 }
 
@@ -79,20 +76,6 @@ def test_shape_and_dtype_are_those_of_the_weight_and_nothing_is_added_up_to_tell
     lazy = LowRankSum(W.bfloat16(), left, right, 0.7)
     assert (lazy.shape, lazy.dtype, lazy.device, lazy.size(1), lazy.dim()) == (W.shape, torch.bfloat16, W.device, M, 3)
     assert "sum" not in vars(lazy)
-
-
-def test_one_expert_after_the_other_gets_a_gradient_once():
-    """Each index into a stack adds a gradient of the whole stack."""
-    x, W, left, right = parts()
-    lazy = LowRankSum(W, left, right, 0.7)
-    y = sum(x @ lazy[expert] for expert in torch.arange(EXPERTS))
-    nodes, waiting = set(), [y.grad_fn]  # type: ignore[union-attr]
-    while waiting:
-        node = waiting.pop()
-        if node is not None and node not in nodes:
-            nodes.add(node)
-            waiting += [one for one, _ in node.next_functions]
-    assert not [node for node in nodes if node.name().startswith(("Index", "Select"))]
 
 
 def test_products_in_sixteen_bits_have_their_dtype():

@@ -1,5 +1,8 @@
 """A batch with an adapter for each row, compared with each row alone and with PEFT's mixed batch."""
 
+from typing import Any
+
+import peft
 import pytest
 import torch
 from torch import nn
@@ -39,22 +42,27 @@ def each_alone(model, names, compute):
     return found
 
 
+def assert_as_each_alone(model, names, compute, tolerance=1e-5):
+    """`compute(rows)` gives for all rows in a mixed batch what it gives for each row with its adapter; return that."""
+    alone = torch.cat(each_alone(model, names, lambda row: compute(slice(row, row + 1))))
+    with mixed_batch(model, names):
+        mixed = compute(slice(None))
+    torch.testing.assert_close(mixed, alone, rtol=tolerance, atol=tolerance)
+    return mixed
+
+
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma3_text", "opt", "gpt_neox", "phi3"])
 def test_each_row_equals_the_row_alone_and_base_rows_are_bit_identical(kind: str):
-    model = tiny_model(kind)
-    tokens = ids(len(NAMES))
+    model, tokens = tiny_model(kind), ids(len(NAMES))
     base = logits(model, tokens)
     with_adapters(base=model)
-    alone = torch.cat(each_alone(model, NAMES, lambda row: logits(model, tokens[row : row + 1])))
-    with mixed_batch(model, NAMES):
-        mixed = logits(model, tokens)
-    torch.testing.assert_close(mixed, alone, rtol=1e-5, atol=1e-5)
+    active = logits(model, tokens)
+    mixed = assert_as_each_alone(model, NAMES, lambda rows: logits(model, tokens[rows]))
     of_base = torch.tensor([name in (None, "__base__") for name in NAMES])
     assert torch.equal(mixed[of_base], base[of_base])
     changed = (mixed - base).abs().amax((1, 2)) > 1e-2
     assert torch.equal(changed, ~of_base)
-    assert not torch.allclose(mixed[2], mixed[5]), "rows are different texts"
-    assert torch.equal(logits(model, tokens[5:])[0], alone[5]), "c is active again"
+    assert torch.equal(logits(model, tokens), active), "c is active again"
 
 
 @pytest.mark.parametrize(
@@ -63,78 +71,47 @@ def test_each_row_equals_the_row_alone_and_base_rows_are_bit_identical(kind: str
     ids=["embedding", "head", "dora"],
 )
 def test_embeddings_heads_and_dora_in_a_mixed_batch(settings: dict):
-    model = with_adapters("gemma3_text", **settings)
-    tokens = ids(len(NAMES))
-    alone = torch.cat(each_alone(model, NAMES, lambda row: logits(model, tokens[row : row + 1])))
-    with mixed_batch(model, NAMES):
-        torch.testing.assert_close(logits(model, tokens), alone, rtol=1e-4, atol=1e-5)
+    model, tokens = with_adapters("gemma3_text", **settings), ids(len(NAMES))
+    assert_as_each_alone(model, NAMES, lambda rows: logits(model, tokens[rows]), 1e-4)
 
 
-def test_adapters_with_different_layers_and_settings_share_a_batch():
-    model = tiny_model("llama").bfloat16()
-    for name, config in {
-        "few": LoraConfig(r=2, target_modules=["q_proj"]),
-        "dora": LoraConfig(r=3, target_modules=["q_proj", "v_proj"], use_dora=True),
-        "pissa": LoraConfig(r=2, target_modules=["v_proj", "down_proj"], init_lora_weights="pissa"),
-        "rs": LoraConfig(r=8, target_modules=["down_proj"], use_rslora=True, lora_dropout=0.5),
-    }.items():
-        graft(model, config, name)
-        shake(model)
-    names = ["rs", "dora", None, "few", "pissa"]
-    tokens = ids(5)
-    alone = torch.cat(each_alone(model, names, lambda row: logits(model, tokens[row : row + 1])))
-    with mixed_batch(model, names):
-        mixed = logits(model, tokens)
-    assert mixed.dtype == torch.bfloat16
-    torch.testing.assert_close(mixed, alone, rtol=3e-2, atol=3e-2)
+GREEDY = {"do_sample": False, "max_new_tokens": 10, "min_new_tokens": 10, "pad_token_id": 0}
 
 
 @pytest.mark.parametrize("search", [{}, {"num_beams": 3}, {"num_beams": 2, "num_return_sequences": 2}])
 def test_generate_equals_each_row_alone(search: dict):
-    model = with_adapters("llama")
-    prompts = ids(len(NAMES), 5)
-    given = {"do_sample": False, "max_new_tokens": 12, "min_new_tokens": 12, "pad_token_id": 0, **search}
-    alone = each_alone(model, NAMES, lambda row: model.generate(prompts[row : row + 1], **given))
-    with mixed_batch(model, NAMES):
-        mixed = model.generate(prompts, **given)
-    assert torch.equal(mixed, torch.cat(alone))
+    model, prompts = with_adapters("llama"), ids(len(NAMES), 5)
+    mixed = assert_as_each_alone(model, NAMES, lambda rows: model.generate(prompts[rows], **GREEDY, **search), 0)
     with disable_adapter(model):
-        base = model.generate(prompts, **given)
+        base = model.generate(prompts, **GREEDY, **search)
     assert not torch.equal(base, mixed), "the adapters change the output"
 
 
 def test_padded_prompts_generate_as_each_alone():
-    model = with_adapters("llama")
-    tokens = ids(3, 8)
-    lengths = [8, 5, 3]
+    model, tokens, lengths = with_adapters("llama"), ids(3, 8), [8, 5, 3]
     mask = torch.tensor([[0] * (8 - n) + [1] * n for n in lengths])
-    given = {"do_sample": False, "max_new_tokens": 8, "min_new_tokens": 8, "pad_token_id": 0}
-    alone = each_alone(
-        model, ["a", None, "b"], lambda row: model.generate(tokens[row : row + 1, 8 - lengths[row] :], **given)[:, -8:]
-    )
-    with mixed_batch(model, ["a", None, "b"]):
-        mixed = model.generate(tokens * mask, attention_mask=mask, **given)[:, -8:]
-    assert torch.equal(mixed, torch.cat(alone))
+
+    def generated(rows: slice):
+        cut = 0 if rows == slice(None) else 8 - lengths[rows.start]
+        given = {"attention_mask": mask[rows, cut:], **GREEDY}
+        return model.generate((tokens * mask)[rows, cut:], **given)[:, -10:]
+
+    assert_as_each_alone(model, ["a", None, "b"], generated, 0)
 
 
 def test_forward_and_generate_equal_pefts_mixed_batch(tmp_path):
-    peft = pytest.importorskip("peft")
-    ours = with_adapters("llama")
+    ours, names, tokens = with_adapters("llama"), ["b", "__base__", "c", "a"], ids(4)
     for name in "abc":
         save_adapter(ours, tmp_path / name, name)
-    theirs = peft.PeftModel.from_pretrained(tiny_model("llama"), str(tmp_path / "a"), adapter_name="a")
+    theirs = peft.PeftModel.from_pretrained(tiny_model("llama"), str(tmp_path / "a"), adapter_name="a").eval()
     for name in "bc":
         theirs.load_adapter(str(tmp_path / name), name)
-    theirs.eval()
-    names = ["b", "__base__", "c", "a"]
-    tokens = ids(4)
-    given = {"do_sample": False, "max_new_tokens": 10, "pad_token_id": 0, "num_beams": 2}
     with torch.no_grad():
         wanted = theirs(input_ids=tokens, adapter_names=names).logits
-        expected = theirs.generate(input_ids=tokens, adapter_names=names, **given)
+        expected = theirs.generate(input_ids=tokens, adapter_names=names, num_beams=2, **GREEDY)
     with mixed_batch(ours, names):
         torch.testing.assert_close(logits(ours, tokens), wanted, rtol=1e-5, atol=1e-5)
-        assert torch.equal(ours.generate(tokens, **given), expected)
+        assert torch.equal(ours.generate(tokens, num_beams=2, **GREEDY), expected)
 
 
 def _pairs(layer: nn.Module, kinds: str) -> list[LowRank | None]:
@@ -206,54 +183,53 @@ def test_convolutions_in_a_mixed_batch():
         graft(model, LoraConfig(r=2 + 2 * seed, target_modules=["0", "2"]), name)
         shake(model, seed)
     x = torch.randn(3, 4, 5, 5)
-    alone = torch.cat(each_alone(model, ["b", None, "a"], lambda row: model(x[row : row + 1]).detach()))
-    with mixed_batch(model, ["b", None, "a"]):
-        torch.testing.assert_close(model(x), alone)
+    assert_as_each_alone(model, ["b", None, "a"], lambda rows: model(x[rows]).detach())
 
 
-def test_a_hooked_or_unfused_layer_computes_the_same():
-    model = with_adapters()
-    tokens = ids(len(NAMES))
+def test_a_hooked_layer_computes_the_same_and_keeps_what_the_hook_holds():
+    model, tokens, seen = with_adapters(), ids(len(NAMES)), []
     with mixed_batch(model, NAMES):
         stacked = logits(model, tokens)
-    seen = []
     layer = model.transformer.h[0].attn.c_attn
-    handle = layer.base_layer.register_forward_hook(lambda module, given, y: seen.append(y))
+    layer.base_layer.register_forward_hook(lambda module, given, y: seen.append(y))
     with mixed_batch(model, NAMES):
         torch.testing.assert_close(logits(model, tokens), stacked, rtol=1e-5, atol=1e-5)
-    kept = seen[0].clone()
-    handle.remove()
     with disable_adapter(model):
-        layer.base_layer.register_forward_hook(lambda module, given, y: seen.append(y))
         logits(model, tokens)
-    assert torch.equal(kept, seen[-1]), "what a hook holds is not written over"
+    assert torch.equal(seen[0], seen[-1]), "it is not written over"
 
 
 def test_under_autocast_it_equals_each_row_alone():
-    model = with_adapters("llama")
-    tokens = ids(len(NAMES))
-
-    def compute(given):
-        with torch.autocast("cpu", torch.bfloat16):
-            return logits(model, given)
-
-    alone = torch.cat(each_alone(model, NAMES, lambda row: compute(tokens[row : row + 1])))
-    with mixed_batch(model, NAMES):
-        torch.testing.assert_close(compute(tokens), alone, rtol=3e-2, atol=3e-2)
+    model, tokens = with_adapters("llama"), ids(len(NAMES))
+    compute = torch.autocast("cpu", torch.bfloat16)(lambda rows: logits(model, tokens[rows]))
+    assert_as_each_alone(model, NAMES, compute, 3e-2)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma3_text"])
 def test_with_the_fast_paths_and_int8(kind: str):
     places = {"n_positions" if kind == "gpt2" else "max_position_embeddings": 128}
     model = with_adapters(kind, base=quantize(tiny_model(kind, **places), torch.float32))
-    names = ["b", None, "a", "a"]
-    tokens = ids(4, 80)  # long enough for attention in blocks
-    alone = torch.cat(each_alone(model, names, lambda row: logits(model, tokens[row : row + 1])))
+    names, tokens = ["b", None, "a", "a"], ids(4, 80)  # long enough for attention in blocks
+    plain = assert_as_each_alone(model, names, lambda rows: logits(model, tokens[rows]), 1e-2)
     use_fast_paths(model)
-    with mixed_batch(model, names):
-        mixed = logits(model, tokens)
-        loss = model(input_ids=tokens, labels=tokens).loss
     # Where the last bit differs, a value may be rounded to the next int8 value.
-    torch.testing.assert_close(mixed, alone, rtol=1e-2, atol=1e-2)
-    wanted = nn.functional.cross_entropy(alone[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+    assert_as_each_alone(model, names, lambda rows: logits(model, tokens[rows]), 1e-2)
+    with mixed_batch(model, names):
+        loss = model(input_ids=tokens, labels=tokens).loss
+    wanted = nn.functional.cross_entropy(plain[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
     torch.testing.assert_close(loss, wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_adapters_with_different_layers_and_settings_share_a_batch():
+    model, tokens = tiny_model("llama").bfloat16(), ids(5)
+    settings: dict[str, dict[str, Any]] = {
+        "few": {"r": 2, "target_modules": ["q_proj"]},
+        "dora": {"r": 3, "target_modules": ["q_proj", "v_proj"], "use_dora": True},
+        "pissa": {"r": 2, "target_modules": ["v_proj", "down_proj"], "init_lora_weights": "pissa"},
+        "rs": {"r": 8, "target_modules": ["down_proj"], "use_rslora": True, "lora_dropout": 0.5},
+    }
+    for name, fields in settings.items():
+        shake(graft(model, LoraConfig(**fields), name))
+    names = ["rs", "dora", None, "few", "pissa"]
+    mixed = assert_as_each_alone(model, names, lambda rows: logits(model, tokens[rows]), 3e-2)
+    assert mixed.dtype == torch.bfloat16

@@ -15,9 +15,7 @@ from torch.nn import functional as F
 from transformers.activations import ACT2FN
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from tests.fast.kept import kept_bytes
-from tests.tiny import CONFIGS, grafted, ids, tiny_model
-from tsugiki import LoraConfig, trainable_parameters
+from tests.tiny import CONFIGS, ids, tiny_model
 from tsugiki.fast import use_fused_modules
 from tsugiki.model import Undo, undo_all
 
@@ -53,18 +51,14 @@ def assert_equal(ours: list[torch.Tensor], theirs: list[torch.Tensor], tolerance
         torch.testing.assert_close(one, other, rtol=0, atol=1e-8 + tolerance * float(other.abs().max()))
 
 
-@pytest.mark.parametrize("kind", GOT)
-def test_modules_with_a_fused_equivalent_are_replaced(kind: str):
-    assert names(use_fused_modules(tiny_model(kind), [])) == GOT[kind]
-
-
 @pytest.mark.parametrize(("kind", "trains"), zip(CONFIGS, cycle([False, True])))
 def test_the_model_computes_the_same_and_can_be_restored(kind: str, trains: bool):
     model = tiny_model(kind).requires_grad_(trains)
     plain, state = gradients(model), {name: value.clone() for name, value in model.state_dict().items()}
     described, keys = repr(model), [set(vars(module)) for module in model.modules()]
     undo: list[Undo] = []
-    use_fused_modules(model, undo)
+    sped_up = names(use_fused_modules(model, undo))
+    assert sped_up == GOT.get(kind, sped_up)
     assert_equal(gradients(model), plain)
     assert repr(model) == described
     assert list(model.state_dict()) == list(state)
@@ -72,38 +66,6 @@ def test_the_model_computes_the_same_and_can_be_restored(kind: str, trains: bool
     assert [set(vars(module)) for module in model.modules()] == keys
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(gradients(model), plain, strict=True))
-
-
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma3_text", "phi3"])
-def test_in_bf16_the_error_is_not_larger(kind: str):
-    exact = gradients(tiny_model(kind).double().requires_grad_(False))
-    model = tiny_model(kind).bfloat16().requires_grad_(False)
-    plain = gradients(model)
-    use_fused_modules(model, [])
-    for ours, theirs, true in zip(gradients(model), plain, exact, strict=True):
-        assert (ours.double() - true).norm() < 1.1 * (theirs.double() - true).norm() + 1e-3 * true.norm()
-
-
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma3_text", "qwen3"])
-def test_less_is_kept_for_backward(kind: str):
-    model = tiny_model(kind).requires_grad_(False)
-    embedded = model.get_input_embeddings()(ids()).detach().requires_grad_()
-
-    def kept() -> int:
-        return kept_bytes(lambda: model(inputs_embeds=embedded, use_cache=False).logits, model.parameters())
-
-    before = kept()
-    use_fused_modules(model, [])
-    assert kept() < 0.9 * before
-
-
-def test_a_norm_that_trains_gets_its_gradient():
-    model, plain = tiny_model("llama"), tiny_model("llama")
-    use_fused_modules(model, [])
-    for each in (model, plain):
-        grafted(each, LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["norm"]))
-    assert "model.norm.weight" in trainable_parameters(model)
-    assert_equal(gradients(model), gradients(plain))
 
 
 def test_a_norm_that_trains_uses_its_own_forward():
@@ -134,23 +96,6 @@ def test_copies_and_pickles_are_independent(kind: str):
         assert_equal(gradients(other), before)
 
 
-@pytest.mark.slow
-def test_a_compiler_uses_the_models_own_forward():
-    model = tiny_model("llama").requires_grad_(False)
-    plain = gradients(model)
-    use_fused_modules(model, [])
-    seen: list[str] = []
-
-    def look(graph: torch.fx.GraphModule, _: Any) -> Any:
-        seen.extend(str(node.target) for node in graph.graph.nodes)
-        return graph.forward
-
-    torch._dynamo.reset()
-    assert_equal(gradients(torch.compile(model, backend=look)), plain)
-    assert any("rsqrt" in target for target in seen)
-    assert not any("autograd_function" in target for target in seen)
-
-
 def test_a_replaced_forward_is_left_alone():
     model = tiny_model("llama")
     norm = model.model.norm
@@ -168,25 +113,18 @@ def test_a_replaced_forward_is_left_alone():
     assert "forward" not in vars(model.model.layers[1].mlp)
 
 
-@pytest.mark.parametrize(
-    ("name", "got"),
-    [
-        ("gelu_new", "gelu_tanh"),
-        ("gelu_fast", "gelu_tanh"),
-        ("gelu_accurate", "gelu_tanh"),
-        ("gelu_pytorch_tanh", "gelu_tanh"),
-        ("gelu_python_tanh", "gelu_tanh"),
-        ("gelu", "gelu"),
-        ("gelu_python", "gelu"),
-        ("quick_gelu", "quick_gelu"),
-        ("silu", "silu"),
-        ("swish", "silu"),
-        *((name, None) for name in ("gelu_10", "hardswish", "laplace", "linear", "mish", "prelu", "relu", "tanh")),
-    ],
-)
-def test_transformers_activations_are_recognised(name: str, got: str | None):
-    module = ACT2FN[name]
-    assert names(use_fused_modules(module, [])) == ({got: 1} if got else {})
+ACTIVATIONS = {
+    "gelu_tanh": ("gelu_new", "gelu_fast", "gelu_accurate", "gelu_pytorch_tanh", "gelu_python_tanh"),
+    "gelu": ("gelu", "gelu_python"),
+    "quick_gelu": ("quick_gelu",),
+    "silu": ("silu", "swish"),
+    "": ("gelu_10", "hardswish", "laplace", "linear", "mish", "prelu", "relu", "tanh"),
+}
+
+
+@pytest.mark.parametrize(("got", "name"), [(got, name) for got, those in ACTIVATIONS.items() for name in those])
+def test_transformers_activations_are_recognised(got: str, name: str):
+    assert names(use_fused_modules(ACT2FN[name], [])) == ({got: 1} if got else {})
 
 
 class Doubled(nn.Module):
@@ -203,18 +141,19 @@ class Doubled(nn.Module):
         return self.down_proj(self.act(gate) * self.up_proj(x) * self.factor)
 
 
-def test_similar_modules_are_left_alone():
-    assert names(use_fused_modules(Doubled(nn.SiLU()), [])) == {"gated_silu": 1}
-    assert names(use_fused_modules(Doubled(nn.SiLU(), 1.001), [])) == {"silu": 1}
-    assert names(use_fused_modules(Doubled(nn.SiLU(), limit=10.0), [])) == {"silu": 1}  # as DeepSeek-V4 has it
-    assert names(use_fused_modules(Doubled(nn.Tanh()), [])) == {}
-    assert names(use_fused_modules(nn.LayerNorm(8, bias=False), [])) == {}
-    assert names(use_fused_modules(nn.Dropout(0.1), [])) == {}
-
-
-def test_probing_does_not_change_the_random_state_or_the_model():
-    model = tiny_model("gpt2").train()
-    state = torch.get_rng_state()
-    use_fused_modules(model, [])
+@pytest.mark.parametrize(
+    ("module", "got"),
+    [
+        (Doubled(nn.SiLU()), {"gated_silu": 1}),
+        (Doubled(nn.SiLU(), 1.001), {"silu": 1}),
+        (Doubled(nn.SiLU(), limit=10.0), {"silu": 1}),  # as DeepSeek-V4 has it
+        (Doubled(nn.Tanh()), {}),
+        (nn.LayerNorm(8, bias=False), {}),
+        (nn.Dropout(0.1), {}),
+    ],
+)
+def test_similar_modules_are_left_alone_as_is_the_random_state(module: nn.Module, got: dict[str, int]):
+    state, module = torch.get_rng_state(), module.train()
+    assert names(use_fused_modules(module, [])) == got
     assert torch.equal(torch.get_rng_state(), state)
-    assert all(module.training for module in model.modules())
+    assert module.training

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from transformers import AttentionInterface
 
-from tests.tiny import CONFIGS, ids, logits, relative_error, shake, store_of, summed_loss, tiny_model
+from tests.tiny import CONFIGS, DIFFERENT, ids, logits, relative_error, shake, store_of, summed_loss, tiny_model
 from tests.tiny_types import tiny_of
 from tsugiki import LoraConfig, graft, merge
 from tsugiki.data import Collator, pack
@@ -20,6 +21,9 @@ OWN = ("bloom", "gpt_neo", "falcon")
 """Architectures that compute attention themselves."""
 CAPPED = ("gemma2",)
 """Architectures with capped scores, for which the plain definition is used."""
+
+
+LONG_PROMPT = METHODS["prompt-tuning"].configure({"num_virtual_tokens": 32})
 
 
 def model_of(kind: str, **settings: Any) -> Any:
@@ -57,20 +61,23 @@ def assert_equal(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
         torch.testing.assert_close(found[name], tensor, rtol=0, atol=allowed, msg=name)
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
-def test_logits_gradients_and_document_masking_do_not_change(kind: str, blocks: list[torch.Size]):
+@pytest.mark.parametrize(("kind", "grafted"), [(kind, kind in DIFFERENT) for kind in CONFIGS] + [("llama", False)])
+def test_logits_gradients_and_document_masking_do_not_change(kind: str, grafted: bool, blocks: list[torch.Size]):
     model = model_of(kind)
     before, isolation, inputs = model.config._attn_implementation, detect_document_masking(model), batch(model)
+    if grafted:
+        shake(graft(model, LoraConfig(r=3)))
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     wanted = results(model, inputs)
+    assert all(".lora." in name for name in wanted if name != "logits") == grafted
 
-    use_fast_paths(model)
+    for _ in range(2):  # applying twice equals once
+        use_fast_paths(model)
     assert model.config._attn_implementation == (before if kind in OWN else NAME)
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
     blocks.clear()
-    found = results(model, inputs)
+    assert_equal(results(model, inputs), wanted)
     assert len(blocks) == (0 if kind in (*OWN, *CAPPED) else 2), "one a layer"
-    assert_equal(found, wanted)
     assert detect_document_masking(model) == isolation
 
     use_plain_paths(model)
@@ -81,44 +88,16 @@ def test_logits_gradients_and_document_masking_do_not_change(kind: str, blocks: 
     assert not blocks
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma3_text", "opt"])
-def test_a_grafted_model(kind: str, blocks: list[torch.Size]):
-    model = model_of(kind)
-    graft(model, LoraConfig(r=3))
-    shake(model)
-    inputs = batch(model)
-    wanted = results(model, inputs)
-    use_fast_paths(model)
-    blocks.clear()
-    found = results(model, inputs)
-    assert len(blocks) == 2
-    assert all(".lora." in name for name in found if name != "logits")
-    assert_equal(found, wanted)
-
-
 def test_in_half_precision_the_error_is_not_larger(blocks: list[torch.Size]):
     model = model_of("llama")
-    short = copy.deepcopy(model).bfloat16()
-    inputs = batch(model)
+    short, inputs = copy.deepcopy(model).bfloat16(), batch(model)
     exact, plain = results(model, inputs), results(short, inputs)
     use_fast_paths(short)
-    assert short.config._attn_implementation == NAME
     blocks.clear()
     found = results(short, inputs)
     assert len(blocks) == 2
     for name, tensor in exact.items():
         assert relative_error(found[name], tensor) < 2e-3 + 2 * relative_error(plain[name], tensor), name
-
-
-def test_applying_twice_equals_once(blocks: list[torch.Size]):
-    model = model_of("llama")
-    before = model.config._attn_implementation
-    use_fast_paths(model)
-    use_fast_paths(model)
-    use_plain_paths(model)
-    assert model.config._attn_implementation == before
-    use_plain_paths(model)
-    assert model.config._attn_implementation == before
 
 
 @pytest.mark.parametrize("left_out", ["attention", "modules", "loss"])
@@ -137,8 +116,8 @@ def test_each_can_be_left_out(left_out: str):
     assert not any("forward" in vars(module) for module in model.modules())
 
 
-def _wrong(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **rest: Any) -> tuple[Tensor, None]:
-    return attention.attention_forward(module, query, key, value, mask, **{**rest, "scaling": 0.1})
+def _wrong(*given: Any, **rest: Any) -> tuple[Tensor, None]:
+    return attention.attention_forward(*given, **{**rest, "scaling": 0.1})
 
 
 def _failing(*_: Any, **__: Any) -> tuple[Tensor, None]:
@@ -147,15 +126,10 @@ def _failing(*_: Any, **__: Any) -> tuple[Tensor, None]:
 
 @pytest.mark.parametrize("forward", [_wrong, _failing])
 def test_an_attention_with_other_results_is_not_used(forward: Any, monkeypatch: pytest.MonkeyPatch):
-    from transformers import AttentionInterface
-
-    def register() -> None:
-        attention.register()
-        AttentionInterface.register(NAME, forward)
-
-    monkeypatch.setattr(paths, "register", register)
+    monkeypatch.setattr(paths, "register", lambda: AttentionInterface.register(NAME, forward))
     model = model_of("llama")
     before, wanted = model.config._attn_implementation, logits(model)
+    attention.register()
     try:
         use_fast_paths(model, modules=False, loss=False)
     finally:
@@ -167,30 +141,21 @@ def test_an_attention_with_other_results_is_not_used(forward: Any, monkeypatch: 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "mistral"])
 def test_generation_from_padded_prompts_does_not_change(kind: str):
     """The prompts are padded on the left, and later steps use the cache."""
-    model = model_of(kind)
-    prompts = ids(2, 80)
+    model, prompts = model_of(kind), ids(2, 80)
     seen = torch.ones_like(prompts)
     seen[0, :30] = 0
-    generated = []
-    for change in (use_plain_paths, use_fast_paths):
-        change(model)
-        generated.append(
-            model.generate(input_ids=prompts, attention_mask=seen, max_new_tokens=6, do_sample=False, pad_token_id=0)
-        )
-    assert torch.equal(*generated)
-    assert generated[0].shape == (2, 86)
+    given: dict[str, Any] = {"attention_mask": seen, "max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    expected = model.generate(prompts, **given)
+    use_fast_paths(model)
+    assert torch.equal(model.generate(prompts, **given), expected)
+    assert expected.shape == (2, 86)
 
 
-def test_with_a_merged_adapter_and_with_a_long_soft_prompt():
-    model = tiny_model()
-    graft(model, LoraConfig())
-    merge(shake(model))
+@pytest.mark.parametrize("prepare", [lambda m: merge(shake(graft(m, LoraConfig()))), lambda m: graft(m, LONG_PROMPT)])
+def test_with_a_merged_adapter_and_with_a_long_soft_prompt(prepare: Any):
+    model = prepare(tiny_model())  # of a context of 64 tokens
     use_fast_paths(model)
     assert model.config._attn_implementation == NAME
-    prompted = tiny_model()  # a context of 64 tokens
-    graft(prompted, METHODS["prompt-tuning"].configure({"num_virtual_tokens": 32}))
-    use_fast_paths(prompted)
-    assert prompted.config._attn_implementation == NAME
 
 
 def test_of_an_encoder_decoder_model_modules_are_replaced_alone():
@@ -203,3 +168,20 @@ def test_of_an_encoder_decoder_model_modules_are_replaced_alone():
         assert relative_error(model(**inputs).loss, plain) < 1e-6
         use_plain_paths(model)
         assert torch.equal(model(**inputs).loss, plain)
+
+
+@pytest.mark.slow
+def test_a_compiler_uses_the_models_own_forward():
+    model = shake(graft(tiny_model("llama"), LoraConfig(r=2)))
+    given: dict[str, Any] = {"input_ids": ids(), "labels": ids()}
+    plain, seen = model(**given).loss, list[str]()
+
+    def look(graph: torch.fx.GraphModule, _: Any) -> Any:
+        seen.extend(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    use_fast_paths(model, attention=False)
+    torch._dynamo.reset()
+    torch.testing.assert_close(torch.compile(model, backend=look)(**given).loss, plain)
+    assert any("rsqrt" in target for target in seen)
+    assert not any("autograd_function" in target for target in seen)

@@ -8,15 +8,7 @@ from torch import Tensor, nn
 
 from tests.fast.test_loss import FLOOR, VOCABULARY, WIDTH, batch, head_of, results
 from tests.tiny import in_pairs, relative_error
-from tsugiki.fast import (
-    Head,
-    VocabularySample,
-    can_sample,
-    draw_sample,
-    plain_loss,
-    plain_sampled_loss,
-    sampled_loss,
-)
+from tsugiki.fast import Head, VocabularySample, can_sample, draw_sample, plain_loss, plain_sampled_loss, sampled_loss
 from tsugiki.lowbit import Int8Linear
 from tsugiki.model import IGNORE_INDEX, select_outputs
 

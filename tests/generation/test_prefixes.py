@@ -117,9 +117,9 @@ def test_the_bytes_are_bounded_and_beginnings_stay_the_longest():
     size = 2 * 2 * BLOCK * 4 * 4  # of a block
     kept = PrefixCache(5 * size)
     first, second, third = (list(range(start, start + n * BLOCK + 1)) for start, n in ((100, 4), (500, 3), (900, 9)))
-    for tokens in (first, second):
+    for tokens in (first, second, third):
         kept.keep(row_of(tokens), cached_rows(len(tokens)), 0)
-    assert kept.bytes == 5 * size
-    assert (len(kept.find(row_of(first))), len(kept.find(row_of(second)))) == (2, 3)
-    kept.keep(row_of(third), cached_rows(len(third)), 0)
+        assert kept.bytes <= 5 * size
+        if tokens is second:
+            assert (len(kept.find(row_of(first))), len(kept.find(row_of(second)))) == (2, 3)
     assert kept.bytes == 5 * size

@@ -1,5 +1,6 @@
 """How the next token of a row is drawn."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -40,29 +41,10 @@ def chi_square(counts: torch.Tensor, expected: torch.Tensor) -> float:
 
 def test_an_index_of_probability_0_is_not_drawn_with_the_smallest_random_numbers(monkeypatch: pytest.MonkeyPatch):
     for number in (0.0, 1 - 2**-53):
-        monkeypatch.setattr(np.random, "Generator", lambda _bits, number=number: Constant(number))
+        constant = SimpleNamespace(random=lambda size, number=number: np.full(size, number))
+        monkeypatch.setattr(np.random, "Generator", lambda _bits, constant=constant: constant)
         assert draw_index(torch.tensor([0.0, 0.3, 0.7, 0.0]), 0, 0) == 2
         assert draw_index(torch.tensor([0.0, 1e-44, 0.0]), 0, 0) == 1
-
-
-class Constant:
-    """A generator of one number."""
-
-    def __init__(self, number: float) -> None:
-        self.number = number
-
-    def random(self, size: int) -> Any:
-        return np.full(size, self.number)
-
-
-def test_logits_that_differ_by_rounding_nearly_always_give_the_same_token():
-    generator = torch.Generator().manual_seed(0)
-    logits = 2 * torch.randn(1000, generator=generator)
-    settings = [Sampling(temperature=1.0, top_p=1.0, seed=seed) for seed in range(500)]
-    drawn = [Chooser(one).choose(logits, [], []) for one in settings]
-    rounded = [Chooser(one).choose(logits + 0.01 * torch.randn(1000, generator=generator), [], []) for one in settings]
-    assert len(set(drawn)) > 100
-    assert sum(one != other for one, other in zip(drawn, rounded, strict=True)) < 15
 
 
 def test_noise_depends_on_the_seed_the_step_and_the_word_only():
@@ -105,11 +87,8 @@ def test_a_model_that_has_a_repetition_penalty_decides_unless_one_is_given():
     [
         {"temperature": 1e-300},
         {"temperature": 1e-39},
-        {"temperature": 1e-6},
-        {"temperature": 1e-5},
         {"temperature": 2.0, "top_p": 1e-300},
         {"temperature": 2.0, "min_p": 1.0},
-        {"temperature": 1e-5, "top_p": 1e-300, "min_p": 1.0, "top_k": 2**31},
         {"temperature": 1e-5, "repetition_penalty": 100.0, "presence_penalty": 2.0, "frequency_penalty": 2.0},
         {"temperature": 1e-5, "repetition_penalty": 0.01, "logit_bias": {7: 100.0, 8: -100.0}},
     ],

@@ -23,7 +23,6 @@ AWKWARD = [
     "| a | b |\n|---|---|",
     "---\nlicense: mit\n---\n",
     "\x00\x1b[31m\r\nend\u2028of line \ud800",
-    "`one` ``two``",
     "$$x$$ [a](javascript:1) ![b](c) &lt; \\",
     "    indented\n\n\n> quoted\n1. item",
     "{{ config }} {% raw %}",
@@ -46,16 +45,15 @@ def record(**changed: Any) -> RunRecord:
     """A finished run, with some of its fields replaced."""
     config = {"data": "soseki.jsonl", "learning_rate": 1e-4, "seed": 7, **changed.pop("config", {})}
     machine = {"processor": "A | B", "cores": 2, "threads": 2, "accelerator": None, "system": "S", "python": "3"}
+    training = {"steps": 8, "loss": 3.5, "tokens": 305, "seconds": 61.0, "tokens_per_second": 5.0}
     fields: dict[str, Any] = {
         "machine": machine,
         "parameters": {"trainable": 10, "total": 100, "share": 0.1},
         "evaluations": [evaluation(0, 4.0), evaluation(8, 3.0)],
         "samples": [{"step": step, "prompt": "雨が", "text": f"降る{step}\n"} for step in (0, 4, 8)],
-        "training": {
-            "steps": 8, "loss": 3.5, "tokens": 305, "seconds": 61.0, "tokens_per_second": 5.0, "peak_memory": 10**9
-        },
+        "training": {**training, "peak_memory": 10**9},
         **changed,
-    }  # fmt: skip
+    }
     return pages.record(config=config, **fields)
 
 
@@ -140,8 +138,7 @@ def test_what_a_model_wrote_stays_in_its_block(text: str):
     assert is_own_card(card)
     shown = code_of(card)[0]
     assert "\x1b" not in card
-    for line in (line for line in text.splitlines() if line.isascii() and line.isprintable()):
-        assert line in shown
+    assert all(line in shown for line in text.splitlines() if line.isascii() and line.isprintable())
 
 
 def test_the_language_of_the_card_does_not_depend_on_that_of_the_user():
@@ -162,27 +159,21 @@ def test_a_card_that_was_edited_is_not_its_own():
     card = model_card(described())
     assert is_own_card(card)
     assert is_own_card(card.replace("\n", "\r\n"))  # as an editor in a browser sends it
-    assert not is_own_card(card.replace("apache-2.0", "mit"))
-    assert not is_own_card(card + "\nMore.\n")
-    assert not is_own_card("# mine\n")
-    assert not is_own_card("")
+    for other in (card.replace("apache-2.0", "mit"), card + "\nMore.\n", "# mine\n", ""):
+        assert not is_own_card(other)
 
 
 def test_methods_that_peft_has_not():
     card = model_card(described(config=BottleneckConfig(), fields={"peft_type": "TSUGIKI_BOTTLENECK"}))
-    assert ModelCard(card).data.library_name == "tsugiki"
-    assert ModelCard(card).data.tags == ["tsugiki"]
-    page = page_of(card)
+    data, page = ModelCard(card).data, page_of(card)
+    assert (data.library_name, data.tags) == ("tsugiki", ["tsugiki"])
     assert "PEFT does not have this method" in page
-    assert "PeftModel" not in page
-    assert "llama-cli" not in page
-    assert "tsugiki merge" not in page  # nor can it be merged
+    assert not re.search("PeftModel|llama-cli|tsugiki merge", page)  # nor can it be merged
 
 
 def test_what_is_not_known_is_not_said():
-    card = model_card(
-        described(record=None, base=BaseReference(name=None, fingerprint=None), license_id=None, languages=[])
-    )
+    base = BaseReference(name=None, fingerprint=None)
+    card = model_card(described(record=None, base=base, license_id=None, languages=[]))
     data = ModelCard(card).data.to_dict()
     assert not {"base_model", "base_model_relation", "license", "language", "model-index"} & set(data)
     assert headings(card) == ["soseki", "Adapter", "Usage", "Licence"]

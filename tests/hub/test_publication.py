@@ -38,45 +38,28 @@ def test_nothing_private_is_sent(tmp_path: Path):
     base = home / "models" / "mine"
     base.mkdir(parents=True)
     config = {
-        "data": str(home / "letters.jsonl"),
-        "held_out": "C:\\anna\\held.txt",
-        "retention_data": "~/anna/own",
-        "prompts": ["/anna is a prompt"],
-        "method": "lora",
+        **{"data": str(home / "letters.jsonl"), "held_out": "C:\\anna\\held.txt", "retention_data": "~/anna/own"},
+        **{"prompts": ["/anna is a prompt"], "method": "lora"},
     }
-    data = record().data
-    assert data is not None
+    data: Any = record().data
     data.near_duplicates.first = [["letters.jsonl:3 To my love", "x"]]
     asked = {"source": "letters.jsonl:9", "question": "my love?", "expected": "my all", "answer": "me", "correct": True}
     figures = {"questions": 1, "correct": 1, "share": 1.0, "share_interval": (0.2, 1.0), "counted": True}
     answers = [{"step": step, "answers": [asked], **figures} for step in (0, 8)]
     folder = saved(tmp_path / "run", str(base), config=config, data=data, answers=answers)
     (folder / "notes.txt").write_text("mine")
+    provenance = {"operation": "scale", "sources": [{"name": str(home / "a")}], "settings": {"by": 2}}
     beside = json.loads((folder / "tsugiki.json").read_text())
-    (folder / "tsugiki.json").write_text(
-        json.dumps(
-            {
-                **beside,
-                "provenance": {"operation": "scale", "sources": [{"name": str(home / "a")}], "settings": {"by": 2}},
-            }
-        )
-    )
+    (folder / "tsugiki.json").write_text(json.dumps(beside | {"provenance": provenance}))
     sent = publication(folder, "me/it", published_base(folder, None))
-    assert list(sent.files) == [
-        "adapter_model.safetensors",
-        "adapter_config.json",
-        "tsugiki.json",
-        "run.json",
-        "README.md",
-    ]
+    names = ["adapter_model.safetensors", "adapter_config.json", "tsugiki.json", "run.json", "README.md"]
+    assert list(sent.files) == names
     text = text_of(sent)
     for private in (str(tmp_path), "To my love", "~/anna", "C:\\", "models/mine", "my love", "my all"):
         assert private not in text
     run = json.loads(sent.files["run.json"])
-    assert run["config"]["data"] == "letters.jsonl"
-    assert run["config"]["held_out"] == "held.txt"
-    assert run["config"]["prompts"] == ["/anna is a prompt"]
-    assert "out" not in run["config"]
+    kept = {name: run["config"].get(name) for name in ("data", "held_out", "prompts", "out")}
+    assert list(kept.values()) == ["letters.jsonl", "held.txt", ["/anna is a prompt"], None]
     assert [entry["correct"] for entry in run["answers"]] == [1, 1]
     assert run["data"]["near_duplicates"] == {"groups": 1, "records": 2, "first": []}
     assert json.loads(sent.files["adapter_config.json"])["base_model_name_or_path"] is None
@@ -89,13 +72,12 @@ def test_of_a_run_by_a_rule_no_prompt_and_no_rule_is_sent(tmp_path: Path):
     one = {"held_out": [0.5], "validation": [], "length": 3, "distinct": 1, "samples": [["my love?", "yes"]]}
     rounds = [{"round": number, **one} for number in (0, 1)]
     folder = saved(tmp_path / "run", "embedded", config=config, rounds=rounds, kept_round=1)
+    samples = [{"step": 0, "prompt": "my love?", "text": "yes"}]
+    changed = {"samples": samples, "resolved_settings": {"rules": ["1*command:python /anna/secret.py"]}}
     path = folder / "run.json"
-    run = json.loads(path.read_text())
-    run["samples"] = [{"step": 0, "prompt": "my love?", "text": "yes"}]
-    run["resolved_settings"] = {"rules": ["1*command:python /anna/secret.py"]}
-    path.write_text(json.dumps(run))
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
     sent = publication(folder, "me/it", published_base(folder, None))
-    assert not {"secret", "my love"} & set(re.findall("secret|my love", text_of(sent)))
+    assert not re.search("secret|my love", text_of(sent))
     assert json.loads(sent.files["run.json"])["rounds"][1]["held_out"] == [0.5]
 
 
@@ -103,8 +85,8 @@ def test_the_base_is_named_as_the_hub_does(tmp_path: Path):
     folder = saved(tmp_path / "run", str(tmp_path))
     sent = publication(folder, "me/it", published_base(folder, "them/base"))
     assert json.loads(sent.files["adapter_config.json"])["base_model_name_or_path"] == "them/base"
-    assert json.loads(sent.files["tsugiki.json"])["base"]["name"] == "them/base"
-    assert json.loads(sent.files["run.json"])["base"]["name"] == "them/base"
+    for name in ("tsugiki.json", "run.json"):
+        assert json.loads(sent.files[name])["base"]["name"] == "them/base"
     assert "base_model: them/base" in sent.card
 
 
@@ -113,7 +95,6 @@ def test_the_base_is_named_as_the_hub_does(tmp_path: Path):
     [
         ("them/base", None, "them/base"),
         ("embedded", None, "embedded"),
-        ("/home/me/model", None, None),
         ("~/model", None, None),
         ("C:\\model", None, None),
         ("here", None, None),  # a folder

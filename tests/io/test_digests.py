@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tsugiki.errors import TsugikiError
+from tests.errors import assert_refused
 from tsugiki.io import (
     MANIFEST_FILE,
     changed_files,
@@ -28,16 +28,6 @@ def test_bytes_and_files_have_the_digest_of_hashlib(tmp_path: Path):
     (tmp_path / "file").write_bytes(CONTENT)
     assert sha256([CONTENT]) == sha256([CONTENT[:7], CONTENT[7:]]) == file_sha256(tmp_path / "file") == EXPECTED
     assert sha256_bytes(CONTENT) == hashlib.sha256(CONTENT).digest()
-
-
-def test_changed_files_are_named(tmp_path: Path):
-    for name in "abc":
-        (tmp_path / name).write_text(name)
-    digests = {name: file_sha256(tmp_path / name) for name in "abc"}
-    assert changed_files(tmp_path, digests) == []
-    (tmp_path / "a").write_text("A")
-    (tmp_path / "c").unlink()
-    assert changed_files(tmp_path, digests) == ["a", "c"]
 
 
 def test_a_tensor_is_digested_with_its_description(monkeypatch: pytest.MonkeyPatch):
@@ -80,44 +70,39 @@ def test_the_facts_are_read_back(folder: Path):
 def test_changed_and_missing_files_are_named(folder: Path):
     weights = folder / "weights"
     weights.write_bytes(b"0123456780")
-    with pytest.raises(TsugikiError, match="weights has changed"):
-        read_manifest(folder)
+    assert_refused("weights has changed", read_manifest, folder)
     weights.write_bytes(b"012345678")
-    with pytest.raises(TsugikiError, match="weights has 9 bytes instead of 10"):
-        read_manifest(folder)
+    assert_refused("weights has 9 bytes instead of 10", read_manifest, folder)
     weights.unlink()
-    with pytest.raises(TsugikiError, match="weights is missing"):
-        read_manifest(folder)
+    assert_refused("weights is missing", read_manifest, folder)
+    (folder / MANIFEST_FILE).unlink()
+    assert_refused(f"incomplete.*{MANIFEST_FILE}", read_manifest, folder)
 
 
 @pytest.mark.parametrize(
     ("old", "new"),
-    [
-        ('"step": 3', '"step": 2'),
-        ('"format": 1', '"format": 0'),
-        ("枝", "?"),
-        ("1e-300", "1e-301"),
-        ("1e-300", "1E-300"),
-    ],
+    [('"step": 3', '"step": 2'), ('"format": 1', '"format": 0'), ("枝", "?"), ("1e-300", "1E-300")],
 )
 def test_a_change_of_the_manifest_itself_is_found(folder: Path, old: str, new: str):
     path = folder / MANIFEST_FILE
     text = path.read_text(encoding="utf-8")
     assert old in text
     path.write_text(text.replace(old, new), encoding="utf-8")
-    with pytest.raises(TsugikiError, match=MANIFEST_FILE):
-        read_manifest(folder)
-
-
-def test_a_folder_without_a_manifest_is_incomplete(folder: Path):
-    (folder / MANIFEST_FILE).unlink()
-    with pytest.raises(TsugikiError, match=f"incomplete.*{MANIFEST_FILE}"):
-        read_manifest(folder)
+    assert_refused(MANIFEST_FILE, read_manifest, folder)
 
 
 def test_a_manifest_of_a_later_version_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("tsugiki.io.digests._FORMAT", 2)
-    write_manifest(folder, FACTS)
-    monkeypatch.undo()
-    with pytest.raises(TsugikiError, match="format"):
-        read_manifest(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr("tsugiki.io.digests._FORMAT", 2)
+        write_manifest(folder, FACTS)
+    assert_refused("format", read_manifest, folder)
+
+
+def test_changed_files_are_named(tmp_path: Path):
+    for name in "abc":
+        (tmp_path / name).write_text(name)
+    digests = {name: file_sha256(tmp_path / name) for name in "abc"}
+    assert changed_files(tmp_path, digests) == []
+    (tmp_path / "a").write_text("A")
+    (tmp_path / "c").unlink()
+    assert changed_files(tmp_path, digests) == ["a", "c"]

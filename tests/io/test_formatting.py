@@ -10,9 +10,6 @@ from tsugiki.io import format_duration, format_gigabytes, format_size
 )
 def test_sizes(count: int, text: str):
     assert format_size(count) == text
-
-
-def test_gigabytes_keep_their_unit():
     assert format_gigabytes(120_000_000) == "0.12 GB"
 
 

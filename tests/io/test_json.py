@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.errors import assert_refused
 from tsugiki.errors import TsugikiError
 from tsugiki.io import read_json, value_text, write_json
 from tsugiki.io.json import parse_json
@@ -18,6 +19,7 @@ def test_what_is_written_is_read(tmp_path: Path):
     assert "漱石" in path.read_text(encoding="utf-8")
     assert read_json(path) == {"名前": [1, None, "漱石"]}
     assert list(tmp_path.iterdir()) == [path]
+    assert [value_text(value) for value in ("漱石", ["漱石", 1])] == ["漱石", '["漱石", 1]']
 
 
 @pytest.mark.parametrize(
@@ -44,20 +46,12 @@ def test_devices_pipes_and_folders_are_not_read(tmp_path: Path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to("/dev/zero")
     for path in (tmp_path, tmp_path / "pipe", tmp_path / "link"):
-        with pytest.raises(TsugikiError, match="not a file"):
-            read_json(path)
+        assert_refused("not a file", read_json, path)
 
 
 def test_a_missing_file_has_the_callers_message(tmp_path: Path):
-    with pytest.raises(TsugikiError, match="no adapter here"):
-        read_json(tmp_path / "a.json", missing="no adapter here")
-    with pytest.raises(TsugikiError, match=r"a\.json .*missing"):
-        read_json(tmp_path / "a.json")
-
-
-def test_a_value_in_one_line():
-    assert value_text("漱石") == "漱石"
-    assert value_text(["漱石", 1]) == '["漱石", 1]'
+    assert_refused("no adapter here", read_json, tmp_path / "a.json", missing="no adapter here")
+    assert_refused(r"a\.json .*missing", read_json, tmp_path / "a.json")
 
 
 @pytest.mark.parametrize(

@@ -11,24 +11,16 @@ from transformers.utils import logging
 from tsugiki.io import ProgressDisplay, hidden_progress_bars, progress
 
 
-def test_outside_a_terminal_only_lines_are_printed():
-    out = io.StringIO()
-    display = ProgressDisplay(Console(file=out))
-    with display.stage("merging [1]", 3) as advance:
-        advance(2)
+def test_a_terminal_shows_a_bar_and_otherwise_only_lines_are_printed():
+    for terminal in (True, False):
+        out = io.StringIO()
+        display = ProgressDisplay(Console(file=out, force_terminal=terminal, width=100))
+        with display.stage("merging [1]", 3) as advance:
+            advance(3)
+        assert ("merging [1]" in out.getvalue()) == ("100%" in out.getvalue()) == terminal
     assert list(display.track([1, 2], "layers")) == [1, 2]
-    assert out.getvalue() == ""
     display.print("one [line]")
     assert out.getvalue() == "one [line]\n"
-
-
-def test_a_terminal_shows_a_bar():
-    out = io.StringIO()
-    display = ProgressDisplay(Console(file=out, force_terminal=True, width=100))
-    with display.stage("merging [1]", 3) as advance:
-        advance(3)
-    assert "merging [1]" in out.getvalue()
-    assert "100%" in out.getvalue()
 
 
 @pytest.mark.parametrize("widgets", [False, True])
@@ -54,17 +46,13 @@ def test_a_command_of_a_notebook_shows_no_bars(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize("enabled", [True, False])
-def test_the_state_is_restored(enabled: bool):
-    before = logging.is_progress_bar_enabled()
-    try:
-        (logging.enable_progress_bar if enabled else logging.disable_progress_bar)()
-        with hidden_progress_bars():
-            assert not logging.is_progress_bar_enabled()
+def test_the_state_is_restored(enabled: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(logging, "_tqdm_active", enabled)
+    with hidden_progress_bars():
+        assert not logging.is_progress_bar_enabled()
+    assert logging.is_progress_bar_enabled() == enabled
+    with pytest.raises(KeyboardInterrupt), hidden_progress_bars():
+        raise KeyboardInterrupt
+    assert logging.is_progress_bar_enabled() == enabled
+    with hidden_progress_bars(hide=False):
         assert logging.is_progress_bar_enabled() == enabled
-        with pytest.raises(KeyboardInterrupt), hidden_progress_bars():
-            raise KeyboardInterrupt
-        assert logging.is_progress_bar_enabled() == enabled
-        with hidden_progress_bars(hide=False):
-            assert logging.is_progress_bar_enabled() == enabled
-    finally:
-        (logging.enable_progress_bar if before else logging.disable_progress_bar)()

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from contextlib import nullcontext
 from pathlib import Path, PureWindowsPath
 
 import pytest
@@ -14,31 +15,25 @@ from tsugiki.io import new_folder, system, write_text
 from tsugiki.training.tools import memory
 
 
-def test_windows_renames_again_while_a_scanner_reads_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("times", [1, 3])
+def test_windows_renames_again_while_a_scanner_reads_the_file(
+    times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     replace, attempts = Path.replace, []
 
     def busy(path: Path, to: Path) -> Path:
         attempts.append(path)
-        if len(attempts) < 3:
+        if len(attempts) <= times:
             raise PermissionError(13, "the file is used by another process")
         return replace(path, to)
 
     monkeypatch.setattr(system, "WINDOWS", True)
-    monkeypatch.setattr(Path, "replace", busy)
-    write_text(tmp_path / "a.json", "{}")
-    assert (len(attempts), (tmp_path / "a.json").read_text("utf-8")) == (3, "{}")
-
-
-def test_windows_gives_up_with_an_error_that_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def busy(path: Path, to: Path) -> None:
-        raise PermissionError(13, "the file is used by another process")
-
-    monkeypatch.setattr(system, "WINDOWS", True)
     monkeypatch.setattr(system, "_WAITS", (0.0, 0.0))
     monkeypatch.setattr(Path, "replace", busy)
-    with pytest.raises(TsugikiError, match=r"a\.json.*another process"):
+    with pytest.raises(TsugikiError, match=r"a\.json.*another process") if times == 3 else nullcontext():
         write_text(tmp_path / "a.json", "{}")
-    assert list(tmp_path.iterdir()) == []
+    assert len(attempts) == min(times + 1, 3)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"] * (times == 1)
 
 
 def test_windows_flushes_files_but_no_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -104,12 +99,11 @@ def test_memory_is_known_without_the_files_of_linux(monkeypatch: pytest.MonkeyPa
     assert memory._read_process_peak() == 0
 
 
-@pytest.mark.parametrize("encoding", ["cp932", "cp1252"])
-def test_a_console_without_some_characters_shows_others(encoding: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    with (tmp_path / "console").open("w", encoding=encoding) as console:
+def test_a_console_without_some_characters_shows_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    with (tmp_path / "console").open("w", encoding="cp1252") as console:
         monkeypatch.setattr(sys, "stdout", console)
         monkeypatch.setattr(sys, "argv", ["tsugiki", "methods", "lora"])
         with pytest.raises(SystemExit) as end:
             main()
     assert end.value.code == 0
-    assert "lora" in (tmp_path / "console").read_text(encoding)
+    assert "lora" in (tmp_path / "console").read_text("cp1252")

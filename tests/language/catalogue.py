@@ -5,6 +5,7 @@ New messages are added with an empty translation, unused ones are removed, and t
 
 import ast
 import io
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -47,6 +48,16 @@ def read_catalogue() -> Catalog:
 def syntax_tree(path: Path) -> ast.Module:
     """Return the syntax tree of a module of the source, which several tests read."""
     return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def untranslated(node: ast.AST) -> Iterator[str]:
+    """Return the texts in an expression that are not arguments of a function, such as the one that translates."""
+    if isinstance(node, ast.Call | ast.Subscript | ast.Compare):
+        return
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        yield node.value
+    for child in ast.iter_child_nodes(node):
+        yield from untranslated(child)
 
 
 def forms(message: Message) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import typer
 
-from tests.language.catalogue import SOURCE, forms, read_catalogue, syntax_tree
+from tests.language.catalogue import SOURCE, forms, read_catalogue, syntax_tree, untranslated
 from tsugiki.cli import root_command, settings_text
 from tsugiki.language import JAPANESE, speaking
 from tsugiki.methods import METHODS
@@ -27,17 +27,16 @@ _WORD = re.compile(r"(?<![\w./:@=-])[a-z]{3,}(?![\w./=+-])")
 _TRANSLATING = {"_", "ngettext", "format_duration", "summarise_list", "_type_name", "_role_name"}
 _PHRASES = {"advice", "what", "why"}  # translated by those who pass them on
 _NAMES = """
-    references beta likelihood llguidance
-regex schema field command answer rounds samples tokens temperature seconds forgetting
-accelerate
-bitsandbytes chmod git glibc lfs mmproj pip pull pyarrow pickle safetensors small split state dict tensorboard
-torch torchrun transformers wandb zip auth login echo install launch tsugiki sqrt graft ungraft unmerge bias alpha scale
-all assistant author auto best blocks cat choice choices content cosine cpu dare default density editor energy expected
-false fingerprints fsdp full gguf history last linear llama magnitude messages mlp mode none null probe
-prompt quantized reviser role stored svd text ties tokens tools translator true user weight adapter folder config name
-https process runs targets embedded completion pdftotext chosen rejected label sentencepiece kyoka tau part
+accelerate adapter all alpha answer assistant auth author auto best beta bias bitsandbytes blocks cat chmod choice
+choices chosen command completion config content cosine cpu dare default density dict echo editor embedded energy
+expected false field fingerprints folder forgetting fsdp full gguf git glibc graft history https install kyoka label
+last launch lfs likelihood linear llama llguidance login magnitude messages mlp mmproj mode name none null part
+pdftotext pickle pip probe process prompt pull pyarrow quantized references regex rejected reviser role rounds runs
+safetensors samples scale schema seconds sentencepiece small split sqrt state stored svd targets tau temperature
+tensorboard text ties tokens tools torch torchrun transformers translator true tsugiki ungraft unmerge user wandb
+weight zip
 """
-"""Names that the settings and commands do not have: programs and functions, then fields and values."""
+"""Names that the settings and commands do not have: programs, functions, fields and values."""
 
 
 def test_every_message_is_in_one_language() -> None:
@@ -56,7 +55,7 @@ def test_arguments_of_messages_are_translated() -> None:
         f"{path}:{keyword.value.lineno}: {text!r}"
         for path, keyword in _arguments()
         for value in _values(keyword.value, path)
-        for text in _untranslated(value)
+        for text in untranslated(value)
         if set(_WORD.findall(_QUOTED.sub(" ", text))) - names
     ]
     assert found == []
@@ -162,16 +161,6 @@ def _arguments() -> tuple[tuple[str, ast.keyword], ...]:
         for keyword in node.keywords
         if keyword.arg
     )
-
-
-def _untranslated(node: ast.AST) -> Iterator[str]:
-    """Return the texts in an expression that are not arguments of a function."""
-    if isinstance(node, ast.Call | ast.Subscript | ast.Compare):
-        return
-    if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        yield node.value
-    for child in ast.iter_child_nodes(node):
-        yield from _untranslated(child)
 
 
 @cache

@@ -27,9 +27,7 @@ _OF_COMMANDS = frozenset(
         ({"LANG": "ja_JP.UTF-8"}, "ja"),
         ({"LANG": "ja_JP.UTF-8", "LC_MESSAGES": "de_DE.UTF-8"}, "en"),
         ({"LANG": "de_DE.UTF-8", "LC_ALL": "ja_JP.eucJP", "LC_MESSAGES": "C"}, "ja"),
-        ({"LC_ALL": "", "LANG": "ja_JP.UTF-8"}, "ja"),
         ({"LANG": "ja_JP.UTF-8", "TSUGIKI_LANG": "en"}, "en"),
-        ({"LANG": "C", "TSUGIKI_LANG": "ja"}, "ja"),
         ({"LANG": "ja_JP.UTF-8", "TSUGIKI_LANG": "fr"}, "ja"),
     ],
 )

@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from string import Formatter
 
-from tests.language.catalogue import SOURCE, syntax_tree
+from tests.language.catalogue import SOURCE, syntax_tree, untranslated
 
 _FUNCTIONS = {"_", "ngettext"}
 _ERRORS = {"TsugikiError", "WriteError", "ValueError", "RateTooHighError"}
@@ -40,7 +40,7 @@ def test_no_name_hides_the_function() -> None:
 def test_errors_are_translated() -> None:
     for where, nodes in _modules():
         for call in _calls(nodes, _ERRORS):
-            for text in _untranslated(call.args[0] if call.args else call):
+            for text in untranslated(call.args[0] if call.args else call):
                 is_message = any(part.isalpha() and len(part) > 1 for part in text.split())
                 assert not is_message, f"{where}:{call.lineno}: {text!r} is not translated"
 
@@ -56,13 +56,3 @@ def _calls(nodes: list[ast.AST], names: set[str]) -> Iterator[ast.Call]:
     for node in nodes:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in names:
             yield node
-
-
-def _untranslated(node: ast.AST) -> Iterator[str]:
-    """Return the texts in an expression that are not arguments of a translating function."""
-    if isinstance(node, ast.Call | ast.Subscript):
-        return
-    if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        yield node.value
-    for child in ast.iter_child_nodes(node):
-        yield from _untranslated(child)

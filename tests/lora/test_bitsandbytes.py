@@ -70,8 +70,7 @@ def test_an_adapter_trains_is_saved_and_loaded(bits: int, tmp_path: Path):
         merge(model)
 
 
-@pytest.mark.parametrize("bits", [8, 4])
-@pytest.mark.parametrize("settings", [{"use_dora": True}, {"init_lora_weights": "pissa"}])
+@pytest.mark.parametrize(("bits", "settings"), [(8, {"use_dora": True}), (4, {"init_lora_weights": "pissa"})])
 def test_what_reads_the_weights_is_refused(bits: int, settings: dict[str, Any]):
     model = quantized(bits)
     with pytest.raises(TsugikiError, match="quantised by a Linear"):
@@ -96,13 +95,11 @@ def evaluate(model: Any) -> Any:
     ("prepare", "tolerance"),
     [
         (lambda model, folder: load_adapter(model, folder), 1e-6),
-        (lambda model, folder: load_adapter(model.train(), folder), 1e-6),
         (lambda model, folder: use_fast_paths(load_adapter(model, folder)), 1e-5),
         # bitsandbytes rounds the scales of blocks to bfloat16 when it repacks them
         (lambda model, folder: evaluate(load_adapter(model, folder)), 0.05),
         (lambda model, folder: load_adapter(evaluate(model), folder), 0.05),
         (lambda model, folder: load_adapter(evaluate(model).train(), folder), 0.05),
-        (lambda model, folder: evaluate(load_adapter(model, folder).train()), 1e-6),
         (lambda model, folder: evaluate(reference_model(load_adapter(model, folder))), 1e-6),
     ],
 )

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tests.lifecycle import assert_lifecycle
-from tests.tiny import DIFFERENT, logits, shake, tiny_model
+from tests.tiny import DIFFERENT, logits, save_grafted, shake, tiny_model
 from tsugiki import (
     LoraConfig,
     TsugikiError,
@@ -18,7 +18,6 @@ from tsugiki import (
     graft,
     load_adapter,
     merge,
-    save_adapter,
     set_adapter,
     trainable_parameters,
     ungraft,
@@ -40,46 +39,6 @@ def test_the_life_of_an_adapter_of_the_embedding(kind: str, head: str, tmp_path:
     assert_lifecycle(functools.partial(tiny_model, kind), config, tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        (
-            LoraConfig(target_modules=["q_proj"]),
-            "target_modules=q_proj .* c_attn, c_fc",
-        ),
-        (LoraConfig(target_modules=["ln_1"]), "ln_1.*LayerNorm"),
-        (LoraConfig(target_modules=["c_attn"], layers_to_transform=[9]), r"c_attn.*\[9\]"),
-        (LoraConfig(target_modules=["c_attn"], modules_to_save=["head"]), "modules_to_save.*'head'"),
-        (LoraConfig(target_modules=["lm_head"], bias="lora_only"), "bias is 'lora_only'"),
-    ],
-)
-def test_a_refused_graft_leaves_the_model_unchanged(config: LoraConfig, message: str):
-    model = tiny_model()
-    before = dict(model.named_modules())
-    with pytest.raises(TsugikiError, match=message):
-        graft(model, config)
-    assert dict(model.named_modules()) == before
-    assert all(p.requires_grad for p in model.parameters())
-
-
-def test_any_module_can_be_grafted():
-    model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2))
-    x = torch.randn(5, 3)
-    base, weights = model(x), [(model[i].weight.clone(), model[i].bias.clone()) for i in (0, 2)]
-    adapter = active_adapter(graft(model, LoraConfig(r=1, lora_alpha=3, target_modules=["0", "2"])))
-    assert trainable_parameters(model).keys() == {f"{i}.lora.{factor}" for i in (0, 2) for factor in "AB"}
-    assert torch.equal(model(x), base)
-    shake(model)
-    hidden, expected = x, base
-    for path, (weight, bias) in zip(("0", "2"), weights, strict=True):
-        pair = adapter.pairs[path]
-        expected = hidden @ (weight + 3 * pair.B @ pair.A).T + bias
-        hidden = expected.relu()
-    torch.testing.assert_close(model(x), expected)
-    assert not torch.allclose(expected, base)
-    assert torch.equal(ungraft(model)(x), base)
-
-
 def test_a_rank_above_that_of_the_matrix_gives_a_warning():
     with pytest.warns(UserWarning, match=r"rank 33 .*transformer\.h\.0\.attn\.c_attn"):
         graft(tiny_model(), LoraConfig(r=33))
@@ -92,18 +51,12 @@ def test_one_of_several_adapters_is_active():
     one = logits(shake(model))
     graft(model, LoraConfig(r=3, target_modules=["c_proj"]), "two")
     assert torch.equal(logits(model), base), "a fresh adapter is active now"
-    two = logits(shake(model))
     assert {name.rsplit(".lora.")[0].rpartition(".")[2] for name in trainable_parameters(model)} == {"c_proj"}
-    for _ in range(2):
-        set_adapter(model, "one")
-        assert torch.equal(logits(model), one)
-        set_adapter(model, "two")
-        assert torch.equal(logits(model), two)
     with pytest.raises(TsugikiError, match="'three'.*'one', 'two'"):
         set_adapter(model, "three")
     with pytest.raises(TsugikiError, match="'one'"):
         graft(model, LoraConfig(), "one")
-    remove_adapter(model, "two")
+    remove_adapter(shake(model), "two")
     assert torch.equal(logits(model), base)
     set_adapter(model, "one")
     assert torch.equal(logits(model), one)
@@ -131,11 +84,6 @@ def test_data_parallel_is_refused(monkeypatch: pytest.MonkeyPatch):
         nn.parallel.replicate(model, ["meta", "meta"])
     ungraft(model)
     assert "_replicate_for_data_parallel" not in vars(model)
-
-
-def test_a_quantised_module_cannot_be_saved_whole():
-    with pytest.raises(TsugikiError, match=r"lm_head\.qweight is quantised"):
-        graft(quantize(tiny_model()), LoraConfig(modules_to_save=["lm_head"]))
 
 
 def test_the_dropout_of_the_base_is_the_same_for_all_adapters():
@@ -207,7 +155,7 @@ def test_a_layer_in_two_places_is_quantised_once(shared: str):
 
 def test_weights_that_accelerate_offloads_are_not_grafted(tmp_path: Path):
     accelerate = pytest.importorskip("accelerate")
-    save_adapter(shaken_adapter(), tmp_path)
+    save_grafted(tmp_path, tiny_model(), LoraConfig(r=2))
     model = accelerate.cpu_offload(tiny_model(), torch.device("cpu"))
     base = logits(model)
     for attempt in (lambda: graft(model, LoraConfig(r=2)), lambda: load_adapter(model, tmp_path)):
@@ -216,17 +164,9 @@ def test_weights_that_accelerate_offloads_are_not_grafted(tmp_path: Path):
     assert torch.equal(logits(model), base)
 
 
-def shaken_adapter() -> nn.Module:
-    model = tiny_model()
-    graft(model, LoraConfig(r=2))
-    return shake(model)
-
-
 @pytest.mark.parametrize("setting", [{"modules_to_save": ["lm_head"]}, {"trainable_token_indices": [3]}, {"r": 1}])
 def test_the_vocabulary_is_not_resized_under_an_adapter_that_changes_it(setting: dict[str, Any]):
-    model = tiny_model()
-    targets = ["wte"] if "r" in setting else ["c_attn"]
-    graft(model, LoraConfig(target_modules=targets, **setting))
+    model = graft(tiny_model(), LoraConfig(target_modules=["wte" if "r" in setting else "c_attn"], **setting))
     graft(model, LoraConfig(target_modules=["c_attn"]), "active")
     with pytest.raises(TsugikiError, match="resize_token_embeddings.*transformer.wte|lm_head.*before.*graft"):
         model.resize_token_embeddings(100)

@@ -67,18 +67,17 @@ def test_disabling_is_the_base_in_this_thread_and_an_error_in_others(method: str
 def test_switching_in_the_middle_of_another_threads_pass_is_an_error():
     model = tiny_model()
     for seed, name in enumerate("ab"):
-        graft(model, LoraConfig(r=2), name)
-        shake(model, seed)
+        shake(graft(model, LoraConfig(r=2), name), seed)
     adapted = logits(model)
-    switches = {
-        "set": lambda: set_adapter(model, "a"),
-        "graft": lambda: graft(model, LoraConfig(r=2), "c"),
-        "ungraft": lambda: ungraft(model),
-        "remove": lambda: remove_adapter(model, "b"),
-        "mixed": lambda: mixed_batch(model, ["a", "b"]).__enter__(),
-    }
+    switches = [
+        lambda: set_adapter(model, "a"),
+        lambda: graft(model, LoraConfig(r=2), "c"),
+        lambda: ungraft(model),
+        lambda: remove_adapter(model, "b"),
+        lambda: mixed_batch(model, ["a", "b"]).__enter__(),
+    ]
     with in_the_middle(model) as result:
-        for switch in switches.values():
+        for switch in switches:
             with pytest.raises(TsugikiError, match=PASS):
                 switch()
         logits(tiny_model())
@@ -87,18 +86,11 @@ def test_switching_in_the_middle_of_another_threads_pass_is_an_error():
     assert torch.equal(logits(model), adapted)
     set_adapter(model, "a")
 
-
-def test_a_thread_may_switch_within_its_own_pass():
-    model = graft(tiny_model(), LoraConfig(r=2))
-    shake(model)
-    found = []
-
     def base_of_block(block: Any, args: tuple[torch.Tensor, ...]) -> None:
         with disable_adapter(model):
-            found.append(block.attn.c_attn(args[0]))
+            block.attn.c_attn(args[0])
 
     hook = model.transformer.h[0].register_forward_pre_hook(base_of_block)
-    adapted = logits(model)
+    within = logits(model)  # a thread may switch within its own pass
     hook.remove()
-    assert torch.equal(logits(model), adapted)
-    assert len(found) == 1
+    assert torch.equal(logits(model), within)

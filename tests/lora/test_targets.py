@@ -7,12 +7,9 @@ import peft
 import pytest
 import torch
 import transformers
-from torch import nn
 
 from tests.tiny import tiny_model
-from tests.tiny_types import tiny_of
-from tsugiki import LoraConfig, TsugikiError, active_adapter, graft, save_adapter
-from tsugiki.lora import find_targets
+from tsugiki import LoraConfig, active_adapter, graft, save_adapter
 
 
 def test_without_targets_the_other_settings_still_choose():
@@ -20,12 +17,6 @@ def test_without_targets_the_other_settings_still_choose():
     adapter = active_adapter(graft(model, LoraConfig(r=2, layers_to_transform=[1], exclude_modules=["k_proj"])))
     names = {f"self_attn.{name}_proj" for name in "qvo"} | {f"mlp.{name}_proj" for name in ("gate", "up", "down")}
     assert set(adapter.pairs) == {f"model.layers.1.{name}" for name in names}
-
-
-def test_a_layer_with_two_names_is_grafted_once():
-    shared = nn.Linear(8, 8)
-    model = nn.ModuleDict({"first": nn.Sequential(shared), "second": nn.Sequential(shared)})
-    assert set(find_targets(model, LoraConfig(r=2, target_modules="all-linear"))) == {"first.0"}
 
 
 def test_names_in_the_file_are_longer_where_their_ends_select_more(tmp_path: Path):
@@ -61,30 +52,3 @@ def test_names_in_the_file_are_longer_where_their_ends_select_more(tmp_path: Pat
 def test_targets(config: LoraConfig, layers: set[str]):
     adapter = active_adapter(graft(tiny_model(), config))
     assert set(adapter.pairs) == {f"transformer.h.{name}" for name in layers}
-
-
-def test_an_unknown_architecture_requires_targets():
-    with pytest.raises(TsugikiError, match="target_modules.*'Sequential'.* 0, 2"):
-        graft(nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2)), LoraConfig())
-
-
-@pytest.mark.parametrize(
-    ("kind", "targets", "message"),
-    [
-        ("qwen3_moe", ["gate"], r"mlp.gate, a Qwen3MoeTopKRouter, which cannot be grafted"),
-        ("llama4_text", ["router"], r"feed_forward.router, a Llama4Router, which cannot be grafted"),
-        ("mamba", ["conv1d"], r"mixer.conv1d, a Conv1d, which cannot be grafted"),
-        ("llama", ["all-linear", "lm_head"], r"'all-linear' is no name in a list.*q_proj"),
-        ("qwen3_moe", ["gate_proj"], r"gate_proj matches no layer.*\(target_parameters: down_proj, gate_up_proj\)"),
-    ],
-)
-def test_targets_that_cannot_be_grafted_are_named_in_one_line(kind: str, targets: list[str], message: str):
-    with pytest.raises(TsugikiError, match=message) as error:
-        graft(tiny_of(kind), LoraConfig(target_modules=targets))
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("targets", [None, "all-linear", ["q_proj"]])
-def test_a_model_without_linear_layers(targets: list[str] | str | None):
-    with pytest.raises(TsugikiError, match="no layer that can be grafted"):
-        graft(nn.Sequential(nn.LayerNorm(3), nn.ReLU()), LoraConfig(target_modules=targets))

@@ -73,32 +73,20 @@ def test_products_in_float32_are_those_of_the_formula(rows: int, shape: tuple[in
     assert rows > FEW_FLOAT_ROWS or torch.equal(found[:1], alone)
 
 
+@torch.no_grad()
 @needs["bfloat16"]
 @pytest.mark.parametrize("unit", ["avx512", AMX], indirect=True)
 @pytest.mark.parametrize("transposed", [True, False])
-def test_a_row_is_the_same_beside_other_rows(transposed: bool, unit: str):
-    if transposed:
-        most = {"avx512": FEW_TRANSPOSED_ROWS, "amx": FEW_TRANSPOSED_AMX_ROWS}[unit]
-    else:
-        most = {"avx512": FEW_ROWS, "amx": FEW_AMX_ROWS}[unit]
-    x, weight = torch.randn(most, 100).bfloat16(), _weight(50, 100, transposed)
-    with torch.no_grad():
-        together = few_rows_product(x, weight, None)
-        alone = torch.cat([few_rows_product(row[None], weight, None) for row in x])
-    assert torch.equal(together, alone)
-
-
-@needs["bfloat16"]
-@pytest.mark.parametrize("unit", ["avx512", AMX], indirect=True)
-@pytest.mark.parametrize("transposed", [True, False])
-def test_numbers_beside_a_weight_are_not_read_into_the_product(transposed: bool, unit: str):
+def test_a_row_is_the_same_beside_other_rows_and_numbers_beside_the_weight_are_not_read(transposed: bool, unit: str):
+    few, most = {"avx512": (FEW_TRANSPOSED_ROWS, FEW_ROWS), "amx": (FEW_TRANSPOSED_AMX_ROWS, FEW_AMX_ROWS)}[unit]
     whole = torch.full((40, 112), float("nan")).bfloat16()
     part = whole[:35] if transposed else whole[:37]
     part.copy_(torch.randn(part.shape))
     weight = part.T if transposed else part
-    x = torch.randn(3, weight.shape[1]).bfloat16()
-    with torch.no_grad():
-        assert few_rows_product(x, weight, None).isfinite().all()
+    x = torch.randn(few if transposed else most, weight.shape[1]).bfloat16()
+    together = few_rows_product(x, weight, None)
+    assert together.isfinite().all()
+    assert torch.equal(together, torch.cat([few_rows_product(row[None], weight, None) for row in x]))
 
 
 @needs["int8"]
@@ -119,50 +107,42 @@ def test_integers_are_those_of_the_definition(rows: int, shape: tuple[int, int],
 
 
 @needs["int8"]
-def test_the_largest_integers_are_exact():
+def test_the_largest_integers_are_exact_and_others_are_left_to_torch():
     x, w = torch.full((3, 2048), -1.0), torch.full((5, 2048), 127, dtype=torch.int8)
-    _, s = plain_levels(x, 1)
-    found = few_integer_rows(x, w, torch.ones(5), None, 1)
+    scale, (_, s) = torch.ones(5), plain_levels(x, 1)
+    found = few_integer_rows(x, w, scale, None, 1)
     assert found is not None
     assert torch.equal(found, (s * (-127.0 * 127 * 2048)).expand(3, 5))
+    for others in (
+        (x, w[:, :4], scale, None, 1),
+        (x, w, scale[:4], None, 1),
+        (x, w, scale, torch.ones(4), 1),
+        (x, w, scale, None, 4096),
+        (x.double(), w, scale, None, 1),
+        (torch.randn(FEW_INTEGER_ROWS + 1, 2048), w, scale, None, 1),
+    ):
+        assert few_integer_rows(*others) is None
 
 
-@needs["int8"]
-def test_other_integers_are_left_to_torch():
-    x, w, scale = torch.randn(2, 8), torch.ones(6, 8, dtype=torch.int8), torch.ones(6)
-    assert few_integer_rows(x, w, scale, None, 1) is not None
-    assert few_integer_rows(x, w[:, :4], scale, None, 1) is None
-    assert few_integer_rows(x, w, scale[:5], None, 1) is None
-    assert few_integer_rows(x, w, scale, torch.ones(5), 1) is None
-    assert few_integer_rows(x, w, scale, None, 16) is None
-    assert few_integer_rows(x.double(), w, scale, None, 1) is None
-    assert few_integer_rows(torch.randn(FEW_INTEGER_ROWS + 1, 8), w, scale, None, 1) is None
-
-
-@needs["bfloat16"]
-@needs["int8"]
-def test_several_threads_use_torchs_products():
-    x, weight, bias = torch.randn(2, 40).bfloat16(), torch.randn(9, 40).bfloat16(), torch.randn(9).bfloat16()
-    w = torch.ones(9, 40, dtype=torch.int8)
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(2)
-        with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
-            patch.setattr(few_rows, "native_for", lambda *_: pytest.fail("the C function was looked up"))
-            assert torch.equal(few_rows_product(x, weight, bias), F.linear(x, weight, bias))
-            assert few_integer_rows(x, w, torch.ones(9), None, 1) is None
-    finally:
-        torch.set_num_threads(before)
-
-
+@torch.no_grad()
 @pytest.mark.parametrize("rows", [2, FEW_AMX_ROWS + 1])
 def test_elsewhere_it_is_torchs_product(rows: int, monkeypatch: pytest.MonkeyPatch):
     x, weight, bias = torch.randn(rows, 8), torch.randn(3, 8), torch.randn(3)
-    assert torch.equal(few_rows_product(x, weight, bias), F.linear(x, weight, bias))
-    assert few_rows_product(x.bfloat16(), weight.bfloat16().requires_grad_(), None).requires_grad
+    assert torch.equal(few_rows_product(x.double(), weight.double(), None), F.linear(x.double(), weight.double()))
     strided = torch.randn(3, 16).bfloat16()[:, ::2]
-    with torch.no_grad():
-        assert torch.equal(few_rows_product(x.bfloat16(), strided, None), F.linear(x.bfloat16(), strided))
-    monkeypatch.setattr(few_rows, "native_for", lambda kind, tensor: None)
-    w = torch.ones(3, 8, dtype=torch.int8)
-    assert few_integer_rows(x, w, torch.ones(3), None, 1) is None
+    assert torch.equal(few_rows_product(x.bfloat16(), strided, None), F.linear(x.bfloat16(), strided))
+    with pytest.raises(RuntimeError, match="size"):
+        few_rows_product(x.bfloat16(), weight.bfloat16(), torch.ones(4).bfloat16())
+    with torch.enable_grad():
+        assert few_rows_product(x.bfloat16(), weight.bfloat16().requires_grad_(), None).requires_grad
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        monkeypatch.setattr(few_rows, "native_for", lambda *_: pytest.fail("the C function was looked up"))
+        assert torch.equal(few_rows_product(x, weight, bias), F.linear(x, weight, bias))
+        assert few_integer_rows(x, torch.ones(3, 8, dtype=torch.int8), torch.ones(3), None, 1) is None
+    finally:
+        torch.set_num_threads(before)
+    monkeypatch.setattr(few_rows, "native_for", lambda *_: None)  # no compiler
+    assert torch.equal(few_rows_product(x, weight, bias), F.linear(x, weight, bias))
+    assert few_integer_rows(x, torch.ones(3, 8, dtype=torch.int8), torch.ones(3), None, 1) is None

@@ -6,22 +6,18 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from tests.lowbit.definition import assert_is_plain, error
 from tsugiki.lowbit import (
     Int8Linear,
     exact_integers,
-    int8,
     integer_products,
     plain_dithered,
-    plain_input_gradient,
     plain_rotated,
 )
-from tsugiki.lowbit.int8 import plain_product
 
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 needs_exact_integers = pytest.mark.skipif(not exact_integers(), reason="the plain twin is all that runs here")
 
 
@@ -37,46 +33,6 @@ def _layer(out: int = 40, into: int = 48, bias: bool = True) -> Int8Linear:
     return Int8Linear.from_layer(_float_layer(out, into, bias), torch.bfloat16)
 
 
-def _error(a: Tensor, b: Tensor) -> float:
-    """Return the norm of the difference, relative to the norm."""
-    return float((a.double() - b.double()).norm() / b.double().norm().clamp_min(1e-300))
-
-
-def _assert_is_plain(layer: Int8Linear, x: Tensor, dy: Tensor) -> None:
-    y, dx = layer.product(x), layer.input_gradient(dy)
-    plain_y = plain_product(x, layer.qweight, layer.scale, layer.bias, layer.blocks)
-    plain_dx = plain_input_gradient(dy, layer.qweight, layer.scale, layer.blocks)
-    for fast, plain in ((y, plain_y), (dx, plain_dx)):
-        assert fast.dtype == plain.dtype == x.dtype
-        assert fast.shape == plain.shape
-        assert fast.isfinite().all()
-        assert _error(fast, plain) <= torch.finfo(x.dtype).eps / 4 + 1e-6
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(
-    ("out", "into", "rows", "bias"), [(48, 40, 17, True), (33, 7, 3, False), (1, 5, 1, True), (5, 1, 0, False)]
-)
-def test_both_products_equal_the_plain_ones(dtype: torch.dtype, bias: bool, out: int, into: int, rows: int):
-    torch.manual_seed(1)
-    x, dy = torch.randn(rows, into).to(dtype), torch.randn(rows, out).to(dtype)
-    _assert_is_plain(_layer(out, into, bias), x, dy)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_results_do_not_depend_on_the_tiles(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(integer_products, "_ROWS", 4)
-    monkeypatch.setattr(int8, "CHANNELS", 16)
-    torch.manual_seed(1)
-    for rows, out in ((11, 37), (8, 32), (4, 17)):
-        _assert_is_plain(_layer(out, 12), torch.randn(rows, 12).to(dtype), torch.randn(rows, out).to(dtype))
-
-
-def test_a_layer_of_real_size_equals_the_plain_one():
-    torch.manual_seed(1)
-    _assert_is_plain(_layer(3200, 96), torch.randn(300, 96).bfloat16(), torch.randn(300, 3200).bfloat16())
-
-
 def test_each_rotated_row_is_rounded_to_255_levels_of_its_largest_value():
     layer = Int8Linear(torch.eye(64), None, torch.float32)  # so the product is x, rotated, rounded and rotated back
     x = torch.randn(9, 64) * torch.logspace(-20, 20, 9)[:, None]
@@ -85,19 +41,6 @@ def test_each_rotated_row_is_rounded_to_255_levels_of_its_largest_value():
     torch.testing.assert_close(levels, levels.round(), rtol=0, atol=1e-4)
     torch.testing.assert_close(levels.abs().amax(1), torch.full((9,), 127.0))
     torch.testing.assert_close(levels, plain_rotated(x, 64) * 127 / largest, rtol=0, atol=0.5001)
-
-
-def test_features_that_are_much_larger_do_not_spoil_the_others():
-    torch.manual_seed(1)
-    weight, x = torch.randn(40, 192), torch.randn(30, 192)
-    x[:, 7] *= 100
-    weight[:, 7] = 0  # so that the large feature does not hide the error of the others
-    layer = Int8Linear(weight, None, torch.float32)
-    assert _error(layer.product(x), x @ weight.T) < 0.1
-    without = F.linear(
-        torch.round(x / x.abs().amax(1, keepdim=True) * 127) * x.abs().amax(1, keepdim=True) / 127, weight
-    )
-    assert _error(without, x @ weight.T) > 0.2
 
 
 def test_dither_gives_small_numbers_their_share():
@@ -119,7 +62,7 @@ def test_zeros_huge_and_tiny_values(dtype: torch.dtype):
     for values in (0.0, 1e-42, 1e-30, 1e30):
         x, dy = torch.full((3, 48), values, dtype=dtype), torch.full((3, 40), values, dtype=dtype)
         x[1], dy[1] = 0, 0
-        _assert_is_plain(layer, x, dy)
+        assert_is_plain(layer, x, dy)
         assert (layer.product(x)[1] == 0).all()
         assert (layer.input_gradient(dy)[1] == 0).all()
     x = torch.ones(3, 48, dtype=dtype)
@@ -146,9 +89,9 @@ def test_the_error_for_gaussian_values_is_below_1_5_percent(kind: type[nn.Module
     torch.manual_seed(1)
     x, dy = torch.randn(64, 768), torch.randn(64, 576)
     weight = plain.weight if kind is nn.Linear else plain.weight.T
-    assert 0.001 < _error(layer.product(x.to(dtype)), plain(x)) < 0.015
-    assert 0.001 < _error(layer.input_gradient(dy.to(dtype)), dy @ weight) < 0.015
-    assert _error(layer.weight, weight) < 0.01
+    assert 0.001 < error(layer.product(x.to(dtype)), plain(x)) < 0.015
+    assert 0.001 < error(layer.input_gradient(dy.to(dtype)), dy @ weight) < 0.015
+    assert error(layer.weight, weight) < 0.01
 
 
 def test_thousands_of_tiny_softmax_gradients_are_kept():
@@ -165,9 +108,9 @@ def test_thousands_of_tiny_softmax_gradients_are_kept():
     dz[torch.arange(512), targets] -= 1
     layer = Int8Linear(weight, None, torch.float32)
     dx, exact = layer.input_gradient(dz), dz @ weight
-    assert _error(dx, exact) < 0.06
-    assert _error(dx.sum(0), exact.sum(0)) < 0.003  # a row errs by chance, so that the sum of rows hardly errs
-    _assert_is_plain(layer, torch.randn(16, 64), dz[:16])
+    assert error(dx, exact) < 0.06
+    assert error(dx.sum(0), exact.sum(0)) < 0.003  # a row errs by chance, so that the sum of rows hardly errs
+    assert_is_plain(layer, torch.randn(16, 64), dz[:16])
 
 
 @needs_exact_integers

@@ -9,48 +9,42 @@ import pytest
 import torch
 from torch import nn
 
-from tests.tiny import DIFFERENT, ids, logits, relative_error, tiny_model, train_steps
+from tests.tiny import DIFFERENT, logits, relative_error, tiny_model, train_steps
 from tsugiki import LoraConfig, graft, merge
 from tsugiki.base import load_model, load_tokenizer
 from tsugiki.errors import TsugikiError
-from tsugiki.lowbit import Int8Linear, Nf4Linear, blocks_of, count_parameters, is_quantizable, plain_rotated, quantize
+from tsugiki.lowbit import (
+    Int8Linear,
+    Nf4Linear,
+    QuantizedLayer,
+    blocks_of,
+    count_parameters,
+    is_quantizable,
+    plain_rotated,
+    quantize,
+)
 from tsugiki.lowbit import quantization as quantization_module
 
 
-@pytest.mark.parametrize("kind", DIFFERENT)
-def test_every_linear_layer_is_replaced_and_the_model_computes_nearly_the_same(kind: str):
+@pytest.mark.parametrize(
+    ("kind", "base_dtype"), [*((kind, "int8") for kind in DIFFERENT), *((kind, "nf4") for kind in DIFFERENT[:3])]
+)
+def test_every_linear_layer_is_replaced_and_the_model_computes_nearly_the_same(kind: str, base_dtype: Any):
     model = tiny_model(kind)
-    expected = logits(model)
+    expected, count, head = logits(model), count_parameters(model), model.get_output_embeddings()
     linear = {path for path, layer in model.named_modules() if is_quantizable(layer)}
-    quantize(model, torch.float32)
-    assert {path for path, layer in model.named_modules() if isinstance(layer, Int8Linear)} == linear
-    assert isinstance(model.get_output_embeddings(), Int8Linear)
+    assert count == sum(parameter.numel() for parameter in model.parameters())
+    quantize(model, torch.float32, base_dtype)
+    found = {path: layer for path, layer in model.named_modules() if isinstance(layer, QuantizedLayer)}
+    if base_dtype == "nf4":  # every layer but the head
+        assert model.get_output_embeddings() is head
+        linear = {path for path in linear if not path.endswith("lm_head")}
+    assert found.keys() == linear
+    assert {type(layer) for layer in found.values()} == {Int8Linear if base_dtype == "int8" else Nf4Linear}
     assert not any(parameter.requires_grad for parameter in model.parameters())
-    error = (logits(model) - expected).norm() / expected.norm()
-    assert 1e-4 < error < 0.05
-
-
-@pytest.mark.parametrize("kind", ["gpt2", "gemma3_text"])
-def test_the_gradient_reaches_the_input_nearly_as_before(kind: str):
-    model, tokens = tiny_model(kind), ids()
-
-    def gradient(model: Any) -> torch.Tensor:
-        x = torch.randn(2, 12, 32, generator=torch.Generator().manual_seed(2)).requires_grad_()
-        model(inputs_embeds=x, labels=tokens).loss.backward()
-        return x.grad
-
-    expected = gradient(model)
-    found = gradient(quantize(model, torch.float32))
-    assert torch.cosine_similarity(found.flatten(), expected.flatten(), dim=0) > 0.995
-
-
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("kind", ["gpt2", "llama"])
-def test_a_quantised_model_counts_as_many_parameters_as_before(kind: str, tied: bool):
-    model = tiny_model(kind, tie_word_embeddings=tied)
-    count = sum(parameter.numel() for parameter in model.parameters())
+    least, most = (1e-4, 0.05) if base_dtype == "int8" else (1e-3, 0.3)
+    assert least < (logits(model) - expected).norm() / expected.norm() < most
     assert count_parameters(model) == count
-    assert count_parameters(quantize(model)) == count
     graft(model, LoraConfig(r=2, target_modules="all-linear"))
     assert count_parameters(model) == count + sum(p.numel() for p in model.parameters() if p.requires_grad)
 
@@ -107,19 +101,6 @@ def test_a_processor_without_exact_integers_gives_a_warning(monkeypatch: pytest.
     monkeypatch.setattr(quantization_module, "exact_integers", lambda: False)
     with pytest.warns(UserWarning, match="8-bit"):
         quantize(tiny_model())
-
-
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma3_text"])
-def test_in_4_bits_every_layer_but_the_head_is_replaced(kind: str):
-    model = tiny_model(kind)
-    expected, head = logits(model), model.get_output_embeddings()
-    count = count_parameters(model)
-    linear = {path for path, layer in model.named_modules() if is_quantizable(layer) and layer is not head}
-    quantize(model, torch.float32, "nf4")
-    assert {path for path, layer in model.named_modules() if isinstance(layer, Nf4Linear)} == linear
-    assert model.get_output_embeddings() is head
-    assert count_parameters(model) == count
-    assert 0.001 < (logits(model) - expected).norm() / expected.norm() < 0.3
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])  # a tied head, and one of its own

@@ -9,8 +9,18 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
+from tests.lowbit.definition import DTYPES, assert_is_plain
 from tests.tiny import relative_error
-from tsugiki.lowbit import Int8Linear, Nf4Linear, QuantizedLayer, exact_integers, is_quantizable
+from tsugiki.lowbit import (
+    Int8Linear,
+    Nf4Linear,
+    QuantizedLayer,
+    exact_integers,
+    int8,
+    integer_products,
+    is_quantizable,
+    nf4,
+)
 from tsugiki.model import QuantizedLinear
 
 OUT, IN = 40, 128
@@ -21,6 +31,28 @@ pytestmark = pytest.mark.parametrize("kind", CODES)
 def _layer(kind: type[QuantizedLayer], bias: bool = True) -> QuantizedLayer:
     torch.manual_seed(0)
     return kind.from_layer(nn.Linear(IN, OUT, bias=bias).requires_grad_(False), torch.bfloat16)
+
+
+@pytest.mark.usefixtures("integers")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("out", "into", "rows", "bias"),
+    [(48, 40, 17, True), (33, 7, 3, False), (64, 100, 1, True), (2, 65, 0, False), (3200, 96, 300, True)],
+)
+def test_both_products_equal_the_plain_ones(
+    kind: Any, dtype: torch.dtype, bias: bool, out: int, into: int, rows: int, monkeypatch: pytest.MonkeyPatch
+):
+    torch.manual_seed(1)
+    weight = torch.randn(out, into) * torch.logspace(-2, 1, out)[:, None]
+    layer = kind(weight, nn.Parameter(torch.randn(out)) if bias else None, torch.bfloat16)
+    x, dy = torch.randn(rows, into).to(dtype), torch.randn(rows, out).to(dtype)
+    assert_is_plain(layer, x, dy)
+    for module, name, size in ((integer_products, "_ROWS", 4), (int8, "CHANNELS", 16), (nf4, "CHANNELS", 16)):
+        monkeypatch.setattr(module, name, size)  # many tiles, the last of them smaller
+    monkeypatch.setattr(nf4, "_PIECE", 100)
+    in_pieces = kind(weight, layer.bias, torch.bfloat16)
+    assert_is_plain(in_pieces, x[:9], dy[:9])
+    assert torch.equal(in_pieces.dequantize(), layer.dequantize())
 
 
 @pytest.mark.parametrize(

@@ -23,11 +23,6 @@ def test_rows_are_multiplied_by_the_hadamard_matrix(width: int, blocks: int):
         torch.testing.assert_close(result.double(), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_twice_gives_the_rows_again():
-    x = torch.randn(3, 128)
-    torch.testing.assert_close(plain_rotated(plain_rotated(x, 64), 64), x)
-
-
 def test_no_rows_and_rows_of_one_number():
     for shape in ((0, 64), (3, 1)):
         assert rotated(torch.ones(shape), blocks_of(shape[1])).shape == shape

@@ -1,6 +1,7 @@
 """Bottleneck adapters: AdapterHub's results, their positions in every architecture, files, and use in a model."""
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +11,20 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tests.adapters.folders import edit_config
+from tests.lifecycle import assert_lifecycle
 from tests.methods import adapterhub
 from tests.tiny import CONFIGS, ids, logits, relative_error, shake, tiny_model
-from tests.tiny_types import inputs_for, tiny_of
+from tests.tiny_types import tiny_of
 from tsugiki import (
     LoraConfig,
     TsugikiError,
     active_adapter,
     graft,
-    load_adapter,
     save_adapter,
     set_adapter,
-    trainable_parameters,
     ungraft,
 )
 from tsugiki.io import ADAPTER_FILE
-from tsugiki.lora import is_grafted
 from tsugiki.methods import METHODS, NON_LINEARITIES, Bottleneck, BottleneckConfig
 from tsugiki.model import sublayers_of
 
@@ -91,17 +89,19 @@ def test_adapterhub_computes_the_stored_results(method: str):
 # --- the formula and the positions -----------------------------------------------------------------------------
 
 
+ACTIVATIONS: dict[str, Any] = {
+    "relu": lambda z: z.clamp(min=0),
+    "gelu": lambda z: z * (1 + torch.erf(z / 2**0.5)) / 2,
+    "gelu_new": lambda z: z / 2 * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (z + 0.044715 * z**3))),
+    "swish": lambda z: z / (1 + torch.exp(-z)),
+    "silu": lambda z: z / (1 + torch.exp(-z)),
+    "tanh": lambda z: 1 - 2 / (torch.exp(2 * z) + 1),
+    "leakyrelu": lambda z: torch.where(z > 0, z, z / 100),
+}
+
+
 @pytest.mark.parametrize("act", NON_LINEARITIES)
 def test_a_bottleneck_computes_its_formula(act: str):
-    acts: dict[str, Any] = {
-        "relu": lambda z: z.clamp(min=0),
-        "gelu": lambda z: z * (1 + torch.erf(z / 2**0.5)) / 2,
-        "gelu_new": lambda z: z / 2 * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (z + 0.044715 * z**3))),
-        "swish": lambda z: z / (1 + torch.exp(-z)),
-        "silu": lambda z: z / (1 + torch.exp(-z)),
-        "tanh": lambda z: 1 - 2 / (torch.exp(2 * z) + 1),
-        "leakyrelu": lambda z: torch.where(z > 0, z, z / 100),
-    }
     config = BottleneckConfig(non_linearity=act, scaling=0.5, init_weights="bert")
     part = Bottleneck(6, 3, config, torch.zeros(1, dtype=torch.float64))
     h = torch.randn(2, 5, 6, dtype=torch.float64, requires_grad=True)
@@ -109,7 +109,7 @@ def test_a_bottleneck_computes_its_formula(act: str):
     with torch.no_grad():
         for p in part.parameters():
             p.copy_(torch.randn(p.shape))
-    by_hand = h + 0.5 * (acts[act](h @ down.weight.T + down.bias) @ up.weight.T + up.bias)
+    by_hand = h + 0.5 * (ACTIVATIONS[act](h @ down.weight.T + down.bias) @ up.weight.T + up.bias)
     torch.testing.assert_close(part(h), by_hand, rtol=1e-12, atol=1e-12)
     assert torch.autograd.gradcheck(part, h)
 
@@ -163,14 +163,6 @@ def test_the_output_of_each_adapter_is_added_to_the_residual(kind: str):
     assert relative_error(seen["y"], expected) < 1e-5
 
 
-@pytest.mark.parametrize(("method", "an_adapter"), [("houlsby", 2), ("pfeiffer", 1)])
-def test_the_parameter_count_is_the_papers(method: str, an_adapter: int):
-    with torch.device("meta"):
-        model = tiny_model(n_embd=768, n_layer=12, n_head=12, vocab_size=50257, n_positions=1024)
-        graft(model, config_of(method))  # reduction factor 16: width 48
-    assert sum(p.numel() for p in trainable_parameters(model).values()) == 12 * an_adapter * (2 * 768 * 48 + 48 + 768)
-
-
 def test_settings_for_blocks_widths_and_modules():
     model = tiny_model("llama")
     adapter = active_adapter(graft(model, config_of("houlsby", reduction_factor={"1": 2, "default": 16})))
@@ -198,80 +190,12 @@ def test_a_module_without_a_transformers_config():
             return x + self.feed(x)
 
     model = nn.ModuleDict({"blocks": nn.Sequential(Block(), Block())})
-    with pytest.raises(TsugikiError, match="ModuleDict.*attention_modules"):
-        graft(model, config_of("houlsby"))
     with pytest.raises(TsugikiError, match="hidden_size"):
         graft(model, config_of("pfeiffer", feedforward_modules=["feed"]))
     adapter = active_adapter(
         graft(model, config_of("houlsby", attention_modules=["mix"], feedforward_modules=["feed.2"]))
     )
     assert set(adapter.bottlenecks) == {f"blocks.{i}.{name}" for i in (0, 1) for name in ("mix", "feed.2")}
-
-
-# --- files --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("fields", "said"),
-    [
-        ({"peft_type": "LORA"}, "would change the result"),
-        ({"peft_type": "TSUGIKI_OTHER"}, "'TSUGIKI_OTHER'"),
-        ({"ln_after": True}, "ln_after=True"),
-        ({"reduction_factor": 8}, "[8, 32], expected [4, 32]"),
-        ({"mh_adapter": False}, "is not part of the adapter"),
-        ({"leave_out": [0, 1]}, "outside of blocks [0, 1]"),
-        ({"non_linearity": "sine"}, "non_linearity"),
-    ],
-)
-def test_a_file_that_does_not_fit_is_refused_and_the_model_is_unchanged(
-    fields: dict[str, Any], said: str, tmp_path: Path
-):
-    save_adapter(grafted(), tmp_path)
-    edit_config(tmp_path, **fields)
-    model = tiny_model()
-    with pytest.raises(TsugikiError) as caught:
-        load_adapter(model, tmp_path)
-    assert said in str(caught.value)
-    assert not is_grafted(model)
-
-
-@pytest.mark.parametrize(
-    ("fields", "said"),
-    [
-        ({"mh_adapter": False, "output_adapter": False}, "mh_adapter and output_adapter"),
-        ({"original_ln_before": True}, "original_ln_before .*mh_adapter"),
-        ({"reduction_factor": 0}, "^reduction_factor"),
-        ({"reduction_factor": "8"}, "^reduction_factor"),
-        ({"reduction_factor": {"default": -1}}, "reduction_factor.default"),
-        ({"non_linearity": "sine"}, "^non_linearity.*relu.*sine"),
-        ({"init_weights": "houlsby"}, "^init_weights.*mam_adapter.*houlsby"),
-        ({"scaling": "learned"}, "^scaling"),
-        ({"scaling": -1e24}, "^scaling.*1000000"),
-        ({"scaling": float("nan")}, "^scaling"),
-        ({"dropout": 1}, "^dropout"),
-        ({"leave_out": "0"}, "^leave_out"),
-        ({"attention_modules": "("}, "attention_modules.*regular expression"),
-        ({"feedforward_modules": [3]}, "^feedforward_modules"),
-    ],
-)
-def test_invalid_settings_are_refused(fields: dict[str, Any], said: str):
-    with pytest.raises(TsugikiError, match=said):
-        BottleneckConfig(**fields)
-
-
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        ({"feedforward_modules": ["feed"]}, r"feedforward_modules=\['feed'\]"),
-        ({"reduction_factor": {"0": 4}}, r"reduction_factor .*transformer\.h\.1"),
-        ({"feedforward_modules": ["lm_head"]}, "lm_head .*block"),
-    ],
-)
-def test_settings_that_do_not_fit_the_model_are_refused(given: dict[str, Any], said: str):
-    model = tiny_model()
-    with pytest.raises(TsugikiError, match=said):
-        graft(model, config_of("pfeiffer", **given))
-    assert not is_grafted(model)
 
 
 def test_a_module_of_another_width_is_an_error_in_the_forward_pass():
@@ -293,16 +217,6 @@ def test_a_lora_grafted_later_finds_only_layers_of_the_base():
         graft(model, LoraConfig(r=2, target_modules=["adapter_down"]), "lora")
 
 
-def test_another_adapters_file_does_not_depend_on_it(tmp_path: Path):
-    model = tiny_model()
-    graft(model, LoraConfig(r=2, target_modules="all-linear"), "lora")
-    save_adapter(shake(model), tmp_path / "alone", "lora")
-    graft(model, config_of("houlsby", reduction_factor=4), "houlsby")
-    save_adapter(model, tmp_path / "with", "lora")
-    for file in (ADAPTER_FILE, "adapter_config.json"):
-        assert (tmp_path / "alone" / file).read_bytes() == (tmp_path / "with" / file).read_bytes()
-
-
 def test_it_follows_the_models_training_mode():
     model = tiny_model().train()
     adapter = active_adapter(graft(model, config_of("houlsby")))
@@ -317,13 +231,17 @@ def test_it_follows_the_models_training_mode():
 
 @pytest.mark.parametrize("kind", ["bert", "mixtral", "mamba"])
 def test_bottlenecks_work_without_a_row(kind: str, tmp_path: Path):
-    model = tiny_of(kind)
-    inputs = inputs_for(model)
-    base = model(**inputs).logits.detach()
-    adapter = active_adapter(graft(model, BottleneckConfig(reduction_factor=8)))
-    assert len(adapter.bottlenecks) == (1 if kind == "mamba" else 2) * model.config.num_hidden_layers
-    assert torch.equal(model(**inputs).logits, base)
-    shake(model)
-    model(**inputs).logits.sum().backward()
-    assert all(parameter.grad.any() for one in adapter.bottlenecks.values() for parameter in one.parameters())
-    save_adapter(model, tmp_path)
+    config = BottleneckConfig(reduction_factor=8)
+    model = assert_lifecycle(partial(tiny_of, kind), config, tmp_path, mergeable=False, readable_by_peft=False)
+    count = len(active_adapter(model).bottlenecks)
+    assert count == (1 if kind == "mamba" else 2) * model.config.num_hidden_layers
+
+
+def test_another_adapters_file_does_not_depend_on_it(tmp_path: Path):
+    model = tiny_model()
+    graft(model, LoraConfig(r=2, target_modules="all-linear"), "lora")
+    save_adapter(shake(model), tmp_path / "alone", "lora")
+    graft(model, config_of("houlsby", reduction_factor=4), "houlsby")
+    save_adapter(model, tmp_path / "with", "lora")
+    for file in (ADAPTER_FILE, "adapter_config.json"):
+        assert (tmp_path / "alone" / file).read_bytes() == (tmp_path / "with" / file).read_bytes()

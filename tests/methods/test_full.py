@@ -43,15 +43,9 @@ def test_a_run_leaves_an_ordinary_model_folder(kind: str, tmp_path: Path):
 
     total = sum(p.numel() for p in before.parameters())
     assert record.parameters == Parameters(trainable=total, total=total, share=1.0)
-    assert record.resolved_settings == {
-        "base_dropout": "off while the model trains",
-        "compute_dtype": "bf16",
-        "steps": 5,
-    }
+    assert record.resolved_settings["base_dropout"] == "off while the model trains"
     assert record.evaluations[-1].loss < record.evaluations[0].loss
-    stored = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert stored["status"] == "finished"
-    assert "lora" not in stored["config"]
+    assert "lora" not in json.loads((tmp_path / "run" / "run.json").read_text())["config"]
     last = checkpoints(tmp_path / "run" / CHECKPOINTS)[-1]
     assert (last / MODEL_FILE).read_bytes() == (tmp_path / "run" / MODEL_FILE).read_bytes()
     assert torch.equal(logits(load_model(str(last))), logits(after))
@@ -129,32 +123,22 @@ def test_the_file_is_stored_in_the_type_that_is_asked_for(tmp_path: Path):
     train(settings(tmp_path, save_dtype="fp16"))
     stored = load_file(tmp_path / "run" / MODEL_FILE)
     exact = load_file(checkpoints(tmp_path / "run" / CHECKPOINTS)[-1] / MODEL_FILE)
-    assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
     assert all(torch.equal(tensor, exact[name].half()) for name, tensor in stored.items())
-    assert load_model(str(tmp_path / "run")).dtype == torch.float32
-
-
-def test_values_that_the_type_cannot_hold_are_kept(tmp_path: Path):
-    model = tiny_model("gpt2", vocab_size=257)
-    with torch.no_grad():
+    model = load_model(str(tmp_path / "run"))
+    assert model.dtype == torch.float32
+    with torch.no_grad():  # fp16 cannot hold this, so all is kept in float32
         model.transformer.h[1].mlp.c_fc.weight[0, 0] = -70_000
     with pytest.warns(UserWarning, match=r"h.1.mlp.c_fc.weight: fp16 .* 65,504.*float32"):
-        save_model(model, byte_tokenizer(), tmp_path / "fp16", "fp16")
-    assert torch.equal(logits(load_model(str(tmp_path / "fp16"))), logits(model))
-    save_model(model, byte_tokenizer(), tmp_path / "bf16", "bf16")
-    assert {tensor.dtype for tensor in load_file(tmp_path / "bf16" / MODEL_FILE).values()} == {torch.bfloat16}
+        save_model(model, byte_tokenizer(), tmp_path / "kept", "fp16")
+    assert torch.equal(logits(load_model(str(tmp_path / "kept"))), logits(model))
 
 
-def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path):
+def test_what_cannot_be_a_model_is_refused(tmp_path: Path):
     save_model(tiny_model("gpt2", n_embd=16, vocab_size=257), byte_tokenizer(), tmp_path / "other")
     with pytest.raises(TsugikiError, match="other "):
         load_weights_into(tiny_model("gpt2", vocab_size=257), tmp_path / "other")
-
-
-def test_a_folder_that_holds_a_model_or_cannot_be_is_refused(tmp_path: Path):
     config = settings(tmp_path)
     (tmp_path / "text.txt").touch()
-    with pytest.raises(TsugikiError, match="base-gpt2.*--out"):
-        train(config.model_copy(update={"out": config.model}))
-    with pytest.raises(TsugikiError, match="text.txt"):
-        train(config.model_copy(update={"out": str(tmp_path / "text.txt" / "run")}))
+    for out, said in ((config.model, "base-gpt2.*--out"), (str(tmp_path / "text.txt" / "run"), "text.txt")):
+        with pytest.raises(TsugikiError, match=said):
+            train(config.model_copy(update={"out": out}))

@@ -48,13 +48,6 @@ def test_a_config_of_peft_grafts_what_peft_does(name: str):
     assert {path: pair.scaling for path, pair in active_adapter(ours).pairs.items()} == pytest.approx(scalings)
 
 
-def test_the_settings_are_kept():
-    config = config_of_peft(peft.LoraConfig(**SETTINGS["the chapter's"]))
-    assert config == LoraConfig(
-        r=4, lora_alpha=32, lora_dropout=0.1, target_modules=["c_attn", "c_proj"], fan_in_fan_out=True
-    )
-
-
 @pytest.mark.parametrize(
     ("config", "words"),
     [
@@ -78,46 +71,45 @@ def test_every_field_of_pefts_config_is_known():
     assert {field.name for field in dataclasses.fields(peft.LoraConfig)} - ours == FIELDS_OF_PEFT
 
 
-SUB_CONFIGS: dict[str, tuple[Any, str]] = {
+def test_settings_of_peft_that_change_nothing_are_accepted():
+    expected = LoraConfig(
+        r=4, lora_alpha=32, lora_dropout=0.1, target_modules=["c_attn", "c_proj"], fan_in_fan_out=True
+    )
+    assert config_of_peft(peft.LoraConfig(**SETTINGS["the chapter's"])) == expected
+    names = {"base_model_name_or_path": "gpt2", "revision": "main"}
+    assert LoraConfig(**SETTINGS["the chapter's"], **names) == expected
+    with pytest.raises(TsugikiError, match="inference_mode"):
+        LoraConfig(inference_mode=True)
+
+
+FIELDS: dict[str, tuple[Any, str]] = {
     "kasa_config": ({"beta": 1e-4}, "merge"),
-    "monteclora_config": ({"num_samples": 4}, "merge"),
     "use_bdlora": ({"target_modules_bd_a": ["q_proj"]}, "merge"),
     "arrow_config": ({"top_k": 2}, "load it with PEFT"),
     "use_qalora": (True, "load it with PEFT"),
-    "alora_invocation_tokens": ([3], "load it with PEFT"),
     "layer_replication": ([[0, 2]], "load it with PEFT"),
     "of_a_later_release": ({"depth": 1}, "not supported"),
 }
 
 
-@pytest.mark.parametrize("name", SUB_CONFIGS)
+@pytest.mark.parametrize("name", FIELDS)
 def test_a_field_of_a_file_that_changes_the_result_is_refused_and_an_empty_one_is_not(name: str, tmp_path: Path):
-    value, instead = SUB_CONFIGS[name]
-    edit_config(write(tmp_path / "a"), **{name: value})
+    value, instead = FIELDS[name]
+    edit_config(write(tmp_path), **{name: value})
     with pytest.raises(TsugikiError, match=rf"{name}=.*{instead}"):
-        read_adapter_config(tmp_path / "a")
-    edit_config(tmp_path / "a", **{name: None})
-    assert read_adapter_config(tmp_path / "a").r == 4
+        read_adapter_config(tmp_path)
+    edit_config(tmp_path, **{name: None})
+    assert read_adapter_config(tmp_path).r == 4
 
 
 @pytest.mark.parametrize("name", ["corda_config", "lora_ga_config", "eva_config", "velora_config"])
 def test_how_the_factors_began_is_accepted_once_the_base_is_unchanged(name: str, tmp_path: Path):
     """PEFT leaves the field in a file that it has converted to an ordinary LoRA."""
-    edit_config(write(tmp_path / "a"), **{name: {"direction": "ArB2r"}})
-    assert read_adapter_config(tmp_path / "a").r == 4
-    edit_config(tmp_path / "a", init_lora_weights="corda")
+    edit_config(write(tmp_path), **{name: {"direction": "ArB2r"}})
+    assert read_adapter_config(tmp_path).r == 4
+    edit_config(tmp_path, init_lora_weights="corda")
     with pytest.raises(TsugikiError, match="init_lora_weights"):
-        read_adapter_config(tmp_path / "a")
-
-
-def test_settings_of_peft_that_change_nothing_are_accepted():
-    plain = LoraConfig(r=4)
-    config = LoraConfig(
-        r=4, task_type="CAUSAL_LM", inference_mode=False, base_model_name_or_path="gpt2", revision="main"
-    )
-    assert config == plain
-    with pytest.raises(TsugikiError, match="inference_mode"):
-        LoraConfig(inference_mode=True)
+        read_adapter_config(tmp_path)
 
 
 @pytest.mark.parametrize("quantised", [False, True])
@@ -131,16 +123,13 @@ def test_the_counts_are_those_of_peft(quantised: bool, capsys: pytest.CaptureFix
     assert ours == theirs
 
 
-def test_float16_on_a_processor_is_warned_of_once(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("prepare", [lambda model: graft(model, LoraConfig(r=2)), lambda model: model])
+def test_float16_on_a_processor_is_warned_of_once(prepare: Any, monkeypatch: pytest.MonkeyPatch):
     with pytest.warns(UserWarning, match="bfloat16 or float32") as warned:
-        use_fast_paths(graft(tiny_model().to(torch.float16), LoraConfig(r=2)))
+        use_fast_paths(prepare(tiny_model().to(torch.float16)))
     assert len(warned) == 1
     assert warned[0].filename == __file__
-    with pytest.warns(UserWarning, match="bfloat16 or float32") as warned:
-        use_fast_paths(tiny_model().to(torch.float16))
-    assert warned[0].filename == __file__
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        use_fast_paths(graft(tiny_model().to(torch.bfloat16), LoraConfig(r=2)))
+    with warnings.catch_warnings(action="error"):
+        use_fast_paths(prepare(tiny_model().to(torch.bfloat16)))
         monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
-        graft(tiny_model().to(torch.float16), LoraConfig(r=2))
+        prepare(tiny_model().to(torch.float16))

@@ -27,7 +27,7 @@ from tsugiki import (
     use_fast_paths,
 )
 from tsugiki.lowbit import quantize
-from tsugiki.methods import METHODS, family_of, format_of, formats, methods_of
+from tsugiki.methods import METHODS, format_of, formats, methods_of
 from tsugiki.training import train
 
 NEEDED = {"select": {"target_parameters": ["bias"]}}
@@ -67,36 +67,18 @@ def test_prepare_makes_trainable_what_the_method_trains(name: str):
     assert trained == total if name == "full" else 0 < trained < total
 
 
-@pytest.mark.parametrize("name", ["full", "bitfit"])
-@pytest.mark.parametrize("base_dropout", [True, False])
-def test_prepare_turns_dropout_off_unless_told_otherwise(name: str, base_dropout: bool):
-    model = tiny_model("gpt2")
-    before = [m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)]
-    METHODS[name].prepare(model, METHODS[name].configure({}), base_dropout=base_dropout)
-    after = [m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)]
-    assert any(before)
-    assert after == (before if base_dropout else [0] * len(before))
-
-
 @pytest.mark.parametrize(
     ("config", "names"),
     [
         (LoraConfig(), ["lora"]),
-        (LoraConfig(use_rslora=True), ["rslora"]),
         (LoraConfig(use_rslora=True, use_dora=True), ["rslora", "dora"]),
         (LoraConfig(init_lora_weights="pissa_niter_4"), ["pissa"]),
-        (METHODS["bitfit"].configure({}), ["bitfit"]),
         (METHODS["select"].configure({"target_parameters": ["ln_f.bias"]}), ["select"]),
         (object(), []),
     ],
 )
 def test_methods_of_a_config(config: object, names: list[str]):
     assert methods_of(config) == names
-
-
-def test_families():
-    assert family_of("ia3") == "additive"
-    assert family_of("pretrain") == family_of("full") == "full fine-tuning"
 
 
 def test_fixed_and_unknown_settings_are_refused_by_name():
@@ -221,12 +203,7 @@ def test_a_16_bit_or_int8_base(name: str):
 
 
 @pytest.mark.parametrize(
-    ("method", "settings"),
-    [
-        ("ia3", {}),
-        ("houlsby", {"reduction_factor": 4, "dropout": 0.1}),
-        ("head", {}),
-    ],
+    ("method", "settings"), [("ia3", {}), ("houlsby", {"reduction_factor": 4, "dropout": 0.1}), ("head", {})]
 )
 def test_a_resumed_run_gives_the_same_bytes(method: str, settings: dict[str, Any], tmp_path: Path):
     record = assert_resumes(train, run_config(tmp_path, method=method, method_config=settings), 3)

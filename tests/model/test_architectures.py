@@ -1,13 +1,9 @@
 """The table of architectures."""
 
-import ast
-import inspect
-import sys
-
 import pytest
 
 from tests.tiny import CONFIGS, tiny_model
-from tsugiki.model import ARCHITECTURES, architecture_of, architectures, base_modules, model_type
+from tsugiki.model import ARCHITECTURES, architecture_of, base_modules, model_type
 from tsugiki.model.names import matches
 
 
@@ -26,12 +22,3 @@ def test_a_model_type_without_a_row_is_named():
     assert architecture_of(model) is None
     assert model_type(model) == "other"
     assert model_type(object()) == "object"
-
-
-def test_imports_nothing_but_the_standard_library():
-    names = {
-        (node.module if isinstance(node, ast.ImportFrom) else node.names[0].name).partition(".")[0]
-        for node in ast.walk(ast.parse(inspect.getsource(architectures)))
-        if isinstance(node, ast.Import | ast.ImportFrom)
-    }
-    assert names <= sys.stdlib_module_names

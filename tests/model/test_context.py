@@ -35,13 +35,10 @@ def test_an_attached_soft_prompt_takes_up_context(method: str):
     assert not hasattr(decoder_of(model), PROMPT_ATTRIBUTE)
 
 
-def test_other_adapters_leave_the_context_alone():
-    model = tiny_model("llama")
-    graft(model, METHODS["houlsby"].configure({}))
-    assert context_length(model) == 64
-
-
 _LONG: dict[str, Any] = {"rope_type": "longrope", "original_max_position_embeddings": 12, "factor": 2.0}
+
+
+_LINEAR, _DYNAMIC = ({"rope_type": kind, "factor": 2.0} for kind in ("linear", "dynamic"))
 
 
 @pytest.mark.parametrize(
@@ -49,20 +46,11 @@ _LONG: dict[str, Any] = {"rope_type": "longrope", "original_max_position_embeddi
     [
         ("gpt2", None, False),
         ("llama", None, False),
-        ("llama", {"rope_type": "linear", "factor": 2.0}, False),
-        ("llama", {"rope_type": "dynamic", "factor": 2.0}, True),
+        ("llama", _DYNAMIC, True),
         ("llama", {**_LONG, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}, True),
         ("llama", {**_LONG, "short_factor": [2.0] * 4, "long_factor": [2.0] * 4}, False),
-        (
-            "gemma3_text",
-            {"sliding_attention": {"rope_type": "default"}, "full_attention": {"rope_type": "linear"}},
-            False,
-        ),
-        (
-            "gemma3_text",
-            {"sliding_attention": {"rope_type": "default"}, "full_attention": {"rope_type": "dynamic"}},
-            True,
-        ),
+        ("gemma3_text", {"sliding_attention": {"rope_type": "default"}, "full_attention": _LINEAR}, False),
+        ("gemma3_text", {"sliding_attention": {"rope_type": "default"}, "full_attention": _DYNAMIC}, True),
     ],
 )
 def test_rotary_frequencies_that_depend_on_the_length(kind: str, rope: dict[str, Any] | None, depends: bool):

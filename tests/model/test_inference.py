@@ -17,7 +17,6 @@ from tsugiki.model import (
     probe_ids,
     probe_logits,
     same_to_rounding,
-    seeded,
 )
 
 
@@ -30,29 +29,6 @@ def test_rounding_is_told_from_a_difference(dtype: torch.dtype, share: float):
     assert same_to_rounding((logits.float() + noise).to(dtype), logits)
     assert not same_to_rounding((logits.float() + 3 * noise).to(dtype), logits)
     assert not same_to_rounding(logits * float("nan"), logits)
-
-
-def test_evaluating_restores_the_mode_of_every_submodule():
-    model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Dropout(0.5), nn.Dropout(0.5)))
-    model.train()
-    model[1][0].eval()
-    before = [module.training for module in model.modules()]
-    with evaluating(model):
-        assert not any(module.training for module in model.modules())
-        assert not model(torch.ones(2)).requires_grad
-    assert [module.training for module in model.modules()] == before
-    assert torch.is_grad_enabled()
-
-
-def test_seeded_draws_the_same_numbers_and_leaves_the_generator_alone():
-    torch.manual_seed(7)
-    expected = torch.rand(3)
-    torch.manual_seed(7)
-    with seeded(1):
-        first = torch.rand(3)
-    with seeded(1):
-        assert torch.equal(torch.rand(3), first)
-    assert torch.equal(torch.rand(3), expected)
 
 
 def test_a_probe_spreads_over_the_vocabulary():
@@ -127,3 +103,15 @@ def test_an_error_with_some_blocks_means_all_of_them(monkeypatch: pytest.MonkeyP
         return count
 
     assert probe(_model("llama")) == 4
+
+
+def test_evaluating_restores_the_mode_of_every_submodule():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Dropout(0.5), nn.Dropout(0.5)))
+    model.train()
+    model[1][0].eval()
+    before = [module.training for module in model.modules()]
+    with evaluating(model):
+        assert not any(module.training for module in model.modules())
+        assert not model(torch.ones(2)).requires_grad
+    assert [module.training for module in model.modules()] == before
+    assert torch.is_grad_enabled()

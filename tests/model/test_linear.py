@@ -4,13 +4,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from tsugiki.lowbit import Int8Linear
 from tsugiki.model import (
     device_of,
-    factor_dtype,
     features,
     frozen_input_gradient,
     frozen_product,
@@ -18,7 +17,6 @@ from tsugiki.model import (
     is_conv1d,
     is_graftable,
     is_linear,
-    is_quantized,
     is_stored_in_out,
 )
 from tsugiki.model import linear as frozen_layer
@@ -58,15 +56,6 @@ def test_without_transformers_no_layer_is_a_conv1d(monkeypatch: pytest.MonkeyPat
     assert has_product(nn.Linear(2, 2).requires_grad_(False))
 
 
-@pytest.mark.parametrize(
-    ("dtype", "expected"),
-    [(torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)],
-)
-def test_the_dtype_of_factors(dtype: torch.dtype, expected: torch.dtype):
-    assert factor_dtype(nn.Linear(2, 2).to(dtype)) == expected
-    assert factor_dtype(Int8Linear(torch.randn(2, 2), None, dtype)) == expected
-
-
 def test_the_device_and_dtype_are_known_without_dequantising(monkeypatch: pytest.MonkeyPatch):
     class Wrapper(nn.Module):
         def __init__(self, inner: nn.Module) -> None:
@@ -77,19 +66,3 @@ def test_the_device_and_dtype_are_known_without_dequantising(monkeypatch: pytest
     monkeypatch.delattr(Int8Linear, "dequantize")
     assert device_of(layer) == torch.device("cpu")
     assert device_of(Wrapper(layer.to("meta"))) == torch.device("meta")
-
-
-def test_a_class_with_the_methods_is_quantised():
-    class Doubled(nn.Module):
-        def product(self, x: Tensor) -> Tensor:
-            return 2 * x
-
-        def input_gradient(self, dy: Tensor) -> Tensor:
-            return 2 * dy
-
-        def dequantize(self) -> Tensor:
-            return 2 * torch.eye(3)
-
-    assert is_quantized(Doubled())
-    assert has_product(Doubled())
-    assert torch.equal(frozen_product(Doubled(), torch.ones(1, 3)), torch.full((1, 3), 2.0))

@@ -29,10 +29,8 @@ from tsugiki.model import (
         (["c_attn"], True),
         (["h.0.attn.c_attn"], True),
         (["attn"], False),
-        (["attn.c_attn", "other"], True),
         ([], False),
         (r".*attn", True),
-        (r"h\.1\..*", False),
         ("c_attn", False),
     ],
 )
@@ -54,9 +52,7 @@ def test_shortest_endings_are_longer_where_endings_select_more():
         ("model.layers.3.mlp.up_proj", ("model.layers", 3, "mlp.up_proj")),
         ("layers.3.experts.7.up_proj", ("layers", 3, "experts.7.up_proj")),
         ("h.11", ("h", 11, "")),
-        ("0.weight", ("", 0, "weight")),
         ("lm_head", ("", None, "lm_head")),
-        ("conv1.fc2", ("", None, "conv1.fc2")),
     ],
 )
 def test_a_name_is_split_at_its_first_number(name: str, parts: tuple[str, int | None, str]):
@@ -69,16 +65,7 @@ UNSLOTH = (
     r"attn|mlp|feed_forward|ffn|dense)\.(?:(?:k_proj|v_proj|q_proj|out_proj|o_proj|gate_proj|up_proj|down_proj)))"
 )
 """What Unsloth writes to `target_modules` for vision models."""
-EVIL = [
-    r"([a-z._0-9]+)+!",
-    r"(a|a|aa|[a-z._0-9])+!",
-    r".*.*.*.*.*.*.*.*!",
-    r"(.?){40}.{40}!",
-    r"(.*)*!",
-    r"((((.*)*)*)*)*!",
-    r"(.+.+)+!",
-    r"(?:\w|\.|[a-z])*\d!",
-]
+EVIL = [r"([a-z._0-9]+)+!", r"(.?){40}.{40}!", r"((((.*)*)*)*)*!", r"(?:\w|\.|[a-z])*\d!"]
 
 
 def test_an_expression_with_many_ways_gives_the_answers_of_re():
@@ -161,23 +148,16 @@ TABLES = [
     {"c_attn": 1, "attn.c_attn": 2},
     {"attn.c_attn": 1, "c_attn": 2},
     {r".*\.1\..*": 1, "attn": 2, r"h\.\d\.mlp\.c_.*": 3},
-    {"^transformer.h.0.attn.c_attn": 1, "c_.": 2},
     {"h.0": 1, "^h": 2, "0.attn.c_attn$": 3, "mlp|c_proj": 4},
     {name_pattern("transformer.h.1.mlp.c_fc"): 1, "c_fc": 2, name_pattern("transformer.h.0.mlp.c_fc"): 3},
-    {"c_fc": 1, name_pattern("transformer.h.0.mlp.c_fc"): 2},
     {name_pattern("h.0.attn"): 1, "": 2, "(a)(b)?c": 3},
 ]
 
 
 @pytest.mark.parametrize("patterns", TABLES, ids=str)
 def test_tables_give_the_values_of_peft(patterns: dict[str, int]):
-    names = [name for name, _ in tiny_model().named_modules() if name] + [
-        "h.0",
-        "h.0.attn",
-        "enc.h.0.attn",
-        "xc_fc",
-        "a",
-    ]
+    names = [name for name, _ in tiny_model().named_modules() if name]
+    names += ["h.0", "h.0.attn", "enc.h.0.attn", "xc_fc", "a"]
     table = PatternTable("rank_pattern", patterns)
     expected = {name: patterns.get(get_pattern_key(patterns, name), 0) for name in names}
     assert {name: table.look_up(name, 0) for name in names} == expected
@@ -193,12 +173,6 @@ def test_a_table_holds_any_number_of_names():
 
 def test_a_pattern_of_a_list_of_blocks_counts_as_in_peft():
     name = "encoder.layers.3.blocks.5.attn.q"
-    for pattern, index in [
-        ("layers", 3),
-        ("blocks", 5),
-        (["blocks", "layers"], 5),
-        (["none", "l.*s"], 3),
-        ("attn", None),
-    ]:
+    for pattern, index in (("layers", 3), (["blocks", "layers"], 5), (["none", "l.*s"], 3), ("attn", None)):
         config = LoraConfig(target_modules=["q"], layers_to_transform=[0], layers_pattern=pattern)
         assert config.block_index_of(name) == index, pattern

@@ -1,7 +1,5 @@
 """`matrix_product` against `F.linear`, and the choice between oneDNN and torch's default."""
 
-import shutil
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,11 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tests.runs import run_config
 from tests.tiny import relative_error
-from tsugiki.io import cache_folder, measurements
+from tsugiki.io import measurements
 from tsugiki.model import LIBRARIES, matrix_product, onednn_is_faster, products, uses_onednn
-from tsugiki.training import train
 
 ONEDNN, TORCH = {"onednn": 1.0, "torch": 2.0}, {"onednn": 1.0, "torch": 1.05}
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch has no oneDNN here")
@@ -92,13 +88,6 @@ def _as_in_a_new_process(seconds: dict[str, float], monkeypatch: pytest.MonkeyPa
 
 
 @needs_onednn
-def test_both_libraries_are_measured(monkeypatch: pytest.MonkeyPatch):
-    seconds = products.measure()
-    assert seconds.keys() == ONEDNN.keys()
-    assert all(0 < each < float("inf") for each in seconds.values())
-
-
-@needs_onednn
 def test_the_faster_library_is_measured_once_and_kept(monkeypatch: pytest.MonkeyPatch):
     calls = _as_in_a_new_process(TORCH, monkeypatch)
     assert [onednn_is_faster(), onednn_is_faster()] == [False, False]  # 1.05 times as fast is not enough
@@ -109,17 +98,3 @@ def test_the_faster_library_is_measured_once_and_kept(monkeypatch: pytest.Monkey
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     monkeypatch.setitem(measurements._decided, LIBRARIES, True)
     assert not onednn_is_faster()
-
-
-@needs_onednn
-def test_a_run_records_the_library_and_keeps_it_when_it_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    _as_in_a_new_process(TORCH, monkeypatch)
-    config = run_config(tmp_path, base_dtype="fp32", max_steps=1)
-    assert train(config).resolved_settings["product_library"] == "torch"
-    shutil.rmtree(cache_folder("machine"))
-    _as_in_a_new_process(ONEDNN, monkeypatch)
-    resumed = train(config.model_copy(update={"max_steps": 2}), resume=True)
-    assert resumed.resolved_settings["product_library"] == "torch"
-    monkeypatch.setattr(measurements, "_decided", {})
-    other = run_config(tmp_path, base_dtype="fp32", max_steps=1, out=str(tmp_path / "other"))
-    assert train(other).resolved_settings["product_library"] == "oneDNN"

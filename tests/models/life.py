@@ -5,7 +5,7 @@ import re
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -39,20 +39,6 @@ STEPS = 6
 _TOKENS = 24
 _DOCUMENTS = (19, 21)
 """Tokens of two documents in a packed row: more than the windows of the tiny models."""
-
-CHECKS = (
-    "targets",
-    "start",
-    "learns",
-    "every pair",
-    "disable",
-    "load",
-    "PEFT",
-    "merge",
-    "experts",
-    "isolation",
-    "fast",
-)
 
 
 @dataclass
@@ -112,25 +98,7 @@ def live(model_type: str, task: str) -> Life:
         ]
         assert not dead, f"{len(dead)} of {len(adapter.pairs)} do not train: {kinds_of(dead)}"
     shake(model)
-    adapted = logits_of(model, inputs)
-    with check("disable"):
-        assert relative_error(adapted, base) > 1e-4, "the adapter has no effect"
-        with disable_adapter(model):
-            assert torch.equal(logits_of(model, inputs), base)
-        assert torch.equal(logits_of(model, inputs), adapted)
-    with tempfile.TemporaryDirectory() as folder:
-        with check("load"):
-            save_adapter(model, folder)
-            loaded = make()
-            load_adapter(loaded, folder)
-            assert torch.equal(logits_of(loaded, inputs), adapted)
-        with check("PEFT"):
-            theirs = peft.PeftModel.from_pretrained(make(), folder)
-            error = relative_error(logits_of(theirs.base_model.model, inputs), adapted)
-            assert error < 1e-4, f"logits differ by {error:.2g}"
-    with check("merge"):
-        merged = ungraft(merge(copy.deepcopy(model)))
-        assert relative_error(logits_of(merged, inputs), adapted) < 1e-4
+    check_trained(make, model, base, inputs, check)
     with check("experts"):
         names = stacks_of(make(), inputs)
         life.experts = kinds_of(names)
@@ -151,6 +119,27 @@ def live(model_type: str, task: str) -> Life:
     return life
 
 
+def check_trained(make: Callable[[], Any], model: Any, base: Tensor, inputs: dict[str, Tensor], check: Any) -> None:
+    """The adapter has an effect, is disabled, stored and loaded here and in PEFT, and merged."""
+    adapted = logits_of(model, inputs)
+    with check("disable"):
+        assert relative_error(adapted, base) > 1e-4, "the adapter has no effect"
+        with disable_adapter(model):
+            assert torch.equal(logits_of(model, inputs), base)
+        assert torch.equal(logits_of(model, inputs), adapted)
+    with tempfile.TemporaryDirectory() as folder:
+        with check("load"):
+            save_adapter(model, folder)
+            assert torch.equal(logits_of(load_adapter(make(), folder), inputs), adapted)
+        with check("PEFT"):
+            theirs = peft.PeftModel.from_pretrained(make(), folder)
+            error = relative_error(logits_of(theirs.base_model.model, inputs), adapted)
+            assert error < 1e-4, f"logits differ by {error:.2g}"
+    with check("merge"):
+        merged = ungraft(merge(copy.deepcopy(model)))
+        assert relative_error(logits_of(merged, inputs), adapted) < 1e-4
+
+
 def stacks_of(model: Any, inputs: dict[str, Tensor]) -> list[str]:
     """The parameters that are stacks of matrices, on which the logits depend: experts, but no state-space mixers."""
     loss_of(model.train(), inputs).backward()
@@ -164,7 +153,7 @@ def stacks_of(model: Any, inputs: dict[str, Tensor]) -> list[str]:
 
 
 def check_experts(make: Callable[[], Any], names: list[str], inputs: dict[str, Tensor]) -> None:
-    """The life of an adapter on experts alone."""
+    """The life of an adapter on experts alone; the first check that fails ends it."""
     model = make()
     base = logits_of(model, inputs)
     torch.manual_seed(0)
@@ -174,22 +163,11 @@ def check_experts(make: Callable[[], Any], names: list[str], inputs: dict[str, T
     losses = train(model, inputs)
     assert losses[-1] < losses[0], f"{losses[0]:.4f} to {losses[-1]:.4f}"
     shake(model)
-    adapted, found = logits_of(model, inputs), gradients(model, loss_of(model, inputs))
-    assert relative_error(adapted, base) > 1e-4, "the adapter has no effect"
+    check_trained(make, model, base, inputs, nullcontext)
+    found = gradients(model, loss_of(model.eval(), inputs))
     by_definition(model)
     error = relative_error(found, gradients(model, loss_of(model, inputs)))
     assert error < 1e-4, f"gradients by product differ by {error:.2g} from the definition"
-    with disable_adapter(model):
-        assert torch.equal(logits_of(model, inputs), base)
-    with tempfile.TemporaryDirectory() as folder:
-        save_adapter(model, folder)
-        loaded = make()
-        load_adapter(loaded, folder)
-        assert torch.equal(logits_of(loaded, inputs), adapted)
-        theirs = peft.PeftModel.from_pretrained(make(), folder)
-        error = relative_error(logits_of(theirs.base_model.model, inputs), adapted)
-        assert error < 1e-4, f"PEFT's logits differ by {error:.2g}"
-    assert relative_error(logits_of(ungraft(merge(model)), inputs), adapted) < 1e-4
 
 
 class _Checks:

@@ -39,13 +39,13 @@ def test_the_right_answer_is_the_whole_or_the_last_word_or_number():
 
 def test_of_an_object_the_share_of_its_fields_counts():
     record = {"name": "Anna Berg", "age": 3, "member": True}
-    answers = [
-        '{"age": 3, "member": true, "name": "anna berg"}',
-        '{"name": "Anna Berg", "age": "3", "member": 1}',
-        "no",
-    ]
-    assert scores("field:record", *answers, record=record) == [1.0, pytest.approx(1 / 3), 0.0]
-    assert scores("field:record", '{"name": "Anna Berg", "age": 3, "member": true, "job": 1}', record=record) == [0.75]
+    answers = {
+        '{"age": 3, "member": true, "name": "anna berg"}': 1.0,
+        '{"name": "Anna Berg", "age": "3", "member": 1}': pytest.approx(1 / 3),
+        '{"name": "Anna Berg", "age": 3, "member": true, "job": 1}': 0.75,
+        "no": 0.0,
+    }
+    assert scores("field:record", *answers, record=record) == [*answers.values()]
 
 
 def test_a_schema_allows_any_order_of_fields(tmp_path: Path):
@@ -61,10 +61,8 @@ def test_a_schema_allows_any_order_of_fields(tmp_path: Path):
 
 
 def test_a_function_gets_the_prompt_the_answer_and_the_fields_that_it_takes(tmp_path: Path):
-    rule = python(
-        tmp_path, "def reward(prompt, answer, right, answer_):\n    return len(prompt + answer) + right + answer_"
-    )
-    assert scores(rule, "ab", "", right=10, answer=100, more="unused") == [116.0, 114.0]
+    sums = "def reward(prompt, answer, right, answer_):\n    return len(prompt + answer) + right + answer_"
+    assert scores(python(tmp_path, sums), "ab", "", right=10, answer=100, more="unused") == [116.0, 114.0]
     other = python(tmp_path, "import random\ndef other(prompt, answer, **fields):\n    return random.random()")
     assert scores(f"{other}:other", "a", "b") == scores(f"{other}:other", "a", "b"), "random numbers come again"
 
@@ -83,12 +81,11 @@ def test_a_function_of_trl_runs_unchanged(tmp_path: Path):
 
 
 def test_a_function_of_trl_gets_all_answers_to_a_prompt_at_once(tmp_path: Path):
-    rule = parse_rule(
-        python(tmp_path, "def reward(prompts, completions, n):\n    return [len(set(completions))] * n[0]")
-    )
-    rows = [PromptRow(name, {"n": 2}, f"p:{name}") for name in ("one", "other")]
-    answered = [(rows[0], "a"), (rows[0], "b"), (rows[1], "a"), (rows[1], "a")]
-    assert scores_of([rule], answered, "1", 10, print) == [(2.0,), (2.0,), (1.0,), (1.0,)]
+    counts = "def reward(prompts, completions, n):\n    return [len(set(completions))] * n[0]"
+    one, other = (PromptRow(name, {"n": 2}, f"p:{name}") for name in ("one", "other"))
+    answered = [(one, "a"), (one, "b"), (other, "a"), (other, "a")]
+    found = scores_of([parse_rule(python(tmp_path, counts))], answered, "1", 10, print)
+    assert found == [(2.0,), (2.0,), (1.0,), (1.0,)]
 
 
 @pytest.mark.parametrize(
@@ -123,22 +120,19 @@ def test_a_rule_that_fails_too_often_is_an_error(tmp_path: Path):
 
 def test_a_command_writes_a_number_for_each_line(tmp_path: Path):
     program = tmp_path / "score"
-    program.write_text(
-        "import json, sys\nfor row in map(json.loads, sys.stdin):\n    print(len(row['answer']) + row['more'])\n"
-    )
     command = f"command:{sys.executable} {program}"
+    lengths = "import json, sys\nfor row in map(json.loads, sys.stdin):\n    print(len(row['answer']) + row['more'])\n"
+    program.write_text(lengths)
     assert scores(command, "a", "bcd; rm -rf $HOME", more=1) == [2.0, 18.0]
-    with pytest.raises(TsugikiError, match="status 1, and 0 numbers for 2 answers"):
-        scores(command, "a", "b")
-    program.write_text("print(1)")
-    with pytest.raises(TsugikiError, match="1 numbers for 2 answers"):
-        scores(command, "a", "b")
-    program.write_text("import time\ntime.sleep(9)")
-    with pytest.raises(TsugikiError, match="longer than 0.2 s"):
-        scores(command, "a", seconds=0.2)
-    program.write_text("print('null')\nprint('nan')")
-    with pytest.raises(TsugikiError, match="nan"):
-        scores(command, "a", "b")
+    for text, seconds, said in (
+        (lengths, 10, "status 1, and 0 numbers for 2 answers"),  # the rows have no field `more`
+        ("print(1)", 10, "1 numbers for 2 answers"),
+        ("import time\ntime.sleep(9)", 0.2, "longer than 0.4 s"),
+        ("print('null')\nprint('nan')", 10, "nan"),
+    ):
+        program.write_text(text)
+        with pytest.raises(TsugikiError, match=said):
+            scores(command, "a", "b", seconds=seconds)
     with pytest.raises(TsugikiError, match="cannot be started"):
         scores("command:no-such-program", "a")
 
@@ -175,9 +169,9 @@ def test_prompts_are_texts_or_messages_and_keep_their_fields(tmp_path: Path):
     path = tmp_path / "p.jsonl"
     turns = [{"role": "user", "content": "x" * 300}]
     path.write_text("".join(json.dumps(row) + "\n" for row in ({"prompt": "a", "right": {"n": 1}}, {"prompt": turns})))
-    rows = read_prompts(str(path))
-    assert [(row.prompt, row.fields) for row in rows] == [("a", {"right": {"n": 1}}), (turns, {})]
-    assert rows[1].text == "x" * 300
+    one, other = read_prompts(str(path))
+    assert (one.prompt, one.fields, other.prompt, other.fields) == ("a", {"right": {"n": 1}}, turns, {})
+    assert other.text == "x" * 300
     path.write_text(json.dumps({"prompt": [{"role": "assistant", "content": "a"}]}))
     with pytest.raises(TsugikiError, match=r"p\.jsonl:1"):
         read_prompts(str(path))

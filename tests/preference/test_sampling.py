@@ -39,7 +39,6 @@ def test_an_answer_that_was_cut_ends_with_its_last_sentence(text: str, taken: st
 
 def test_a_pair_has_the_best_and_the_worst_answer_of_the_nearest_length():
     pair = answers(("good", 1.0), ("bad, and long", -2.0), ("middle", 0.0), ("good, and long", 1.0), ("b", -2.0)).pair()
-    assert pair is not None
     assert [one.text for one in pair] == ["good, and long", "bad, and long"]
 
 

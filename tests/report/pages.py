@@ -1,12 +1,18 @@
 """Invented records, and a parser that checks pages."""
 
-import math
 from html.parser import HTMLParser
 from typing import Any
 
 from tsugiki.training import RunRecord
+from tsugiki.training.record.result import summarise
 
 _VOID = {"meta", "br", "link", "img", "input", "hr"}
+_ADDRESSES = {"href", "src", "xlink:href", "srcset", "data", "action"}
+
+
+TRAINING = {"steps": 40, "loss": 5.2, "tokens": 49494, "seconds": 283.7, "tokens_per_second": 174.46}
+TRAINING |= {"peak_memory": 1155526656}
+MACHINE = {"processor": "Abacus 9", "cores": 2, "threads": 2, "accelerator": None, "system": "Abax 1", "python": "3.11"}
 
 
 class Page(HTMLParser):
@@ -25,7 +31,7 @@ class Page(HTMLParser):
         assert self.open == [], f"never closed: {self.open}"
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self._seen(tag, attrs)
+        self.handle_startendtag(tag, attrs)
         if tag not in _VOID:
             self.open.append(tag)
         if tag == "table":
@@ -36,15 +42,9 @@ class Page(HTMLParser):
             self.tables[-1][-1].append("")
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self._seen(tag, attrs)
-
-    def _seen(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        for name, value in attrs:
-            if name == "id":
-                self.ids.append(str(value))
-            if name in ("href", "src", "xlink:href", "srcset", "data", "action"):
-                self.addresses.append(str(value))
+        self.ids += [str(value) for name, value in attrs if name == "id"]
+        self.addresses += [str(value) for name, value in attrs if name in _ADDRESSES]
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open, f"</{tag}> closes nothing"
@@ -79,24 +79,9 @@ def assert_whole(content: str) -> Page:
 
 def evaluation(step: int, loss: float, documents: int = 12) -> dict[str, Any]:
     """A measurement as `evaluate` writes it, of documents of 100 tokens and 160 characters that differ a little."""
-    scores = [[loss * 100 * (1 + 0.01 * (i - (documents - 1) / 2)), 100, 160] for i in range(documents)]
-    bits = loss * 100 / math.log(2) / 160
-    return {
-        "step": step,
-        "loss": loss,
-        "perplexity": math.exp(loss) if loss < 700 else math.inf,
-        "bits_per_char": bits,
-        "nll": sum(score[0] for score in scores),
-        "tokens": 100 * documents,
-        "characters": 160 * documents,
-        "windows": documents,
-        "split_windows": 0,
-        "skipped_records": 0,
-        "unknown_tokens": 0,
-        "tokenizer_is_lossless": True,
-        "warning": None,
-        "documents": scores,
-    }
+    scores = [(loss * 100 * (1 + 0.01 * (i - (documents - 1) / 2)), 100, 160) for i in range(documents)]
+    found = summarise(scores, range(documents), documents, 0, 0, 0, True)
+    return {"step": step, **found.model_dump(), "loss": loss, "documents": [list(score) for score in scores]}
 
 
 def record(**changes: Any) -> RunRecord:
@@ -116,14 +101,7 @@ def record(**changes: Any) -> RunRecord:
             "prompts": ["庭の梅は"],
         },
         "status": "finished",
-        "machine": {
-            "processor": "Abacus 9",
-            "cores": 2,
-            "threads": 2,
-            "accelerator": None,
-            "system": "Abax 1",
-            "python": "3.11.7",
-        },
+        "machine": MACHINE,
         "base": {"name": "embedded", "fingerprint": "sha256:ab", "dtype": "torch.float32"},
         "data": {
             "train": {"documents": 90, "characters": 66491, "fingerprint": "sha256:cd"},
@@ -141,23 +119,12 @@ def record(**changes: Any) -> RunRecord:
             "cut_tokens": 0,
         },
         "parameters": {"trainable": 393216, "total": 7360512, "share": 393216 / 7360512},
-        "resolved_settings": {
-            "base_dropout": "off while the adapter trains",
-            "target_modules": ["c_attn", "c_fc"],
-            "steps": 40,
-        },
+        "resolved_settings": {"base_dropout": "off", "target_modules": ["c_attn", "c_fc"], "steps": 40},
         "evaluations": [evaluation(0, 5.6), evaluation(20, 5.1), evaluation(40, 4.9)],
         "samples": [
             {"step": step, "prompt": "庭の梅は", "text": f"{step}輪咲いた。\n　\ufffd散った。"} for step in (0, 20, 40)
         ],
-        "training": {
-            "steps": 40,
-            "loss": 5.2,
-            "tokens": 49494,
-            "seconds": 283.7,
-            "tokens_per_second": 174.46,
-            "peak_memory": 1155526656,
-        },
+        "training": TRAINING,
         "loss_curve": [{"step": i, "loss": 6 - i / 40, "learning_rate": 1e-3 * (1 - i / 40)} for i in range(1, 41)],
     }
     config = {**fields["config"], **changes.pop("config", {})}

@@ -32,9 +32,8 @@ def test_every_layer_has_a_row_in_the_order_of_the_blocks(tmp_path: Path):
     values = torch.linalg.svdvals(delta)[:4]
     shares = values / values.sum()
     assert rows[10][1:3] == ["96×32", "4"]
-    assert [float(cell) for cell in rows[10][3:6]] == pytest.approx(
-        [float(delta.norm()), float(values[0]), float((-(shares * shares.log()).sum()).exp())], rel=2e-3
-    )
+    expected = torch.stack([delta.norm(), values[0], (-(shares * shares.log()).sum()).exp()])
+    assert [float(cell) for cell in rows[10][3:6]] == pytest.approx(expected.tolist(), rel=2e-3)
     assert kinds_table(adapter.layers)[1][0][:2] == ["attn.c_attn", "12"]
 
 
@@ -53,27 +52,16 @@ def test_bars():
 
 
 def test_the_page_is_self_contained(tmp_path: Path):
-    folder = write(tmp_path / "庭 <b>")
+    folder = tmp_path / "庭 <b>"
+    write_lora_weights(lora_of(), folder, Provenance(operation="test", settings={"energy": [0.5, 1]}))
     record().write(folder)
-    page = assert_whole(adapter_page(inspect_adapter(folder)))
+    adapter = inspect_adapter(folder)
+    page = assert_whole(adapter_page(adapter))
     assert page.tags.count("svg") == 6
-    for said in (
-        "Adapter · 庭 <b>",
-        "On 12 texts that",
-        "庭の梅は",
-        "all 2 layers",
-        "Roy & Vetterli 2007",
-    ):
+    for said in ("Adapter · 庭 <b>", "On 12 texts that", "庭の梅は", "all 2 layers", "Roy & Vetterli 2007"):
         assert said in page.text, said
     assert len(page.table("layer")) == 3
-    assert ("trained on", "庭.txt") in info_lines(inspect_adapter(folder))
-
-
-def test_the_provenance_is_shown(tmp_path: Path):
-    write_lora_weights(lora_of(), tmp_path / "a", Provenance(operation="test", settings={"energy": [0.5, 1]}))
-    lines = info_lines(inspect_adapter(tmp_path / "a"))
-    assert ("operation", "test") in lines
-    assert ("energy", "[0.5, 1]") in lines
+    assert {("trained on", "庭.txt"), ("operation", "test"), ("energy", "[0.5, 1]")} <= {*info_lines(adapter)}
 
 
 def test_a_zero_adapter_has_a_note(tmp_path: Path):

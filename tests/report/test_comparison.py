@@ -9,12 +9,8 @@ from tsugiki.errors import TsugikiError
 from tsugiki.report import RankCurves, Series, Table, sweep_sentence, write_comparison
 from tsugiki.training import Point
 
-TABLE = Table(
-    *(
-        ["run", "bits a character", "parameters"],
-        [["LoRA <8>", "4.955\n[4.8, 5.1]", "135,168"], ["全体", "4.8", "6,967,296"]],
-    )
-)
+ROWS = [["LoRA <8>", "4.955\n[4.8, 5.1]", "135,168"], ["全体", "4.8", "6,967,296"]]
+TABLE = Table(["run", "bits a character", "parameters"], ROWS)
 
 
 def test_the_page_has_the_table_the_curves_and_every_sample(tmp_path: Path):
@@ -39,12 +35,10 @@ def test_intervals_are_drawn_only_for_a_few_runs(tmp_path: Path):
         runs = [(f"run {i}", record(samples=[])) for i in range(count)]
         content = write_comparison(tmp_path, "t", "l", TABLE, runs).read_text(encoding="utf-8")
         assert ("fill-opacity" in content) is drawn
-        assert assert_whole(content).text.count("run ") >= count
-
-
-def test_runs_without_evaluations(tmp_path: Path):
-    runs = [("a", record(evaluations=[], samples=[])), ("b", record(evaluations=[], samples=[]))]
+    runs = [("a", record(evaluations=[], samples=[]))] * 2
     assert assert_whole(write_comparison(tmp_path, "t", "l", TABLE, runs).read_text(encoding="utf-8"))
+    with pytest.raises(TsugikiError, match="cannot write"):
+        write_comparison(tmp_path / "none", "t", "l", TABLE, runs)
 
 
 def points(losses: dict[int, float], documents: int = 12, spread: float = 0.0) -> list[Point]:
@@ -55,9 +49,8 @@ def points(losses: dict[int, float], documents: int = 12, spread: float = 0.0) -
         for number, score in enumerate(after["documents"]):
             score[0] *= 1 + spread * (((number * 7 + rank * 3) % 11) / 5 - 1)
         after["nll"] = sum(score[0] for score in after["documents"])
-        found.append(
-            Point(name=f"r={rank}", values={"r": rank}, record=record(evaluations=[evaluation(0, 5.6), after]))
-        )
+        run = record(evaluations=[evaluation(0, 5.6), after])
+        found.append(Point(name=f"r={rank}", values={"r": rank}, record=run))
     return found
 
 
@@ -66,27 +59,13 @@ def points(losses: dict[int, float], documents: int = 12, spread: float = 0.0) -
     [
         (points({1: 5.0, 4: 4.5, 16: 4.499}), ["Rank 4 is sufficient"], ["cannot be told", "still falls"]),
         (points({1: 5.0, 4: 4.5, 16: 4.0}), ["still falls up to rank 16"], ["sufficient", "cannot be told"]),
-        (
-            points({1: 4.52, 4: 4.5, 16: 4.499}, spread=0.05),
-            ["Best of 3", "better than", "cannot be told"],
-            ["Rank 1 is sufficient", "Rank 4 is sufficient", "Rank 16 is sufficient"],
-        ),
+        (points({1: 4.52, 4: 4.5, 16: 4.499}, spread=0.05), ["Best of 3", "cannot be told"], ["4 is sufficient"]),
         (points({1: 4.5, 4: 4.5}, documents=1), ["from 1 held-out document."], ["Rank 1", "still falls"]),
-        (
-            points({1: 5.0, 3: 4.5}, documents=3, spread=0.2),
-            ["Which of the ranks 1, 3", "from 3 held-out documents.", "only 3 documents"],
-            ["Rank 4", "still falls"],
-        ),
+        (points({1: 5.0, 3: 4.5}, documents=3, spread=0.2), ["ranks 1, 3", "only 3 documents"], ["still falls"]),
         (points({1: 5.0, 4: 4.5}, documents=3, spread=0.001), ["still falls up to rank 4"], ["cannot be told"]),
         (points({4: 4.5}), ["Best of 1: r=4"], ["ank 4", "cannot"]),
     ],
 )
 def test_a_sweep_concludes_only_what_its_intervals_tell(given: list[Point], said: list[str], not_said: list[str]):
     sentence = sweep_sentence(given)
-    assert [words for words in said if words not in sentence] == [], sentence
-    assert [words for words in not_said if words in sentence] == [], sentence
-
-
-def test_a_missing_folder(tmp_path: Path):
-    with pytest.raises(TsugikiError, match="cannot write"):
-        write_comparison(tmp_path / "none", "t", "l", TABLE, [("a", record())])
+    assert [words for words in (*said, *not_said) if words in sentence] == said, sentence

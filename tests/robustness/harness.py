@@ -42,46 +42,36 @@ class Tally:
     """What happened to the cases of one reader."""
 
     name: str
-    cases: int = 0
-    read: int = 0
-    refused: int = 0
-    failures: Counter[str] = field(default_factory=Counter)
-    """Kind and place of a failure -> number of cases."""
+    outcomes: Counter[str] = field(default_factory=Counter)
+    """`read`, `refused`, or the kind and place of a failure -> number of cases."""
     examples: dict[str, int] = field(default_factory=dict)
-    """Kind and place of a failure -> the number of its first case."""
+    """An outcome -> the number of its first case."""
     slowest: float = 0.0
     """Processor time of the slowest case in seconds."""
     memory: int = 0
     """The largest growth of the memory in bytes, over all cases of a child process."""
 
     def add(self, case: int, outcome: str, seconds: float, memory: int) -> None:
-        self.cases += 1
         self.slowest, self.memory = max(self.slowest, seconds), max(self.memory, memory)
-        if outcome == "read":
-            self.read += 1
-        elif outcome == "refused":
-            self.refused += 1
-        else:
-            self.failures[outcome] += 1
-            self.examples.setdefault(outcome, case)
+        self.outcomes[outcome] += 1
+        self.examples.setdefault(outcome, case)
 
     def __str__(self) -> str:
-        lines = [
-            f"{self.name}: {self.cases:,} cases, {self.read:,} read, {self.refused:,} refused, "
-            f"{self.failures.total():,} failed, slowest {self.slowest:.2f} s, {self.memory / 1e6:.0f} MB"
-        ]
-        lines += [
-            f"  {count:,} {failure} (first: case {self.examples[failure]})"
-            for failure, count in self.failures.most_common()
-        ]
+        lines = [f"{self.name}: slowest {self.slowest:.2f} s, {self.memory / 1e6:.0f} MB"]
+        lines += [f"  {count:,} {one} (first: case {self.examples[one]})" for one, count in self.outcomes.most_common()]
         return "\n".join(lines)
 
 
 def check(name: str, reader: Reader, cases: int, folder: Path) -> None:
-    """Run the cases of a reader, print the tally, and fail if a case failed."""
-    tally = run(name, reader, cases, folder)
+    """Run the cases of a reader in child processes, print the tally, and fail if a case failed.
+
+    A child that fails a limit is replaced.
+    """
+    tally = Tally(name)
+    while tally.outcomes.total() < cases:
+        _run_child(tally, reader, range(tally.outcomes.total(), cases), folder)
     print(f"\n{tally}")
-    assert not tally.failures, str(tally)
+    assert tally.outcomes.keys() <= {"read", "refused"}, str(tally)
 
 
 def run_case(name: str, reader: Reader, case: int, folder: Path) -> object:
@@ -89,14 +79,6 @@ def run_case(name: str, reader: Reader, case: int, folder: Path) -> object:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     return reader(random.Random(f"{name} {case}"), folder)
-
-
-def run(name: str, reader: Reader, cases: int, folder: Path) -> Tally:
-    """Run the cases of a reader in child processes; a child that fails a limit is replaced."""
-    tally = Tally(name)
-    while tally.cases < cases:
-        _run_child(tally, reader, range(tally.cases, cases), folder)
-    return tally
 
 
 def _run_child(tally: Tally, reader: Reader, cases: range, folder: Path) -> None:

@@ -4,7 +4,6 @@ import errno
 import os
 import random
 import shutil
-from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -107,7 +106,7 @@ KINDS: dict[str, Callable[[Path, Path], Work]] = {
 }
 
 
-@pytest.mark.parametrize(("kind", "count"), [("run", 8), ("saving", 20), ("library", 20), ("cache", 10)])
+@pytest.mark.parametrize(("kind", "count"), [("run", 5), ("saving", 20), ("library", 20), ("cache", 10)])
 def test_a_failing_disk_loses_nothing(kind: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     generator = random.Random(kind)
     _check(kind, tmp_path, monkeypatch, lambda points: generator.sample(points, min(count, len(points))))
@@ -116,7 +115,7 @@ def test_a_failing_disk_loses_nothing(kind: str, count: int, tmp_path: Path, mon
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_point_may_fail(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    print(f"\n{_check(kind, tmp_path, monkeypatch, lambda points: points)}")
+    _check(kind, tmp_path, monkeypatch, lambda points: points)
 
 
 def _check(
@@ -124,35 +123,27 @@ def _check(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     choose: Callable[[list[tuple[int, int]]], Iterable[tuple[int, int]]],
-) -> str:
-    """Let the chosen points of some work fail, one at a time, and return a tally."""
+) -> None:
+    """Let the chosen points of some work fail, one at a time."""
     folder, inputs = tmp_path / "work", tmp_path / "inputs"
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
     work = _new(kind, folder, inputs)
     with failing(folder) as counted:
         work.do()
     expected = work.results()
-    outcomes: Counter[str] = Counter()
     for point, code in choose([(point, code) for code in CODES for point in range(len(counted.done))]):
         where = f"{kind}, {errno.errorcode[code]} at {point}: {counted.done[point]}"
         work = _new(kind, folder, inputs)
         try:
             with failing(folder, point, code):
                 work.do()
-            outcomes["done although it failed"] += 1
         except TsugikiError as error:
-            outcomes["one line"] += 1
             text = str(error)
             assert "\n" not in text, where
             assert os.strerror(code) in text, f"{where}: {text}"
             work.check(text)
             work.do()
         assert work.results() == expected, where
-    kinds = ", ".join(f"{count} {what}" for what, count in Counter(counted.done).most_common())
-    counts = ", ".join(f"{count:,} {what}" for what, count in outcomes.most_common())
-    return (
-        f"{kind}: {len(counted.done)} points ({kinds}); {outcomes.total():,} failed: {counts}; all with the same result"
-    )
 
 
 def _new(kind: str, folder: Path, inputs: Path) -> Work:

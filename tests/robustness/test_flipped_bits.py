@@ -1,9 +1,9 @@
 """A flipped bit in a checkpoint, an adapter or a cached model is found before anything of it is used."""
 
 import random
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,10 @@ from tsugiki.io import ADAPTER_CONFIG_FILE, ADAPTER_FILE, CHECKPOINTS, METADATA_
 from tsugiki.training import newest_checkpoint, train
 
 
-def checkpoint_of(method: dict[str, Any], folder: Path) -> Path:
+def checkpoint_of(folder: Path, **method: Any) -> Path:
     """The only checkpoint of an interrupted run."""
     interrupt(train, run_config(folder, max_steps=2, save_steps=1, prompts=[], **method), 1)
     return folder / "run" / CHECKPOINTS / "checkpoint-1"
-
-
-def lora_checkpoint(folder: Path) -> Path:
-    return checkpoint_of({"lora": {"r": 1, "target_modules": ["c_attn"]}}, folder)
-
-
-def full_checkpoint(folder: Path) -> Path:
-    return checkpoint_of({"method": "full"}, folder)
 
 
 def adapter(folder: Path) -> Path:
@@ -50,8 +42,8 @@ def read_adapter(folder: Path) -> Any:
 
 
 WORKS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], Any], float]] = {
-    "checkpoint": (lora_checkpoint, read_checkpoint, 0),
-    "full checkpoint": (full_checkpoint, read_checkpoint, 0),
+    "checkpoint": (partial(checkpoint_of, lora={"r": 1, "target_modules": ["c_attn"]}), read_checkpoint, 0),
+    "full checkpoint": (partial(checkpoint_of, method="full"), read_checkpoint, 0),
     "adapter": (adapter, read_adapter, 0.2),  # the spelling of some numbers in its JSON may change
 }
 """How files are made and read, and the largest share of flipped bits that may change nothing."""
@@ -66,26 +58,7 @@ def test_a_flipped_bit_is_found(name: str, tmp_path: Path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["checkpoint", "adapter"])
 def test_every_flipped_bit_is_found(name: str, tmp_path: Path):
-    print(f"\n{_flip(name, tmp_path, lambda size: range(8 * size))}")
-
-
-@pytest.mark.parametrize("name", WORKS)
-def test_a_cut_or_missing_file_is_found(name: str, tmp_path: Path):
-    make, read, _ = WORKS[name]
-    folder = make(tmp_path)
-    for path in _files(folder):
-        content = path.read_bytes()
-        for length in (0, len(content) // 2):
-            path.write_bytes(content[:length])
-            with pytest.raises(TsugikiError):
-                read(folder)
-        path.write_bytes(content)
-    for path in _files(folder):
-        if path.name != METADATA_FILE or "checkpoint" in name:
-            shutil.move(path, tmp_path / "aside")
-            with pytest.raises(TsugikiError):
-                read(folder)
-            shutil.move(tmp_path / "aside", path)
+    _flip(name, tmp_path, lambda size: range(8 * size))
 
 
 def _files(folder: Path) -> list[Path]:
@@ -93,7 +66,7 @@ def _files(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.iterdir()) if folder.name != "adapter" or path.name in parts]
 
 
-def _flip(name: str, tmp_path: Path, bits: Callable[[int], Iterable[int]]) -> str:
+def _flip(name: str, tmp_path: Path, bits: Callable[[int], Iterable[int]]) -> None:
     """Flip bits of each file, one at a time; what is read must be refused, or be the same."""
     make, read, may_be_harmless = WORKS[name]
     folder = make(tmp_path)
@@ -115,8 +88,6 @@ def _flip(name: str, tmp_path: Path, bits: Callable[[int], Iterable[int]]) -> st
     assert read(folder) is not None
     assert set(found) == {path.name for path in _files(folder)}
     assert harmless <= may_be_harmless * (found.total() + harmless)
-    counts = "".join(f"\n  {file} {count:,}" for file, count in sorted(found.items()))
-    return f"{name}: {found.total():,} bits flipped one by one and found, {harmless:,} change nothing{counts}"
 
 
 def _equal(one: Any, other: Any) -> bool:

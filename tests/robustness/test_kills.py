@@ -11,7 +11,7 @@ import random
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -44,43 +44,35 @@ class Work:
     """The files whose digests must be the same."""
 
 
-def tsugiki(folder: Path, *arguments: str) -> None:
+def tsugiki(*arguments: str) -> None:
     torch.set_num_threads(1)
     run_tsugiki(arguments)
 
 
 def train(folder: Path) -> None:
-    flags = ["--max-steps", "6", "--save-steps", "1", "--block-size", "32", "--learning-rate", "0.01"]
-    resume = ["--resume"] if (folder / "run" / "run.json").exists() else []
-    held_out = ["--held-out", "0.2", "--sample-tokens", "4", "--prompts", "枝を"]
-    tsugiki(
-        folder, "train", "--model", "base-gpt2", "--data", "texts", "--out", f"{folder}/run", *flags, *held_out, *resume
-    )
+    base = "--model base-gpt2 --data texts --max-steps 6 --save-steps 1 --block-size 32 --learning-rate 0.01"
+    flags = [*base.split(), "--held-out", "0.2", "--sample-tokens", "4", "--prompts", "枝を", "--out", f"{folder}/run"]
+    tsugiki("train", *flags, *resume(folder))
 
 
 def full(folder: Path) -> None:
-    resume = ["--resume"] if (folder / "run" / "run.json").exists() else []
-    tsugiki(folder, "train", "full.yaml", "--out", f"{folder}/run", *resume)
+    tsugiki("train", "full.yaml", "--out", f"{folder}/run", *resume(folder))
+
+
+def resume(folder: Path) -> list[str]:
+    return ["--resume"] if (folder / "run" / "run.json").exists() else []
 
 
 def compare(folder: Path) -> None:
     settings = yaml.safe_load(Path("compare.yaml").read_text(encoding="utf-8"))
     (folder / "compare.yaml").write_text(yaml.safe_dump(settings | {"out": f"{folder}/runs"}))
-    tsugiki(folder, "compare", str(folder / "compare.yaml"))
-
-
-def merge(folder: Path) -> None:
-    tsugiki(folder, "merge", "--model", "base-gpt2", "--adapter", "adapter", "--out", f"{folder}/merged")
-
-
-def export(folder: Path) -> None:
-    tsugiki(folder, "export", "adapter", "--model", "base-gpt2", "--gguf", f"{folder}/adapter.gguf")
+    tsugiki("compare", str(folder / "compare.yaml"))
 
 
 def library(folder: Path) -> None:
     name = ["--name", "one", "--library", f"{folder}/library"]
     if not (folder / "library" / "one").exists():
-        tsugiki(folder, "adapters", "add", "adapter", *name)
+        tsugiki("adapters", "add", "adapter", *name)
 
 
 def cache(folder: Path) -> None:
@@ -90,28 +82,30 @@ def cache(folder: Path) -> None:
     open_store(records, "key", byte_tokenizer(), "all", folder)
 
 
-def _finished(path: str, folder: Path) -> bool:
-    record = folder / path / "run.json"
+def into(arguments: Sequence[str], path: str, folder: Path) -> None:
+    """Run a command whose last argument is where it writes to."""
+    tsugiki(*arguments, f"{folder}/{path}")
+
+
+def change(name: str, *arguments: str) -> Work:
+    """A command that reads an adapter and writes one result."""
+    path = name.split("/")[0]
+    return Work(partial(into, arguments, path), lambda folder: (folder / path).exists(), (name,))
+
+
+def finished(folder: Path) -> bool:
+    record = folder / "run" / "run.json"
     return record.exists() and json.loads(record.read_text(encoding="utf-8"))["status"] == "finished"
 
 
-def _exists(path: str, folder: Path) -> bool:
-    return (folder / path).exists()
-
-
-def _never(folder: Path) -> bool:
-    return False
-
-
-RUN_FILES = (f"runs/lora/{ADAPTER_FILE}", f"runs/ia3/{ADAPTER_FILE}")
 WORKS = {
-    "train": Work(train, partial(_finished, "run"), (f"run/{ADAPTER_FILE}",)),
-    "full": Work(full, partial(_finished, "run"), (f"run/{MODEL_FILE}", "run/tokenizer.json")),
-    "compare": Work(compare, _never, RUN_FILES),
-    "merge": Work(merge, partial(_exists, "merged"), (f"merged/{MODEL_FILE}", "merged/tsugiki.json")),
-    "export": Work(export, partial(_exists, "adapter.gguf"), ("adapter.gguf",)),
-    "library": Work(library, partial(_exists, "library/one"), (f"library/one/{ADAPTER_FILE}",)),
-    "cache": Work(cache, _never, ()),
+    "train": Work(train, finished, (f"run/{ADAPTER_FILE}",)),
+    "full": Work(full, finished, (f"run/{MODEL_FILE}", "run/tokenizer.json")),
+    "compare": Work(compare, lambda folder: False, (f"runs/lora/{ADAPTER_FILE}", f"runs/ia3/{ADAPTER_FILE}")),
+    "merge": change(f"merged/{MODEL_FILE}", "merge", "--model", "base-gpt2", "--adapter", "adapter", "--out"),
+    "export": change("adapter.gguf", "export", "adapter", "--model", "base-gpt2", "--gguf"),
+    "library": Work(library, lambda folder: (folder / "library/one").exists(), (f"library/one/{ADAPTER_FILE}",)),
+    "cache": Work(cache, lambda folder: False, ()),
 }
 
 
@@ -160,10 +154,7 @@ def test_killed_commands_end_with_the_same_result(inputs: Path):
         tally[f"{name} seconds"] += int(1000 * (time.monotonic() - started))
     print()
     for name in names:
-        print(
-            f"{name}: {tally[f'{name} kills']:,} kills, {tally[f'{name} finished']:,} finished, all with equal digests"
-        )
-    print(f"kills: {sum(tally[f'{name} kills'] for name in names):,}")
+        print(f"{name}: {tally[f'{name} kills']:,} kills, {tally[f'{name} finished']:,} finished with equal digests")
 
 
 def _start(name: str, folder: Path) -> Process:

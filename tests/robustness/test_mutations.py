@@ -60,7 +60,7 @@ from tsugiki.data import (
     split_records,
 )
 from tsugiki.hub.publication import publication
-from tsugiki.io import METADATA_FILE, MODEL_CONFIG_FILE, MODEL_FILE
+from tsugiki.io import METADATA_FILE
 from tsugiki.lora import active_names, remove_adapter
 from tsugiki.methods import METHODS
 from tsugiki.report import inspect_adapter, write_report
@@ -180,18 +180,7 @@ def convert_gguf(folder: Path) -> None:
         load_tokenizer(str(converted_folder(folder / "a.gguf")))("枝を 3本\n<|endoftext|>").input_ids  # noqa: B018
 
 
-def tokenizer_files(kind: str) -> Files:
-    return {name: content for name, content in base_files(kind).items() if name not in (MODEL_FILE, MODEL_CONFIG_FILE)}
-
-
-def read_tokenizer(folder: Path) -> None:
-    written(folder, {MODEL_CONFIG_FILE: base_files("gpt2")[MODEL_CONFIG_FILE]})
-    load_tokenizer(str(folder))("枝を 3本\n<|endoftext|>").input_ids  # noqa: B018
-
-
-@functools.cache
-def small_model() -> Any:
-    return tiny_model()
+small_model = functools.cache(tiny_model)
 
 
 ADAPTERS = {
@@ -261,11 +250,6 @@ FILES_OF_SETTINGS: dict[str, dict[str, Any]] = {
     "compare": {**COMMON, "settings": {"max_steps": 2}, "methods": {"lora": {"lora": {"r": 2}}, "ia3": {}}},
     "sweep": {**COMMON, "settings": {"max_steps": 2}, "grid": {"r": [1, 2], "target_modules": [["c_attn"], "c_fc"]}},
 }
-SETTINGS_READERS: dict[str, Callable[[Path], object]] = {
-    "train": lambda path: load_config(path, {}).to_record(),
-    "compare": lambda path: load_settings(ComparisonConfig, path, {}).runs(),
-    "sweep": lambda path: load_settings(SweepConfig, path, {}).runs(),
-}
 
 
 def settings_files(kind: str) -> Files:
@@ -274,22 +258,21 @@ def settings_files(kind: str) -> Files:
 
 def read_settings(folder: Path) -> None:
     (path,) = folder.iterdir()
-    SETTINGS_READERS[path.stem](path)
+    several = {"compare": ComparisonConfig, "sweep": SweepConfig}.get(path.stem)
+    load_settings(several, path, {}).runs() if several else load_config(path, {}).to_record()
 
 
 TURNS = [{"role": "user", "content": "庭の梅は？"}, {"role": "assistant", "content": "咲いた。", "weight": 1}]
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"properties": {"x": {"type": "string"}}}}}
 CALL = {"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": '{"x": "京"}'}}]}
+RESULT = {"role": "tool", "content": "雨", "tool_call_id": "1"}
 ROWS: dict[str, list[dict[str, Any]]] = {
     "text": [{"text": "庭の梅が咲いた。", "author": "A"}, {"text": "まだ寒い。\n春は遠い。", "author": "B"}],
     "pairs": [{"prompt": "問 ", "completion": "答え"}, {"prompt": "二 ", "completion": "に"}],
     "messages": [
         {"messages": [{"role": "system", "content": "丁寧に。"}, *TURNS]},
         {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
-        {
-            "messages": [TURNS[0], CALL, {"role": "tool", "content": "雨", "tool_call_id": "1"}, TURNS[1]],
-            "tools": [TOOL],
-        },
+        {"messages": [TURNS[0], CALL, RESULT, TURNS[1]], "tools": [TOOL]},
         {"messages": [TURNS[0], CALL], "tools": json.dumps([TOOL])},
     ],
     "conversations": [
@@ -341,12 +324,11 @@ INPUTS: dict[str, Input] = {
     "base models": Input(base_files, ["gpt2", "llama", "gemma3_text"], read_base),
     "GGUF headers": Input(gguf_files, GGUF_KINDS, read_gguf_header),
     "GGUF models": Input(gguf_files, GGUF_KINDS, convert_gguf, is_slow=True),
-    "base tokenizers": Input(tokenizer_files, ["gpt2"], read_tokenizer),
     "adapters": Input(adapter_files, list(ADAPTERS), read_adapter),
     "changes of adapters": Input(adapter_files, ["lora"], read_adapters),
     "records of runs": Input(lambda kind: {"run.json": RECORD}, [""], read_run),
     "pages of runs": Input(lambda kind: {"run.json": RECORD}, [""], write_report, is_slow=True),
-    "settings": Input(settings_files, list(SETTINGS_READERS), read_settings),
+    "settings": Input(settings_files, list(FILES_OF_SETTINGS), read_settings),
     "data": Input(data_files, [*ROWS, "work", "csv"], read_data),
     "chat templates": Input(
         lambda kind: {"template.jinja": SHAPES[kind].template.encode()}, list(SHAPES), read_chat_template
@@ -354,7 +336,9 @@ INPUTS: dict[str, Input] = {
 }
 
 
-def check(name: str, cases: int, folder: Path) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("name", INPUTS)
+def test_mutations(name: str, tmp_path: Path):
     kind_of = INPUTS[name]
     for kind in kind_of.kinds:  # before the harness forks, so that no case counts the time of making them
         kind_of.make(kind)
@@ -366,13 +350,7 @@ def check(name: str, cases: int, folder: Path) -> None:
         written(folder, files)
         kind_of.read(folder)
 
-    harness.check(name, read, cases, folder / "case")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", INPUTS)
-def test_mutations(name: str, tmp_path: Path):
-    check(name, harness.LONG // 10 if INPUTS[name].is_slow else harness.LONG, tmp_path)
+    harness.check(name, read, harness.LONG // 10 if kind_of.is_slow else harness.LONG, tmp_path / "case")
 
 
 @pytest.mark.parametrize("name", INPUTS)

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from tests.robustness.test_faults import run_of
-from tsugiki.io import CHECKPOINTS, RECORD_FILE
-from tsugiki.training import newest_checkpoint, read_record
+from tsugiki.io import CHECKPOINTS
+from tsugiki.training import newest_checkpoint
 from tsugiki.training.run import train_steps as train_steps_module
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="the names of open files are in /proc")
@@ -110,19 +110,19 @@ def watched(folder: Path) -> Iterator[Disk]:
 
 
 def test_a_run_survives_a_power_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    _check(tmp_path, monkeypatch, lambda states: random.Random(0).sample(states, 8))
+    _check(tmp_path, monkeypatch, lambda states: random.Random(0).sample(states, 5))
 
 
 @pytest.mark.slow
 def test_a_run_survives_a_power_failure_at_every_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    print(f"\n{_check(tmp_path, monkeypatch, lambda states: states)}")
+    _check(tmp_path, monkeypatch, lambda states: states)
 
 
 def _check(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     choose: Callable[[list[tuple[str, str, int, State]]], Iterable[tuple[str, str, int, State]]],
-) -> str:
+) -> None:
     folder, inputs = tmp_path / "work", tmp_path / "inputs"
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
     folder.mkdir()
@@ -130,7 +130,6 @@ def _check(
     with watched(folder) as disk:
         work.do()
     expected = work.results()
-    cases = 0
     for what, kind, saved, state in choose(disk.states):
         shutil.rmtree(folder)
         folder.mkdir()
@@ -141,12 +140,5 @@ def _check(
                 (folder / name).write_bytes(content)
         newest = newest_checkpoint(folder / "run" / CHECKPOINTS)
         assert (newest.step if newest else 0) >= saved, f"{kind} disk after {what}"
-        if not _is_finished(folder / "run"):
-            run_of(folder, inputs).do()
+        run_of(folder, inputs).do()
         assert run_of(folder, inputs).results() == expected, f"{kind} disk after {what}"
-        cases += 1
-    return f"power: {len(disk.states) // 2} moments, {cases} disks, all with the same result"
-
-
-def _is_finished(out: Path) -> bool:
-    return (out / RECORD_FILE).exists() and read_record(out).status == "finished"

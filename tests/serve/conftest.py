@@ -3,6 +3,7 @@
 import shutil
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def save_adapter_of(base: str, folder: Path, seed: int, config: Any = None) -> N
 
 @pytest.fixture(scope="session")
 def served_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    """A base and a library: poet, lawyer, 歌人 (which has a chat template), turns (IA³), broken, foreign."""
+    """A base and a library: poet, lawyer, 歌人 (which has a chat template), turns (IA³), dora, broken, foreign."""
     home = tmp_path_factory.mktemp("served")
     base = save_tiny(home / "base", n_positions=CONTEXT)
     library = home / "library"
@@ -51,6 +52,7 @@ def served_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
         save_adapter_of(base, library / name, seed)
     (library / "歌人" / "chat_template.jinja").write_text(DEFAULT_TEMPLATE, encoding="utf-8")
     save_adapter_of(base, library / "turns", 7, IA3Config())
+    save_adapter_of(base, library / "dora", 8, LoraConfig(r=2, use_dora=True))
     save_adapter_of(base, library / "broken", 5)
     weights = library / "broken" / "adapter_model.safetensors"
     content = bytearray(weights.read_bytes())
@@ -60,40 +62,26 @@ def served_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     return base, library
 
 
+@contextmanager
 def start(base: str, library: Path, **settings: Any) -> Iterator[Running]:
-    """Run a server until the generator is closed."""
+    """Run a server."""
     pytest.importorskip("starlette")
     pytest.importorskip("uvicorn")
     from tsugiki.generation import Engine, Limits
-    from tsugiki.serve import Access, ServedAdapters, Server, listen, new_app
+    from tsugiki.serve import Access, ServedAdapters, Server, listen, new_app, workspace_routes
 
     model, tokenizer = load_model(base), load_tokenizer(base)
     engine = Engine(model, Limits(**{**LIMITS, **settings.get("limits", {})}))
     engine.start()
-    adapters = ServedAdapters(
-        engine,
-        tokenizer,
-        "base",
-        {},
-        library,
-        settings.get("max_loaded", 2),
-        max_bytes=settings.get("max_bytes", 10**9),
-    )
-    listening = listen("127.0.0.1", 0)
+    loaded, most = settings.get("max_loaded", 2), settings.get("max_bytes", 10**9)
+    adapters = ServedAdapters(engine, tokenizer, "base", {}, library, loaded, max_bytes=most)
+    listening, ready = listen("127.0.0.1", 0), threading.Event()
     port = listening.getsockname()[1]
-    ready = threading.Event()
-    access = Access(
-        "127.0.0.1",
-        settings.get("api_key"),
-        frozenset(settings.get("origins", ())),
-        frozenset(settings.get("names", ())),
-    )
-    seconds, views = settings.get("seconds", 60), ()
-    if workspace := settings.get("workspace"):
-        from tsugiki.serve import workspace_routes
-
-        views = workspace_routes(workspace, adapters)
-    app = new_app(engine, adapters, access, seconds, views)
+    origins, names = (frozenset(settings.get(kind, ())) for kind in ("origins", "names"))
+    access = Access("127.0.0.1", settings.get("api_key"), origins, names)
+    workspace = settings.get("workspace")
+    views = workspace_routes(workspace, adapters) if workspace else ()
+    app = new_app(engine, adapters, access, settings.get("seconds", 60), views)
     server = Server(app, settings.get("stop_seconds", 5), ready.set, app.state.end_requests)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
@@ -121,15 +109,40 @@ def place(own_files: tuple[str, Path], tmp_path_factory: pytest.TempPathFactory)
     """A working directory, outside of which the files are, and its server, which the tests of a module share."""
     from tests.serve.workspace import serve_in
 
-    directory = tmp_path_factory.mktemp("outside") / "work"
-    directory.mkdir()
-    yield from serve_in(directory, own_files)
+    with serve_in(tmp_path_factory.mktemp("outside") / "work", own_files) as served:
+        yield served
+
+
+@pytest.fixture
+def no_uploads(place: Any) -> Iterator[None]:
+    """Texts that a test has sent are not there for the next one."""
+    yield
+    for path in place.uploads.glob("*"):
+        path.unlink()
+
+
+@pytest.fixture
+def own_place(own_files: tuple[str, Path], tmp_path: Path) -> Iterator[Any]:
+    """As `place`, for one test alone."""
+    from tests.serve.workspace import serve_in
+
+    with serve_in(tmp_path / "work", own_files) as served:
+        yield served
 
 
 @pytest.fixture(scope="module")
 def server(own_files: tuple[str, Path]) -> Iterator[Running]:
     """A server with a library of its own."""
-    yield from start(*own_files)
+    with start(*own_files) as served:
+        yield served
+
+
+@pytest.fixture
+def client(server: Running) -> Any:
+    """OpenAI's client of the server."""
+    from tests.serve.asking import connect
+
+    return connect(server)
 
 
 @pytest.fixture(scope="session")
@@ -145,7 +158,8 @@ def calling_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
 @pytest.fixture(scope="module")
 def caller(calling_files: tuple[str, Path]) -> Iterator[Running]:
     """A server with `calling_files`."""
-    yield from start(*calling_files, max_loaded=8, limits={"rows": 16, "cache_bytes": 1 << 24})
+    with start(*calling_files, max_loaded=8, limits={"rows": 16, "cache_bytes": 1 << 24}) as served:
+        yield served
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +176,8 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture
-def problems() -> list[str]:
-    """What a page has logged, thrown or asked from elsewhere."""
-    return []
+def problems() -> Iterator[list[str]]:
+    """What a page has logged, thrown or asked from elsewhere; a test takes out what it expects, and no more may be."""
+    found: list[str] = []
+    yield found
+    assert [one for one in found if "axe" not in one] == []

@@ -1,23 +1,12 @@
 """The view Adapters in Chromium: a mix that is read and saved, renamed and removed; an adapter's page."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.serve.chromium import marks, open_page
-from tests.serve.conftest import Running, start
+from tests.serve.conftest import Running
 
 pytestmark = marks
-
-
-@pytest.fixture(scope="module")
-def server(own_files: tuple[str, Path]) -> Iterator[Running]:
-    """A server with a library of its own, which tests change."""
-    base, own = own_files
-    (own / "poet" / "README.md").write_text("<img src=x onerror=alert(1)>", encoding="utf-8")
-    yield from start(base, own, max_loaded=4)
 
 
 def test_a_mix_is_read_saved_renamed_and_removed(browser: Any, server: Running, problems: list[str]):
@@ -65,22 +54,16 @@ def test_a_mix_is_read_saved_renamed_and_removed(browser: Any, server: Running, 
     page.locator("dialog").get_by_role("button", name="Remove").click()
     page.get_by_role("heading", name="Adapters").wait_for()
     assert not (server.library / "二人").exists()
-    assert [one for one in problems if "400" not in one] == []  # of the name that is taken
+    problems[:] = [one for one in problems if "400" not in one]  # of the name that is taken
 
 
-def test_an_adapter(browser: Any, server: Running, problems: list[str], tmp_path: Path):
+def test_an_adapter(browser: Any, server: Running, problems: list[str]):
+    (server.library / "poet" / "README.md").write_text("<img src=x onerror=alert(1)>", encoding="utf-8")
     page = open_page(browser, f"{server.url}/#adapters/poet", problems, width=390)
     page.get_by_text("Model card").click()
     assert page.locator("pre").inner_text() == "<img src=x onerror=alert(1)>"
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    for label, name, part in (
-        ("Save the report", "poet.html", b"<svg"),
-        ("Save as .zip", "poet.zip", b"adapter_model.safetensors"),
-        ("Save as GGUF", "poet.gguf", b"GGUF"),
-    ):
-        with page.expect_download() as download:
-            page.get_by_role("button", name=label).click()
-        download.value.save_as(tmp_path / name)
-        assert download.value.suggested_filename == name
-        assert part in (tmp_path / name).read_bytes()
-    assert problems == []
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save the report").click()
+    assert download.value.suggested_filename == "poet.html"
+    assert b"<svg" in Path(download.value.path()).read_bytes()

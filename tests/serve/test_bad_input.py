@@ -1,14 +1,11 @@
 """What people bring that is no data, or too much, or that fails meanwhile: said in words, nothing lost."""
 
 import errno
-import io
 import json
 import os
 import socket
 import threading
 import time
-import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +14,8 @@ import yaml
 
 pytest.importorskip("starlette")
 from tests.serve.test_connection import rest
-from tests.serve.test_runs_view import _Processes
-from tests.serve.test_train_view import _training
-from tests.serve.test_uploads import folder, send
 from tests.serve.test_votes import vote
-from tests.serve.workspace import Place, serve_in
+from tests.serve.workspace import Place, serve_in, training_in, zipped
 from tests.tiny import TEXT
 from tsugiki.data import read_records
 from tsugiki.errors import TsugikiError
@@ -29,21 +23,17 @@ from tsugiki.io import atomic
 from tsugiki.serve import ApiError, RunRequest, Runs, job_worker
 from tsugiki.serve import server as server_module
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no links as these")
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no links as these"),
+    pytest.mark.usefixtures("no_uploads"),
+]
 
 PICTURE = b"\x89PNG\r\n\x1a\n" + bytes(range(256))
 TURNS = [{"role": "assistant", "content": "a"}, {"role": "user", "content": "b"}]
 
 
-@pytest.fixture(autouse=True)
-def empty(place: Place) -> Iterator[None]:
-    yield
-    for path in folder(place).glob("*"):
-        path.unlink()
-
-
 def sent(place: Place, name: str, content: bytes) -> str:
-    answer = send(place, name, content)
+    answer = place.send(name, content)
     assert answer.status_code == 201, answer.text
     return str(answer.json()["name"])
 
@@ -63,22 +53,11 @@ def refusal(answer: Any) -> str:
     return message
 
 
-def zipped(files: dict[str, bytes], encrypted: bool = False) -> bytes:
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w") as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
-    content = bytearray(packed.getvalue())
-    if encrypted:
-        content[content.index(b"PK\x01\x02") + 8] |= 1
-    return bytes(content)
-
-
 @pytest.mark.parametrize(
     ("name", "content", "fact"),
     [
-        *((f"picture{suffix}", PICTURE, "not text") for suffix in (".txt", ".md", ".csv", ".jsonl")),
-        *((f"picture{suffix}", PICTURE, "zip") for suffix in (".epub", ".zip")),
+        *((f"picture{suffix}", PICTURE, "not text") for suffix in (".txt", ".csv", ".jsonl")),
+        ("picture.epub", PICTURE, "zip"),
         ("locked.zip", zipped({"a.txt": b"a"}, encrypted=True), "password"),
         ("pictures.zip", zipped({"a.png": PICTURE}), "contains no .txt"),
         ("table.csv", b"prompt,prompt\na,b\n", "'prompt' twice"),
@@ -93,30 +72,25 @@ def test_what_is_no_data_is_said_when_it_is_looked_at(place: Place, name: str, c
     assert message.startswith(name)
     assert fact in message
     assert asked(place, "settings", stored).status_code == 200  # which does not read it
-    assert (folder(place) / stored).read_bytes() == content
+    assert (place.uploads / stored).read_bytes() == content
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "more", "kind", "fact"),
+    ("name", "content", "kind", "fact"),
     [
-        ("sizes.csv", b"id,size\n1,2\n", {}, "table", "names none of the columns"),
-        ("header.csv", b"prompt,completion\n", {}, "texts", "header.csv is empty"),
-        ("talk.jsonl", json.dumps({"messages": TURNS}).encode(), {}, "conversations", "put the user's turn before it"),
-        (
-            "pairs.jsonl",
-            b'{"prompt": "a?", "chosen": "same", "rejected": "same"}\n' * 9,
-            {"preference": "dpo", "chat_template": "auto"},
-            "pairs",
-            "both answers have the same tokens",
-        ),
+        ("sizes.csv", b"id,size\n1,2\n", "table", "names none of the columns"),
+        ("header.csv", b"prompt,completion\n", "texts", "header.csv is empty"),
+        ("talk.jsonl", json.dumps({"messages": TURNS}).encode(), "conversations", "put the user's turn before it"),
+        ("pairs.jsonl", b'{"prompt": "a?", "chosen": "b", "rejected": "b"}\n' * 9, "pairs", "have the same tokens"),
     ],
 )
 def test_data_that_teach_nothing_are_recognised_and_their_preview_says_why(
-    place: Place, name: str, content: bytes, more: dict[str, Any], kind: str, fact: str
+    place: Place, name: str, content: bytes, kind: str, fact: str
 ):
-    stored = sent(place, name, content)
+    stored, more = sent(place, name, content), {"preference": "dpo", "chat_template": "auto"}
     assert asked(place, "look", stored).json()["kind"] == kind
-    settings = yaml.safe_load(asked(place, "settings", stored, **more).json()["yaml"])
+    shown = asked(place, "settings", stored, **(more if kind == "pairs" else {})).json()
+    settings = yaml.safe_load(shown["yaml"])
     with pytest.raises(TsugikiError, match=fact):  # in this process; the page's is one of its own
         job_worker.preview(settings)
 
@@ -127,16 +101,16 @@ def test_64_mb_are_taken_and_65_mb_are_refused_before_they_are_written(place: Pl
         content = (line * (size // len(line) + 1))[:size]
         parts = (content[place : place + 1_000_000] for place in range(0, size, 1_000_000))
         for body in (content, parts):  # with the header Content-Length, and without it
-            answer = send(place, f"{size}.txt", body)
+            answer = place.send(f"{size}.txt", body)
             assert answer.status_code == status, answer.text
     assert "64,000,000 bytes" in refusal(answer)
-    assert [(path.name, path.stat().st_size) for path in folder(place).iterdir()] == [("64000000.txt", 64_000_000)]
+    assert [(path.name, path.stat().st_size) for path in place.uploads.iterdir()] == [("64000000.txt", 64_000_000)]
 
 
 def test_a_zip_of_ten_thousand_files_is_read(place: Place):
     stored = sent(place, "many.zip", zipped({f"a/{number}.txt": b"a %d" % number for number in range(10_000)}))
     assert asked(place, "look", stored).json()["kind"] == "texts"
-    assert sum(1 for _record in read_records(str(folder(place) / stored))) == 10_000
+    assert sum(1 for _record in read_records(str(place.uploads / stored))) == 10_000
 
 
 def test_the_same_bytes_under_another_suffix_are_another_text(place: Place):
@@ -162,11 +136,10 @@ def test_a_disk_that_is_full_leaves_no_half_file(place: Place, monkeypatch: pyte
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(atomic, "flush", full)
-    answers = [send(place, "b.txt", b"b"), place.post("vote", vote("a", "c")), asked(place, "start", before)]
-    for answer in answers:
+    for answer in (place.send("b.txt", b"b"), place.post("vote", vote("a", "c")), asked(place, "start", before)):
         assert "make room" in refusal(answer)
     monkeypatch.undo()
-    assert [path.name for path in folder(place).iterdir()] == ["a.txt"]
+    assert [path.name for path in place.uploads.iterdir()] == ["a.txt"]
     assert place.get("votes/file").content == kept
     assert place.get("runs").json()["runs"] == []
     assert asked(place, "settings", before).status_code == 200
@@ -177,30 +150,24 @@ def test_a_server_that_stops_while_a_text_is_sent(
     served_files: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(server_module, "_LAST_SECONDS", 0.1)
-    (tmp_path / "work").mkdir()
-    for place in serve_in(tmp_path / "work", served_files, stop_seconds=0):
+    with serve_in(tmp_path / "work", served_files, stop_seconds=0) as place:
         host, port = place.running.url.removeprefix("http://").split(":")
-        lines = (
-            "PUT /page/api/train/uploads?name=a.txt HTTP/1.1",
-            f"host: {host}:{port}",
-            f"x-page-token: {place.token}",
-            "content-length: 2000000",
-        )
+        head = f"PUT /page/api/train/uploads?name=a.txt HTTP/1.1\r\nhost: {host}:{port}\r\n"
+        head += f"x-page-token: {place.token}\r\ncontent-length: 2000000\r\n\r\n"
         with socket.create_connection((host, int(port)), timeout=30) as connection:
-            connection.sendall("\r\n".join([*lines, "", ""]).encode() + b"a" * 1_000_000)
+            connection.sendall(head.encode() + b"a" * 1_000_000)
             while not place.running.server.server_state.tasks:
                 time.sleep(0.01)
             place.running.server.end()
             answer = rest(connection)
         assert answer.startswith(b"HTTP/1.1 503")
         assert b"the server is stopping" in answer
-        assert [*folder(place).glob("*")] == []
+        assert [*place.uploads.glob("*")] == []
 
 
 def test_people_who_train_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(Runs, "watch", lambda _self: None)
-    training, together = _training(tmp_path), threading.Barrier(8)
-    training.runs.processes = processes = _Processes()
+    training, together = training_in(tmp_path), threading.Barrier(8)
     found: list[Any] = []
 
     def start(name: str) -> None:
@@ -217,7 +184,7 @@ def test_people_who_train_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for thread in threads:
         thread.join()
     assert sorted(map(str, found)) == ["1", "2", "3", "4", "5", "6", "None", "exists"]
-    assert len(processes.commands) == 1
+    assert len(training.runs.processes.commands) == 1  # type: ignore[attr-defined]
     assert len(training.runs.queue.names()) == 6
 
 

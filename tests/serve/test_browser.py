@@ -22,28 +22,29 @@ PROMPTS = {
     "en": ["How do I graft an apple tree? Please give me the steps.", "And when?"],
     "ja": ["りんごの接ぎ木はどうすればよいですか。手順を教えてください。", "時期はいつですか？"],
 }
-ANSWERS = {
-    "en": "## Steps\n\n1. **Cut** a scion:\n   - one year old\n   - as thick as a pencil\n2. Bind it with `tape`.\n\n"
-    "| month | what |\n|---|---|\n| March | cut |\n| April | graft |\n\n> See [more](https://example.org).\n\n---\n"
-    "Good luck.",
-    "ja": "## 手順\n\n1. **穂木**を切ります。\n   - 一年枝\n   - 鉛筆くらいの太さ\n2. `テープ`で固定します。\n\n"
-    "| 月 | 作業 |\n|---|---|\n| 三月 | 切る |\n| 四月 | 接ぐ |\n\n> [詳しくはこちら](https://example.org)\n\n---\n"
-    "以上です。",
+ANSWER = """## 手順 — steps
+
+1. **穂木**を切ります。Cut a scion:
+   - 一年枝, one year old
+   - as thick as a pencil
+2. Bind it with `tape`.
+
+| month | 作業 |
+|---|---|
+| March | 切る |
+
+> See [more](https://example.org).
+
+---
+以上です。"""
+PAIR: Any = {
+    "models": {"chosen": "0.5 poet + 0.5 lawyer", "rejected": "base"},
+    "prompt": [{"role": "user", "content": "How?"}],
+    "chosen": [{"role": "assistant", "content": "So."}],
+    "rejected": [{"role": "assistant", "content": "No."}],
 }
-KEPT: Any = {
-    "pairs": 24,
-    "offered": 20,
-    "few": 100,
-    "last": [
-        {"models": {"chosen": "poet", "rejected": "base"}, "chosen": "春の朝、花が", "rejected": "春の朝、が"},
-        {
-            "models": {"chosen": "0.5 poet + 0.5 lawyer", "rejected": "base"},
-            "prompt": [{"role": "user", "content": "How?"}],
-            "chosen": [{"role": "assistant", "content": "So."}],
-            "rejected": [{"role": "assistant", "content": "No."}],
-        },
-    ],
-}
+TEXTS: Any = {"models": {"chosen": "poet", "rejected": "base"}, "chosen": "春の朝、花が", "rejected": "春の朝、が"}
+KEPT: Any = {"pairs": 24, "offered": 20, "few": 100, "last": [TEXTS, PAIR] * 20}
 
 
 @pytest.fixture(scope="module")
@@ -53,34 +54,50 @@ def server(served_files: tuple[str, Path], tmp_path_factory: pytest.TempPathFact
 
     folder = tmp_path_factory.mktemp("workspace")
     (folder / "a.txt").write_text("text " * 100, encoding="utf-8")
-    yield from start(*served_files, workspace=Workspace(served_files[0], folder, folder, "https://localhost"))
+    with start(*served_files, workspace=Workspace(served_files[0], folder, folder, "https://localhost")) as served:
+        yield served
 
 
-def ask(page: Any, prompt: str, tokens: int = 8) -> None:
-    """Write a prompt in Talk, and wait for the answers."""
+@pytest.fixture
+def opened(browser: Any, server: Running, problems: list[str]) -> Any:
+    """Open the page with an adapter in Talk, or another part of it."""
+    return lambda part="talk/lawyer", **look: open_page(browser, f"{server.url}/#{part}", problems, **look)
+
+
+@pytest.fixture
+def page(opened: Any) -> Any:
+    """Talk with `lawyer`."""
+    return opened()
+
+
+def begin(page: Any, prompt: str, tokens: int) -> None:
+    """Write a prompt in Talk."""
     page.get_by_role("button", name="Settings").click()
     page.get_by_label("New tokens").fill(str(tokens))
     page.get_by_label("Seed").fill("3")
     page.get_by_role("button", name="Settings").click()
-    turns = page.locator(".turn").count()
     page.get_by_label("Prompt").fill(prompt)
     page.keyboard.press("Control+Enter")
+
+
+def ask(page: Any, prompt: str, tokens: int = 8) -> None:
+    """Write a prompt in Talk, and wait for the answers."""
+    turns = page.locator(".turn").count()
+    begin(page, prompt, tokens)
     page.locator(".turn").nth(turns).get_by_role("button", name="Again", exact=True).wait_for()
 
 
-def choose(page: Any, number: int, name: str) -> None:
-    """Choose a model by a search among all."""
-    page.get_by_label(f"Model {number}").click()
-    page.get_by_label("Search").fill(name[:4])
-    page.locator("dialog").get_by_role("button", name=name, exact=True).click()
+def texts(page: Any) -> list[str]:
+    found: list[str] = page.locator(".answer .text").all_inner_texts()
+    return found
 
 
 @pytest.mark.parametrize(
     ("lang", "width", "theme"),
     [("en", 1280, "light"), ("ja", 1280, "dark"), ("en", 390, "dark"), ("ja", 390, "light")],
 )
-def test_views(browser: Any, server: Running, problems: list[str], tmp_path: Path, lang: str, width: int, theme: str):
-    page = open_page(browser, server.url, problems, lang, width, color_scheme=theme)
+def test_views(opened: Any, tmp_path: Path, lang: str, width: int, theme: str):
+    page = opened("", lang=lang, width=width, color_scheme=theme)
     for number, view in enumerate(VIEWS):
         page.locator("nav a").nth(number).click()
         page.locator(f'.view[data-view="{view}"] h1').first.wait_for(state="attached")
@@ -92,11 +109,10 @@ def test_views(browser: Any, server: Running, problems: list[str], tmp_path: Pat
         assert page.locator(".failure").count() == 0
         assert page.evaluate(UNNAMED) == []
     print(f"screenshots: {tmp_path}")
-    assert problems == []
 
 
-def test_switches_are_kept(browser: Any, server: Running, problems: list[str]):
-    page = open_page(browser, server.url, problems)
+def test_switches_are_kept(opened: Any):
+    page = opened("")
     page.get_by_role("button", name="日本語").click()
     page.get_by_role("link", name="アダプター").wait_for()
     page.get_by_role("button", name="明暗の切り替え").click()
@@ -104,26 +120,27 @@ def test_switches_are_kept(browser: Any, server: Running, problems: list[str]):
     page.get_by_role("link", name="アダプター").wait_for()
     assert page.locator("html").get_attribute("data-theme") == "dark"
     assert page.evaluate("getComputedStyle(document.body).colorScheme") == "dark"
-    assert problems == []
 
 
-def test_answers_side_by_side(browser: Any, server: Running, problems: list[str]):
-    page = open_page(browser, server.url + "/#talk/poet", problems)
+def test_answers_side_by_side(opened: Any):
+    page = opened("talk/poet")
     ask(page, "abc")
-    names, texts = page.locator(".answer h2").all_inner_texts(), page.locator(".answer .text").all_inner_texts()
-    assert names == ["base", "poet"]
-    assert texts[0] != texts[1]
+    said = texts(page)
+    assert page.locator(".answer h2").all_inner_texts() == ["base", "poet"]
+    assert said[0] != said[1]
     ask(page, "abc")  # the same seed gives the same answers
-    assert page.locator(".answer .text").all_inner_texts()[2:] == texts
+    assert texts(page)[2:] == said
     page.get_by_role("button", name="Again").last.click()  # another one does not
     page.get_by_text("Seed 4").wait_for()
     page.get_by_role("button", name="Again").nth(1).wait_for()
-    assert page.locator(".answer .text").all_inner_texts()[2:] != texts
-    assert problems == []
+    assert texts(page)[2:] != said
+    page.get_by_role("button", name="Again", exact=True).first.click()
+    page.get_by_text("2 of 2").nth(1).wait_for()
+    assert page.locator(".turn .prompt").all_inner_texts() == ["abc", "abc"]  # a text after it stays
 
 
-def test_probabilities(browser: Any, server: Running, problems: list[str]):
-    page = open_page(browser, server.url + "/#talk/lawyer", problems, reduced_motion="reduce")  # it scrolls at once
+def test_probabilities(opened: Any):
+    page = opened(reduced_motion="reduce")  # it scrolls at once
     ask(page, "abc", 40)
     token = page.locator(".text span").filter(has_text=re.compile("^[A-Za-z]$")).first  # others can be several tokens
     token.hover()
@@ -139,32 +156,17 @@ def test_probabilities(browser: Any, server: Running, problems: list[str]):
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowRight")
     assert page.locator(".text .marked").get_attribute("data-part") == "1"
-    assert problems == []
 
 
-def test_a_text_is_never_markup(browser: Any, server: Running, problems: list[str]):
-    page = open_page(browser, server.url + "/#talk/lawyer", problems)
-    ask(page, "<img src=x onerror=alert(1)><script>alert(2)</script>")
-    assert page.locator(".turn img, .turn script").count() == 0
-    assert "<img src=x" in page.locator(".turn .prompt").inner_text()
-    assert problems == []
-
-
-def test_stop(browser: Any, server: Running, problems: list[str]):
-    page = open_page(browser, server.url + "/#talk/lawyer", problems)
-    page.get_by_role("button", name="Settings").click()
-    page.get_by_label("New tokens").fill("200")
-    page.get_by_label("Prompt").fill("abc")
-    page.get_by_role("button", name="Continue").click()
+def test_stop(page: Any):
+    begin(page, "abc", 200)
     page.locator(".text span").first.wait_for()
     page.get_by_role("button", name="Stop").last.click()
     page.get_by_text("stopped").first.wait_for()
     assert page.locator(".text span").count() > 0
-    assert problems == []
 
 
-def test_a_blind_vote(browser: Any, server: Running, problems: list[str]):
-    page = open_page(browser, server.url + "/#talk/lawyer", problems)
+def test_a_blind_vote(page: Any):
     page.get_by_label("Hide names").check()
     ask(page, "abc")
     assert page.locator(".answer h2").all_inner_texts() == ["A", "B"]
@@ -177,15 +179,11 @@ def test_a_blind_vote(browser: Any, server: Running, problems: list[str]):
     ask(page, "abc")
     page.get_by_role("button", name="No difference").click()
     assert page.locator(".votes tr").nth(1).inner_text().split()[3] == "1"
-    assert problems == []
 
 
-def test_a_vote_by_keyboard_goes_on_to_the_next_one_and_then_to_the_prompt(
-    browser: Any, server: Running, problems: list[str]
-):
+def test_a_vote_by_keyboard_goes_on_to_the_next_one_and_then_to_the_prompt(page: Any):
     from playwright.sync_api import expect
 
-    page = open_page(browser, server.url + "/#talk/lawyer", problems)
     page.get_by_label("Hide names").check()
     for prompt in ("one", "two"):
         ask(page, prompt)
@@ -195,23 +193,17 @@ def test_a_vote_by_keyboard_goes_on_to_the_next_one_and_then_to_the_prompt(
         page.get_by_text("Which answer is best?").nth(names // 2).wait_for(state="detached")
         expect(page.locator(focused).first).to_be_focused()
         assert page.get_by_role("button", name="No difference").count() == names // 2
-    assert problems == []
 
 
 @pytest.mark.parametrize("motion", ["reduce", "no-preference"])
-def test_nothing_moves_where_the_reader_wants_less_motion(
-    browser: Any, server: Running, problems: list[str], motion: str
-):
-    page = open_page(browser, server.url + "/#talk/lawyer", problems, reduced_motion=motion)
+def test_nothing_moves_where_the_reader_wants_less_motion(opened: Any, motion: str):
+    page = opened(reduced_motion=motion)
     script = """() => [...document.querySelectorAll("*")].some((one) => ["", "::before", "::after"].some((part) => {
       const { animationName, transitionDuration, scrollBehavior } = getComputedStyle(one, part);
       return animationName !== "none" || transitionDuration !== "0s" || scrollBehavior === "smooth";
     }))"""
     page.evaluate("() => void (Element.prototype.scrollIntoView = (options) => (window.scrolled = options?.behavior))")
-    page.get_by_role("button", name="Settings").click()
-    page.get_by_label("New tokens").fill("200")
-    page.get_by_label("Prompt").fill("abc")
-    page.get_by_role("button", name="Continue").click()
+    begin(page, "abc", 200)
     page.locator(".answer[data-state=running]").first.wait_for()
     moves = [page.evaluate(script), page.evaluate("scrolled") == "smooth"]
     for view in VIEWS[1:]:
@@ -219,11 +211,10 @@ def test_nothing_moves_where_the_reader_wants_less_motion(
         page.locator(f'.view[data-view="{view}"] h1').first.wait_for()
         moves.append(page.evaluate(script))
     assert moves == [motion == "no-preference"] * 5
-    assert problems == []
 
 
-def test_a_mix(browser: Any, server: Running, problems: list[str]):
-    page = open_page(browser, server.url, problems)
+def test_a_mix(opened: Any):
+    page = opened("")
     page.get_by_label("Model 2").click()
     page.get_by_role("button", name="Mix …").click()
     page.get_by_role("button", name="Use this mix").click()  # without factors it is none
@@ -233,11 +224,10 @@ def test_a_mix(browser: Any, server: Running, problems: list[str]):
     ask(page, "abc")
     assert page.locator(".answer h2").all_inner_texts() == ["base", "-1 lawyer + 0.5 poet"]
     assert page.locator(".answer").nth(1).get_attribute("data-state") == "done"
-    assert problems == []
 
 
-def test_a_conversation(browser: Any, server: Running, problems: list[str]):
-    page = open_page(browser, server.url + "/#talk/" + "歌人", problems)
+def test_a_conversation(opened: Any):
+    page = opened("talk/歌人")
     page.get_by_text("Chat", exact=True).click()
     with page.expect_request(lambda asked: "completions" in asked.url and '"base"' in asked.post_data) as sent:
         ask(page, "abc")
@@ -251,22 +241,20 @@ def test_a_conversation(browser: Any, server: Running, problems: list[str]):
     messages = sent.value.post_data_json["messages"]
     assert [one["role"] for one in messages] in (["user", "assistant", "user"], ["user"])  # an empty answer is left out
     assert messages[-1]["content"] == "def"
-    assert problems == []
 
 
-def test_an_opened_adapter_decides_between_chat_and_continuation(browser: Any, server: Running, problems: list[str]):
+def test_an_opened_adapter_decides_between_chat_and_continuation(opened: Any):
     for name, mode in (("歌人", "Chat"), ("poet", "Continue"), ("歌人", "Chat")):
-        page = open_page(browser, f"{server.url}/#talk/{name}", problems)
+        page = opened(f"talk/{name}")
         assert page.get_by_label(mode, exact=True).is_checked()
     page.get_by_text("Continue", exact=True).first.click()
     page.evaluate("location.hash = 'talk'")
     page.wait_for_load_state("networkidle")
     assert page.get_by_label("Continue", exact=True).is_checked()
-    assert problems == []
 
 
-def test_adapters_of_the_command_are_chosen_at_first(browser: Any, server: Running, problems: list[str]):
-    page = open_page(browser, server.url, problems)
+def test_adapters_of_the_command_are_chosen_at_first(opened: Any, server: Running):
+    page = opened("")
     assert page.get_by_label("Model 2").inner_text() == "broken"
     server.adapters.folders["歌人"] = server.library / "歌人"
     try:
@@ -274,43 +262,40 @@ def test_adapters_of_the_command_are_chosen_at_first(browser: Any, server: Runni
         page.get_by_label("Model 2").wait_for()
         assert page.get_by_label("Model 2").inner_text() == "歌人"
         assert page.get_by_label("Chat", exact=True).is_checked()
-        choose(page, 2, "poet")
+        page.get_by_label("Model 2").click()
+        page.get_by_label("Search").fill("poet")
+        page.locator("dialog").get_by_role("button", name="poet", exact=True).click()
         page.reload()
         page.get_by_label("Model 2").wait_for()
         assert page.get_by_label("Model 2").inner_text() == "poet"
     finally:
         del server.adapters.folders["歌人"]
-    assert problems == []
 
 
-def test_the_address_may_change_before_the_first_drawing(browser: Any, server: Running, problems: list[str]):
-    page = open_page(browser, server.url, problems)
+def test_the_address_may_change_before_the_first_drawing(opened: Any):
+    page = opened("")
     page.route("**/messages/shell.en.json", lambda route: (page.wait_for_timeout(500), route.continue_()))
     page.reload(wait_until="commit")
     page.evaluate("location.hash = 'runs'")
     page.locator('.view[data-view="runs"] h1').first.wait_for(state="attached")
-    assert problems == []
 
 
-def test_the_oldest_turns_are_left_out_of_the_context_and_the_page_says_so(
-    browser: Any, server: Running, problems: list[str]
-):
-    page = open_page(browser, server.url + "/#talk/" + "歌人", problems)
+def test_the_oldest_turns_are_left_out_of_the_context_and_the_page_says_so(opened: Any):
+    page = opened("talk/歌人")
     page.get_by_text("Chat", exact=True).click()
     for _ in range(4):
         ask(page, "on the mountain " * 5, 40)
     assert page.locator(".answer[data-state=failed]").count() == 0
     assert "oldest turns left out" in page.locator(".answer .note").last.inner_text()
-    assert problems == []
 
 
-def test_a_turn_is_edited_and_any_is_asked_again_beside_what_was(browser: Any, server: Running, problems: list[str]):
-    page = open_page(browser, server.url + "/#talk/" + "歌人", problems)
+def test_a_turn_is_edited_and_any_is_asked_again_beside_what_was(opened: Any):
+    page = opened("talk/歌人")
     page.get_by_text("Chat", exact=True).click()
     for prompt in ("one", "two"):
         ask(page, prompt)
     turns, first = page.locator(".turn"), page.locator(".turn").first
-    before = page.locator(".answer .text").all_inner_texts()
+    before = texts(page)
     first.get_by_role("button", name="Edit").click()
     field = page.get_by_label("Changed prompt")
     assert field.input_value() == "one"
@@ -323,34 +308,20 @@ def test_a_turn_is_edited_and_any_is_asked_again_beside_what_was(browser: Any, s
     page.reload()
     first.get_by_role("button", name="Version before").click()
     page.get_by_text("two").wait_for()
-    assert page.locator(".answer .text").all_inner_texts() == before
+    assert texts(page) == before
     first.get_by_role("button", name="Again", exact=True).click()  # not the last one
     first.get_by_text("3 of 3").wait_for()
     first.get_by_text("Seed 4").wait_for()
     first.get_by_role("button", name="Again", exact=True).wait_for()
     assert turns.locator(".prompt").all_inner_texts() == ["one"]
-    assert problems == []
-
-
-def test_texts_after_one_that_is_continued_again_stay(browser: Any, server: Running, problems: list[str]):
-    page = open_page(browser, server.url + "/#talk/poet", problems)
-    for prompt in ("one", "two"):
-        ask(page, prompt)
-    page.get_by_role("button", name="Again", exact=True).first.click()
-    page.get_by_text("2 of 2").wait_for()
-    assert page.locator(".turn .prompt").all_inner_texts() == ["one", "two"]
 
 
 @pytest.mark.parametrize("name", ["歌人", "poet"])
-def test_a_running_turn_survives_a_reload_and_goes_on(browser: Any, server: Running, problems: list[str], name: str):
-    page = open_page(browser, f"{server.url}/#talk/{name}", problems)
-    page.get_by_role("button", name="Settings").click()
-    page.get_by_label("New tokens").fill("150")
-    page.get_by_role("button", name="Settings").click()
+def test_a_running_turn_survives_a_reload_and_goes_on(opened: Any, name: str):
+    page = opened(f"talk/{name}")
     page.get_by_role("button", name="Remove base").click()
     page.get_by_label("Shade by probability").check()  # so that tokens are shown, also of what happens to be Markdown
-    page.get_by_label("Prompt").fill("abc")
-    page.keyboard.press("Control+Enter")
+    begin(page, "abc", 150)
     page.locator(".text span").nth(3).wait_for()
     page.reload()
     answer = page.locator(".answer")
@@ -365,11 +336,9 @@ def test_a_running_turn_survives_a_reload_and_goes_on(browser: Any, server: Runn
     assert begun.strip() == text.strip()
     page.locator(".answer[data-state=done]").wait_for()
     assert answer.locator(".text").inner_text().strip().startswith(text.strip())
-    assert problems == []
 
 
-def test_votes_become_pairs_that_are_offered(browser: Any, server: Running, problems: list[str]):
-    page = open_page(browser, server.url + "/#talk/lawyer", problems)
+def test_votes_become_pairs_that_are_offered(page: Any, server: Running):
     page.evaluate("async () => (await import('/page/api.js')).postJson('/page/api/votes/remove', {})")
     page.get_by_label("Hide names").check()
     ask(page, "abc")
@@ -393,27 +362,23 @@ def test_votes_become_pairs_that_are_offered(browser: Any, server: Running, prob
     with page.expect_download() as download:
         page.get_by_role("button", name="Save the pairs").click()
     assert len(Path(download.value.path()).read_text(encoding="utf-8").splitlines()) == 20
-    page.get_by_role("link", name="Learn").click()
-    page.wait_for_url("**/#train/votes")
-    page.get_by_text("votes.jsonl").first.wait_for()
-    page.go_back()
+    page.get_by_role("link", name="Learn").wait_for()
     page.get_by_role("button", name="Delete the pairs").click()
     page.locator("dialog").get_by_role("button", name="Delete the pairs").click()
     page.locator(".pairs").wait_for(state="detached")
     assert not (server.library / ".votes" / "votes.jsonl").exists()
-    assert problems == []
 
 
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("lang", ["en", "ja"])
-def test_talk_in_every_state(browser: Any, server: Running, problems: list[str], tmp_path: Path, lang: str, width: int):
+def test_talk_in_every_state(opened: Any, tmp_path: Path, lang: str, width: int):
     """A conversation with Markdown, by answers that the test gives; `-s` names the folder of the screenshots."""
     said = json.loads((MESSAGES / f"talk.{lang}.json").read_text(encoding="utf-8"))
-    page = open_page(browser, f"{server.url}/#talk/" + "歌人", problems, lang, width, reduced_motion="reduce")
-    chunk = {"choices": [{"index": 0, "delta": {"content": ANSWERS[lang]}, "finish_reason": "stop", "logprobs": None}]}
+    page = opened("talk/歌人", lang=lang, width=width, reduced_motion="reduce")
+    chunk = {"choices": [{"index": 0, "delta": {"content": ANSWER}, "finish_reason": "stop", "logprobs": None}]}
     stream = f"data: {json.dumps(chunk)}\n\ndata: [DONE]\n\n"
     page.route("**/v1/chat/completions", lambda route: route.fulfill(body=stream, content_type="text/event-stream"))
-    page.route("**/page/api/votes", lambda route: route.fulfill(json={**KEPT, "last": KEPT["last"] * 20}))
+    page.route("**/page/api/votes", lambda route: route.fulfill(json=KEPT))
     seen: list[str] = []
 
     def button(key: str, **values: Any) -> Any:
@@ -463,18 +428,20 @@ def test_talk_in_every_state(browser: Any, server: Running, problems: list[str],
     button("settings" if width > 600 else "options").click()
     look("settings")
     print(f"screenshots: {tmp_path}")
-    assert [one for one in problems if "axe" not in one] == []
 
 
-def test_history(browser: Any, server: Running, problems: list[str], tmp_path: Path):
+def test_history(opened: Any, tmp_path: Path):
     from playwright.sync_api import expect
 
-    page = open_page(browser, server.url + "/#talk/poet", problems)
-    ask(page, "<b>abc</b>")
-    texts = page.locator(".answer .text").all_inner_texts()
+    page = opened("talk/poet")
+    prompt = "<img src=x onerror=alert(1)><script>alert(2)</script>"
+    ask(page, prompt)
+    said = texts(page)
+    assert page.locator(".turn img, .turn script").count() == 0
+    assert page.locator(".turn .prompt").inner_text() == prompt
     page.reload()
     page.locator(".turn").wait_for()
-    assert page.locator(".answer .text").all_inner_texts() == texts
+    assert texts(page) == said
     page.get_by_role("button", name="New conversation").click()
     expect(page.locator(".turn")).to_have_count(0)
     page.get_by_role("button", name="History").click()
@@ -485,28 +452,27 @@ def test_history(browser: Any, server: Running, problems: list[str], tmp_path: P
     page.get_by_role("button", name="Forget all").click()
     expect(page.locator("dialog li")).to_have_count(0)
     (tmp_path / "other.json").write_text('{"format": "tsugiki-conversations-1", "conversations": [{"id": 1}]}')
-    for path, said in ((tmp_path / "other.json", "no file"), (file, "Imported: 1")):
+    for path, note in ((tmp_path / "other.json", "no file"), (file, "Imported: 1")):
         page.get_by_label("Import").set_input_files(path)
-        page.get_by_text(said).wait_for()
-    page.locator("dialog").get_by_role("button", name="<b>abc</b>", exact=True).click()
+        page.get_by_text(note).wait_for()
+    page.locator("dialog li").get_by_role("button", name=prompt[:20]).first.click()
     page.locator(".turn").wait_for()
-    assert page.locator(".answer .text").all_inner_texts() == texts
-    assert problems == []
+    assert texts(page) == said
 
 
-def test_an_answer_is_asked_again(browser: Any, server: Running, problems: list[str]):
-    page = open_page(browser, server.url + "/#talk/poet", problems)
+def test_an_answer_is_asked_again(page: Any, problems: list[str]):
     page.route("**/v1/completions", lambda route: route.abort())
     ask(page, "abc")
     assert page.locator(".answer[data-state=failed]").count() == 2
     page.unroute("**/v1/completions")
     page.get_by_role("button", name="Try again").first.click()
     page.locator(".answer[data-state=done]").wait_for()
-    assert page.locator(".answer .text").first.inner_text()
+    assert texts(page)[0]
+    problems.clear()  # of the requests that the test has ended
 
 
-def test_settings_do_not_cover_the_answers_of_a_phone(browser: Any, server: Running, problems: list[str]):
-    page = open_page(browser, server.url + "/#talk/poet", problems, width=390)
+def test_settings_do_not_cover_the_answers_of_a_phone(opened: Any):
+    page = opened("talk/poet", width=390)
     page.get_by_role("button", name="Settings").click()
     page.get_by_label("Prompt").fill("abc")
     page.get_by_role("button", name="Continue").click()
@@ -540,8 +506,8 @@ MARKDOWN = [
 ]
 
 
-def test_markdown_is_shown_and_never_acts(browser: Any, server: Running, problems: list[str]):
-    page = open_page(browser, server.url, problems)
+def test_markdown_is_shown_and_never_acts(opened: Any):
+    page = opened("")
     script = """async (text) => {
       const { markdown, hasMarkup } = await import("/page/views/talk/markdown.js");
       const { render } = await import("/page/ui.js");
@@ -559,11 +525,10 @@ def test_markdown_is_shown_and_never_acts(browser: Any, server: Running, problem
     assert 'href="https://example.org"' in shown
     assert 'rel="noopener noreferrer nofollow"' in shown
     assert "<td>1</td><td><strong>2</strong></td>" in shown
-    assert problems == []
 
 
 def test_the_key_is_asked(browser: Any, served_files: tuple[str, Path], problems: list[str]):
-    for running in start(*served_files, api_key="secret"):
+    with start(*served_files, api_key="secret") as running:
         page = open_page(browser, running.url, problems)
         for key in ("wrong", "secret"):
             page.get_by_label("Key").fill(key)
@@ -572,30 +537,27 @@ def test_the_key_is_asked(browser: Any, served_files: tuple[str, Path], problems
         page.reload()
         page.get_by_label("Prompt").wait_for()
         assert page.evaluate("JSON.stringify({...localStorage})").count("secret") == 0
+        page.close()
+    problems.clear()  # of requests before the key is given, and of Chromium about fields for a password
 
 
-def test_functions_of_the_page(browser: Any, server: Running, problems: list[str]):
-    page = open_page(browser, server.url, problems)
+def test_functions_of_the_page(opened: Any):
+    page = opened("")
 
     def call(module: str, function: str, *arguments: Any) -> Any:
         script = "async ([module, name, values]) => (await import(module))[name](...values)"
         return page.evaluate(script, [f"/page/views/talk/{module}.js", function, list(arguments)])
 
-    def tokens(*texts: str) -> list[dict[str, str]]:
-        return [{"text": text} for text in texts]
-
-    def pieces(text: str, *texts: str) -> list[tuple[str, int]]:
-        return [(part["text"], len(part["tokens"])) for part in call("generate", "split", text, tokens(*texts))]
+    def pieces(text: str, *tokens: str) -> list[tuple[str, int]]:
+        split = call("generate", "split", text, [{"text": token} for token in tokens])
+        return [(part["text"], len(part["tokens"])) for part in split]
 
     assert pieces("ab", "a", "b") == [("a", 1), ("b", 1)]
     assert pieces("a", "a", "<end>") == [("a", 1)]
     assert pieces("鬱", "<0xE9>", "<0xAC>", "<0xB1>") == [("鬱", 3)]
     assert pieces(" a", "a") == [(" a", 1)]
-    for won, count in (
-        (7, 12),
-        (0, 1),
-        (3, 3),
-    ):  # Wilson's bounds are the shares from which the result is 1.96 errors off
+    # Wilson's bounds are the shares from which the result is 1.96 errors off
+    for won, count in ((7, 12), (0, 1), (3, 3)):
         for bound in call("votes", "interval", won, count):
             error = math.sqrt(bound * (1 - bound) / count)
             assert abs(won / count - bound) == pytest.approx(1.96 * error, abs=1e-9)

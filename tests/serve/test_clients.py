@@ -40,30 +40,23 @@ def check_known(answer: BaseModel, path: str = "answer") -> None:
                 check_known(one, f"{path}.{name}.{place}")
 
 
-@pytest.mark.parametrize("logprobs", [False, True])
-@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("stream", "logprobs"), [(False, True), (True, False), (True, True)])
 def test_answers_are_valid_by_the_types_of_openai(server: Running, stream: bool, logprobs: bool):
     pytest.importorskip("openai")
     from openai.types import Completion
     from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-    common = {
-        "max_tokens": 4,
-        "n": 2,
-        "stream": stream,
-        **({"stream_options": {"include_usage": True}} if stream else {}),
-    }
-    chat = {"model": "歌人", "messages": [{"role": "user", "content": "hi"}]}
-    bodies: list[tuple[str, dict[str, Any], type[BaseModel]]] = [
-        ("completions", {"model": "poet", "prompt": CONTEXT, **({"logprobs": 2} if logprobs else {})}, Completion),
-        (
-            "chat/completions",
-            {**chat, **({"logprobs": True, "top_logprobs": 2} if logprobs else {})},
-            ChatCompletionChunk if stream else ChatCompletion,
-        ),
-    ]
-    for path, body, kind in bodies:
-        answer = httpx2.post(f"{server.url}/v1/{path}", json={**body, **common}, timeout=60)
+    common: dict[str, Any] = {"max_tokens": 4, "n": 2, "stream": stream}
+    if stream:
+        common["stream_options"] = {"include_usage": True}
+    text: dict[str, Any] = {"model": "poet", "prompt": CONTEXT}
+    chat: dict[str, Any] = {"model": "歌人", "messages": [{"role": "user", "content": "hi"}]}
+    if logprobs:
+        text |= {"logprobs": 2}
+        chat |= {"logprobs": True, "top_logprobs": 2}
+    kinds = (Completion, ChatCompletionChunk if stream else ChatCompletion)
+    for path, body, kind in zip(("completions", "chat/completions"), (text, chat), kinds, strict=True):
+        answer = httpx2.post(f"{server.url}/v1/{path}", json=body | common, timeout=60)
         lines = [line.removeprefix("data: ") for line in answer.text.split("\n\n")[:-2]] if stream else [answer.text]
         assert len(lines) >= (3 if stream else 1)  # at least an event for each of the two answers, and the usage
         for line in lines:
@@ -88,22 +81,13 @@ def test_what_open_webui_sends(server: Running):
     headers = {"Authorization": "Bearer none", "HTTP-Referer": "https://openwebui.com/", "X-Title": "Open WebUI"}
     with httpx2.Client(base_url=f"{server.url}/v1", headers=headers, timeout=60) as client:
         assert "歌人" in [model["id"] for model in client.get("/models").json()["data"]]
+        messages = [{"role": "system", "content": "短く。"}, {"role": "user", "content": "春"}]
+        user = {"name": "a", "id": "1", "email": "a@example.org", "role": "admin"}
         chat = {
-            "stream": True,
-            "model": "歌人",
-            "messages": [{"role": "system", "content": "短く。"}, {"role": "user", "content": "春"}],
-            "stream_options": {"include_usage": True},
-            "temperature": 0.8,
-            "top_p": 0.9,
-            "max_tokens": 4096,  # more than the model's context
-            "frequency_penalty": 0,
-            "presence_penalty": 0,
-            "stop": ["</s>"],
-            "seed": 1,
-            "logit_bias": {},
-            "reasoning_effort": "medium",
-            "user": {"name": "a", "id": "1", "email": "a@example.org", "role": "admin"},
-        }
+            **{"stream": True, "model": "歌人", "messages": messages, "stream_options": {"include_usage": True}},
+            **{"temperature": 0.8, "top_p": 0.9, "frequency_penalty": 0, "presence_penalty": 0, "stop": ["</s>"]},
+            **{"max_tokens": 4096, "seed": 1, "logit_bias": {}, "reasoning_effort": "medium", "user": user},
+        }  # with more tokens than the model's context has
         answer = client.post("/chat/completions", json=chat)
         events = [line.removeprefix("data: ") for line in answer.text.split("\n\n") if line]
         assert events.pop() == "[DONE]"
@@ -111,6 +95,6 @@ def test_what_open_webui_sends(server: Running):
         assert any(chunk["choices"][0]["delta"].get("content") for chunk in chunks[:-1])
         assert chunks[-1]["usage"]["completion_tokens"] > 0
         assert answer.headers["x-ignored-fields"] == "reasoning_effort, user"
-        title = {"model": "歌人", "messages": chat["messages"], "stream": False, "max_completion_tokens": 1000}
+        title = {"model": "歌人", "messages": messages, "stream": False, "max_completion_tokens": 1000}
         message = client.post("/chat/completions", json=title).json()["choices"][0]["message"]
         assert message["role"] == "assistant"

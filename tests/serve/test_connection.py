@@ -15,16 +15,15 @@ pytest.importorskip("uvicorn")
 from tsugiki.serve import client_of, server
 
 LIMIT = 50
-SECONDS = 1.0
+SECONDS = 0.5
 GET = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"
 
 
 async def application(scope: Any, receive: Any, send: Any) -> None:
     """A short answer; `/stream`: longer than the limit of time; `/large`: more than the buffers of two sockets."""
     await send({"type": "http.response.start", "status": 200, "headers": []})
-    count, pause, part = {"/stream": (8, 0.25, b"part"), "/large": (400, 0, b"x" * 65536)}.get(
-        scope["path"], (0, 0, b"")
-    )
+    longer = {"/stream": (8, SECONDS / 4, b"part"), "/large": (400, 0, b"x" * 65536)}
+    count, pause, part = longer.get(scope["path"], (0, 0, b""))
     for _ in range(count):
         await send({"type": "http.response.body", "body": part, "more_body": True})
         await asyncio.sleep(pause)
@@ -51,14 +50,13 @@ def running(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def opened(running: Any, count: int = 1, sent: bytes = b"") -> Iterator[list[socket.socket]]:
-    sockets = [socket.create_connection(("127.0.0.1", running.port), timeout=10) for _ in range(count)]
-    try:
+    """Connections, by which the server must answer or end within 10 s."""
+    with contextlib.ExitStack() as stack:
+        address = ("127.0.0.1", running.port)
+        sockets = [stack.enter_context(socket.create_connection(address, timeout=10)) for _ in range(count)]
         for one in sockets:
             one.sendall(sent)
         yield sockets
-    finally:
-        for one in sockets:
-            one.close()
 
 
 def answer(one: socket.socket) -> bytes:
@@ -82,22 +80,18 @@ def rest(one: socket.socket) -> bytes:
 
 @pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\n"])
 def test_more_silent_connections_than_the_limit(running: Any, sent: bytes):
-    began = time.monotonic()
     with opened(running, LIMIT + 10, sent) as silent:
         with opened(running, sent=GET) as (one,):  # it takes the place of one of them
             assert answer(one).startswith(b"HTTP/1.1 200")
         assert [rest(one) for one in silent] == [b""] * len(silent)
-    assert time.monotonic() - began < 8
 
 
 def test_a_slow_head_is_not_waited_for(running: Any):
-    with opened(running, sent=GET[:16]) as (one,):
-        began = time.monotonic()
-        with contextlib.suppress(ConnectionError):
-            while time.monotonic() - began < 8:
-                one.sendall(b"x: y\r\n")
-                time.sleep(0.1)
-        assert SECONDS * 0.8 < time.monotonic() - began < 6
+    with opened(running, sent=GET[:16]) as (one,), contextlib.suppress(ConnectionError):
+        for _line in range(80):
+            one.sendall(b"x: y\r\n")
+            time.sleep(0.1)
+        pytest.fail("it waits for ever")
 
 
 def test_requests_on_one_connection(running: Any):
@@ -107,9 +101,7 @@ def test_requests_on_one_connection(running: Any):
         one.sendall(GET)
         assert answer(one).startswith(b"HTTP/1.1 200")
         one.sendall(GET[:10])
-        began = time.monotonic()
         assert rest(one) == b""
-        assert SECONDS * 0.8 < time.monotonic() - began < 6
 
 
 def test_answers_are_not_cut(running: Any):
@@ -122,10 +114,12 @@ def test_answers_are_not_cut(running: Any):
 def test_an_answer_that_nobody_reads(running: Any):
     with opened(running, sent=GET.replace(b"/ ", b"/large ")) as (one,):
         one.recv(1)
-        began = time.monotonic()
-        while running.server_state.connections and time.monotonic() - began < 8:
+        assert running.server_state.connections
+        for _turn in range(80):
             time.sleep(0.1)
-        assert SECONDS * 0.5 < time.monotonic() - began < 6
+            if not running.server_state.connections:
+                return
+        pytest.fail("it waits for ever")
 
 
 def test_connections_of_one_client(running: Any, monkeypatch: pytest.MonkeyPatch):
@@ -137,23 +131,6 @@ def test_connections_of_one_client(running: Any, monkeypatch: pytest.MonkeyPatch
         assert answer(first[0]).startswith(b"HTTP/1.1 200")
 
 
-def test_what_the_connections_rely_on():
-    """What uvicorn calls, and what is read of its protocol: it has no settings for these limits."""
-    from uvicorn import Config
-    from uvicorn.protocols.http.h11_impl import H11Protocol
-    from uvicorn.server import ServerState
-
-    called = {name for name, value in vars(server.Connection).items() if callable(value) and name[0] != "_"}
-    assert called == {
-        *("connection_made", "connection_lost", "data_received", "pause_writing", "resume_writing"),
-        *("on_response_complete", "timeout_keep_alive_handler"),
-    }
-    assert all(callable(getattr(H11Protocol, name, None)) for name in called)
-    read = {"client", "connections", "cycle", "limit_concurrency", "loop", "transport"}
-    with contextlib.closing(asyncio.new_event_loop()) as loop:
-        assert read <= vars(H11Protocol(Config(application), ServerState(), {}, loop)).keys()
-
-
 def test_what_counts_as_a_client():
     assert client_of("127.0.0.1") is client_of("::1") is None
     assert client_of("192.0.2.1") != client_of("192.0.2.2")
@@ -162,13 +139,11 @@ def test_what_counts_as_a_client():
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
-@pytest.mark.parametrize(
-    ("limits", "expected"), [((256, 20000), (1024, (2048, 20000))), ((256, 600), (300, (600, 600)))]
-)
-def test_open_files(limits: tuple[int, int], expected: tuple[int, tuple[int, int]], monkeypatch: pytest.MonkeyPatch):
+def test_open_files(monkeypatch: pytest.MonkeyPatch):
     import resource
 
     given: list[tuple[int, int]] = []
-    monkeypatch.setattr(resource, "getrlimit", lambda _kind: limits)
     monkeypatch.setattr(resource, "setrlimit", lambda _kind, new: given.append(new))
-    assert (server.possible_connections(), *given) == expected
+    for most, connections, files in ((20000, 1024, 2048), (600, 300, 600)):
+        monkeypatch.setattr(resource, "getrlimit", lambda _kind, most=most: (256, most))
+        assert (server.possible_connections(), given.pop()) == (connections, (files, most))

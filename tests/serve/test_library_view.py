@@ -6,7 +6,6 @@ import shutil
 import tempfile
 import threading
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -14,20 +13,12 @@ from urllib.parse import quote
 import httpx2
 import pytest
 
-from tests.serve.conftest import Running, save_adapter_of, start
-from tests.serve.test_server import PROMPT, connect, greedy, ids, text_of
+from tests.serve.asking import PROMPT, connect, greedy
+from tests.serve.conftest import Running, save_adapter_of
 from tsugiki import LoraConfig
 from tsugiki.adapters import library_names
 
 API = "/page/api/"
-
-
-@pytest.fixture(scope="module")
-def server(own_files: tuple[str, Path]) -> Iterator[Running]:
-    """A server with a library of its own, which tests change."""
-    base, own = own_files
-    (own / "poet" / "README.md").write_text("---\nlicense: mit\n---\n# <b>Poet</b>\n", encoding="utf-8")
-    yield from start(base, own, max_loaded=4)
 
 
 def get(server: Running, path: str) -> Any:
@@ -39,9 +30,14 @@ def post(server: Running, path: str, body: Any) -> Any:
     return httpx2.post(f"{server.url}{API}{path}", json=body, headers={"X-Page-Token": token}, timeout=60)
 
 
-def answer(server: Running, name: str) -> str:
-    text = connect(server).completions.create(model=name, prompt=PROMPT, temperature=0, max_tokens=12).choices[0].text
-    return str(text)
+def answer(server: Running, model: str, **more: Any) -> str:
+    fields = {"model": model, "prompt": PROMPT, "temperature": 0, "max_tokens": 12, **more}
+    return str(connect(server).completions.create(**fields).choices[0].text)
+
+
+def row_of(server: Running, name: str) -> Any:
+    """The row of an adapter in the table."""
+    return next(row for row in get(server, "adapters").json()["adapters"] if row["name"] == name)
 
 
 def test_the_table(server: Running):
@@ -61,7 +57,7 @@ def test_a_broken_adapter(server: Running):
     folder = server.library / "no json"
     folder.mkdir()
     (folder / "adapter_config.json").write_text("{")
-    row = next(row for row in get(server, "adapters").json()["adapters"] if row["name"] == "no json")
+    row = row_of(server, "no json")
     assert "JSON" in row["broken"]
     assert str(server.library) not in row["broken"]
     assert post(server, "remove-adapter", {"name": "no json"}).status_code == 200
@@ -69,6 +65,8 @@ def test_a_broken_adapter(server: Running):
 
 
 def test_an_adapter(server: Running):
+    readme = server.library / "poet" / "README.md"
+    readme.write_text("---\nlicense: mit\n---\n# <b>Poet</b>\n", encoding="utf-8")
     details = get(server, "adapters/poet").json()
     shown = {section["name"]: section["parts"] for section in details["sections"]}
     assert ["method", "lora, r 2"] in shown["adapter"][0]["rows"]
@@ -80,8 +78,8 @@ def test_an_adapter(server: Running):
 def test_the_report(server: Running):
     report = get(server, "adapters/poet/report")
     assert report.text.startswith("<!DOCTYPE html>")
-    assert "sandbox" in report.headers["content-security-policy"]
-    assert "script" not in report.headers["content-security-policy"]
+    policy = report.headers["content-security-policy"]
+    assert ("sandbox" in policy, "script" in policy) == (True, False)
     assert report.headers["content-disposition"] == "attachment; filename*=UTF-8''poet.html"
 
 
@@ -89,29 +87,23 @@ def test_an_adapter_is_exported_and_nothing_stays_on_the_disk(
     server: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    (server.library / "poet" / "own.py").write_text("print()")
-    packed = post(server, "export-adapter", {"name": "poet", "kind": "zip"})
+    weights = server.library / "lawyer" / "adapter_model.safetensors"
+    weights.with_name("own.py").write_text("print()")
+    packed = post(server, "export-adapter", {"name": "lawyer", "kind": "zip"})
     with zipfile.ZipFile(io.BytesIO(packed.content)) as archive:
         assert archive.testzip() is None
-        names = {"README.md", "adapter_config.json", "adapter_model.safetensors", "tsugiki.json"}
-        assert set(archive.namelist()) == {f"poet/{name}" for name in names}
-        archive.extractall(tmp_path / "out")
-    weights = (server.library / "poet" / "adapter_model.safetensors").read_bytes()
-    assert (tmp_path / "out" / "poet" / "adapter_model.safetensors").read_bytes() == weights
-    shutil.rmtree(tmp_path / "out")
-    file = post(server, "export-adapter", {"name": "poet", "kind": "gguf"})
+        names = {"adapter_config.json", "adapter_model.safetensors", "tsugiki.json"}
+        assert set(archive.namelist()) == {f"lawyer/{name}" for name in names}
+        assert archive.read("lawyer/adapter_model.safetensors") == weights.read_bytes()
+    weights.with_name("own.py").unlink()
+    file = post(server, "export-adapter", {"name": "lawyer", "kind": "gguf"})
     assert file.content[:4] == b"GGUF", file.text
     assert list(tmp_path.iterdir()) == []
-    for kind in ("zip", "gguf"):
-        assert post(server, "export-adapter", {"name": "broken", "kind": kind}).status_code == 400
-    assert post(server, "export-adapter", {"name": "turns", "kind": "gguf"}).status_code == 400  # IA³ has no GGUF
-    dora = LoraConfig(r=2, target_modules="all-linear", use_dora=True)
-    save_adapter_of(server.base, server.library / "dora", 8, dora)
+    for name, kind in (("broken", "zip"), ("broken", "gguf"), ("turns", "gguf")):  # IA³ has no GGUF
+        assert post(server, "export-adapter", {"name": name, "kind": kind}).status_code == 400
     problem = post(server, "export-adapter", {"name": "dora", "kind": "gguf"}).json()["error"]["message"]
     assert re.fullmatch(".*dora alone .*DoRA.*“tsugiki export”.*", problem)
     assert "merged" not in problem
-    shutil.rmtree(server.library / "dora")
-    (server.library / "poet" / "own.py").unlink()
 
 
 @pytest.mark.parametrize("name", ["nobody", "base", "..", "../adapters/poet", "/etc", "base:poet", "poet/"])
@@ -143,17 +135,15 @@ def test_a_renamed_adapter(server: Running):
     """Requests that run end as they began, and the old name can be that of another adapter at once."""
     shutil.copytree(server.library / "poet", server.library / "old")
     expected = answer(server, "old")
-    long = {"model": "old", "prompt": PROMPT, "temperature": 0, "max_tokens": 150, "extra_body": {"ignore_eos": True}}
-    client = connect(server)
-    alone = client.completions.create(**long).choices[0].text
-    texts: list[str] = []
-    running = threading.Thread(target=lambda: texts.append(client.completions.create(**long).choices[0].text))
+    long: dict[str, Any] = {"max_tokens": 150, "extra_body": {"ignore_eos": True}}
+    alone, texts = answer(server, "old", **long), list[str]()
+    running = threading.Thread(target=lambda: texts.append(answer(server, "old", **long)))
     running.start()
     while not server.engine.running and running.is_alive():
         pass
     assert post(server, "rename-adapter", {"name": "old", "to": "新しい"}).json() == {"name": "新しい"}
     assert post(server, "rename-adapter", {"name": "lawyer", "to": "old"}).status_code == 200
-    lawyer = text_of(greedy(server, "old", [0, *ids(PROMPT)], 12))
+    lawyer = greedy(server, "old")
     assert answer(server, "old") == lawyer != expected
     assert answer(server, "新しい") == expected
     running.join(60)
@@ -168,28 +158,17 @@ def test_a_renamed_adapter(server: Running):
 def test_a_mix_is_saved(server: Running):
     mix = {"poet": 0.7, "lawyer": -0.3}
     assert post(server, "save-mix", {"adapters": mix, "name": "both"}).json() == {"name": "both"}
-    text = (
-        connect(server)
-        .completions.create(model="base", prompt=PROMPT, temperature=0, max_tokens=12, extra_body={"adapters": mix})
-        .choices[0]
-        .text
-    )
-    assert answer(server, "both") == text
-    row = next(row for row in get(server, "adapters").json()["adapters"] if row["name"] == "both")
-    assert row["origin"]["operation"] == "combine"
-    assert [source["name"] for source in row["origin"]["sources"]] == list(mix)
-    assert [source["weight"] for source in row["origin"]["sources"]] == list(mix.values())
+    assert answer(server, "both") == answer(server, "base", extra_body={"adapters": mix})
+    origin = row_of(server, "both")["origin"]
+    assert origin["operation"] == "combine"
+    assert {source["name"]: source["weight"] for source in origin["sources"]} == mix
     refused = post(server, "save-mix", {"adapters": {"poet": 1, "turns": 1}, "name": "no"})
     assert (refused.status_code, (server.library / "no").exists()) == (400, False)
     assert post(server, "remove-adapter", {"name": "both"}).status_code == 200
 
 
 def test_a_replaced_adapter_has_a_new_row(server: Running):
-    folder = server.library / "row"
-    save_adapter_of(server.base, folder, 3)
-    first = get(server, "adapters").json()["adapters"]
-    shutil.rmtree(folder)
-    save_adapter_of(server.base, folder, 4, LoraConfig(r=4, target_modules="all-linear"))
-    second = get(server, "adapters").json()["adapters"]
-    assert [row["rank"] for rows in (first, second) for row in rows if row["name"] == "row"] == ["2", "4"]
-    shutil.rmtree(folder)
+    for rank in (2, 4):
+        save_adapter_of(server.base, server.library / "row", 3, LoraConfig(r=rank, target_modules="all-linear"))
+        assert row_of(server, "row")["rank"] == str(rank)
+        shutil.rmtree(server.library / "row")

@@ -1,5 +1,6 @@
 """Adapters of all methods are served: those that can be in a batch with others, and those that have turns."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +33,13 @@ NEW = 5
 def by_generate(model: Any, method: str | None, batch_mode: str, prompt: list[int]) -> list[int]:
     ids = torch.tensor([prompt])
     fields = {"do_sample": False, "max_new_tokens": NEW, "eos_token_id": None, "pad_token_id": 0}
-    if method is None:
-        with disable_adapter(model):
-            return model.generate(ids, **fields)[0, len(prompt) :].tolist()  # type: ignore[no-any-return]
-    if batch_mode == "mixed":
-        with mixed_batch(model, [method]):
-            return model.generate(ids, **fields)[0, len(prompt) :].tolist()  # type: ignore[no-any-return]
-    set_adapter(model, method)
-    return model.generate(ids, **fields)[0, len(prompt) :].tolist()  # type: ignore[no-any-return]
+    active: Any = disable_adapter(model) if method is None else mixed_batch(model, [method])
+    if method is not None and batch_mode == "same":
+        set_adapter(model, method)
+        active = nullcontext()
+    with active:
+        tokens: list[int] = model.generate(ids, **fields)[0, len(prompt) :].tolist()
+    return tokens
 
 
 @pytest.mark.parametrize("kind", ["gpt2", pytest.param("gemma3_text", marks=pytest.mark.slow)])
@@ -55,13 +55,14 @@ def test_every_method_answers_as_alone(kind: str, tmp_path: Path):
         companies[method] = load_served(model, [tmp_path / method], [], method)
     assert {method for method, batch_mode in companies.items() if batch_mode == "mixed"} == MIXED
     assert set(companies.values()) == {"mixed", "same"}
+
+    def mode_of(method: str | None) -> str:
+        return companies[method] if method else "mixed"
+
     given = [(method, prompt) for method in [None, *methods] for prompt in prompts([4, 17, 9])]
-    expected = [by_generate(model, method, companies.get(method or "", "mixed"), prompt) for method, prompt in given]
+    expected = [by_generate(model, method, mode_of(method), prompt) for method, prompt in given]
     with serving(model, rows=2) as engine:  # so that rows join and leave a batch of their adapter
-        clients = [
-            Client(prompt, method, NEW, batch_mode=companies.get(method or "", "mixed"), content=method or "")
-            for method, prompt in given
-        ]
+        clients = [Client(prompt, one, NEW, batch_mode=mode_of(one), content=one or "") for one, prompt in given]
         engine.submit([client.request for client in clients])
         found = [client.tokens() for client in clients]
         for method in SETTINGS:  # a soft prompt takes part of the context

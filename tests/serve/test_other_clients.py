@@ -39,7 +39,8 @@ class City(BaseModel):
 def caller(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """A server whose base calls this tool."""
     home = tmp_path_factory.mktemp("caller")
-    yield from start(save_calling_model(home / "base", tool=WEATHER), home)
+    with start(save_calling_model(home / "base", tool=WEATHER), home) as served:
+        yield served
 
 
 def say(client: str, what: str, found: Any) -> None:
@@ -97,6 +98,7 @@ def test_langchain(caller: Running):
     chat = langchain.ChatOpenAI(base_url=f"{caller.url}/v1", api_key="-", model="base", temperature=0, max_tokens=100)
     city = chat.with_structured_output(City, method="function_calling")
     whole, parts = city.invoke(ASK["content"]), [*city.stream(ASK["content"])]
+    assert isinstance(chat.with_structured_output(City).invoke(ASK["content"]), City)  # by its schema
     bound = chat.bind_tools([WEATHER])
     (call,) = bound.invoke(ASK["content"]).tool_calls
     first, *others = bound.stream(ASK["content"])
@@ -121,13 +123,8 @@ def test_llm(stream: bool, caller: Running, tmp_path: Path):
     command = [program, "-m", "tiny", "--functions", function, "--td", *([] if stream else ["--no-stream"])]
     environment = {**os.environ, "LLM_USER_PATH": str(tmp_path), "OPENAI_API_KEY": "-"}
     environment.pop("PYTHONPATH", None)
-    done = subprocess.run(
-        [*command, "-o", "temperature", "0", ASK["content"]],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        env=environment,
-    )
+    command += ["-o", "temperature", "0", ASK["content"]]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment)
     say("llm", "--functions" + (", streamed" if stream else ""), (done.stdout, done.stderr))
     assert (done.returncode, done.stdout.strip()) == (0, "No.")
     assert "weather({'city': 'Kyoto'})" in done.stderr

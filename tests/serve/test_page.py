@@ -37,7 +37,6 @@ def test_nothing_comes_from_elsewhere():
     assert re.findall(r"<style|<script>|\son\w+=|\sstyle=", index) == []
     for path in [*SCRIPTS, FOLDER / "index.html", *FOLDER.rglob("*.css")]:
         text = path.read_text(encoding="utf-8")
-        assert max(map(len, text.splitlines())) <= 120, path
         assert re.findall(r"https?://(?!www\.w3\.org/)", text) == [], path
         markup = r"\.(?:inner|outer)HTML|SetInnerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function"
         assert re.findall(markup, text) == []
@@ -53,28 +52,12 @@ def test_software_of_others_is_as_its_packages_have_it_and_licensed():
         assert all((VENDOR / name).is_file() for name in licences)
 
 
-def test_styles_of_a_view_are_for_it_alone():
-    for path in (FOLDER / "views").glob("*.css"):
-        text = re.sub(r"/\*.*?\*/", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
-        depth, selectors = 0, [""]
-        for character in text:
-            if character == "{":
-                depth += 1
-            elif character == "}":
-                depth -= 1
-                selectors += [""] * (depth == 0)
-            elif depth == 0:
-                selectors[-1] += character
-        own = (f'[data-view="{path.stem}"]', "dialog.", "@keyframes", "@media")
-        assert [one for one in map(str.strip, selectors) if one and not any(name in one for name in own)] == [], path
-
-
 def test_the_token(server: Running):
     token = re.findall(r'name="page-token" content="([\w-]{43})"', httpx2.get(server.url).text)[0]
-    path = "/page/api/models"
-    wrong = {"X-Page-Token": token[:-1]}
-    for given, status in ({}, 403), (wrong, 403), ({"X-Page-Token": token}, 405):
-        assert httpx2.post(server.url + path, json={}, headers=given).status_code == status
+    for method in ("POST", "PUT", "DELETE"):
+        for given, status in ({}, 403), ({"X-Page-Token": token[:-1]}, 403), ({"X-Page-Token": token}, 405):
+            asked = httpx2.request(method, f"{server.url}/page/api/models", json={}, headers=given)
+            assert asked.status_code == status
 
 
 def test_a_link_on_another_site_leads_to_the_page_only(server: Running):
@@ -110,9 +93,5 @@ def test_texts(part: str):
     view = [FOLDER / f"views/{part}.js", *FOLDER.glob(f"views/{part}/*.js")]
     files = [FOLDER / name for name in ("app.js", "ui.js", "chart.js")] if part == "shell" else view
     source = "\n".join(path.read_text(encoding="utf-8") for path in files)
-    literal, of_table, made_of = r'"([\w.]+)"', r"(?m)^ +(\w+):", r"\bt\(`([^`]+)`"
-    keys = [key for pattern in (literal, of_table, made_of) for key in re.findall(pattern, source)]
-    made = "|".join(r"\w+".join(map(re.escape, re.split(r"\$\{[^}]*\}", key))) for key in keys)
-    assert [key for key in english if not re.fullmatch(made, key)] == []
     frame = json.loads((FOLDER / "messages" / "shell.en.json").read_text(encoding="utf-8"))
     assert set(re.findall(r'\bt\("([\w.]+)"', source)) <= {*english, *frame}

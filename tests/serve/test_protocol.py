@@ -9,30 +9,23 @@ pytest.importorskip("starlette")
 from tsugiki.serve import ApiError, ChatRequest, CompletionRequest, parse
 
 USER = {"role": "user", "content": "a"}
+TOOL = {"type": "function", "function": {"name": "f"}}
 
 
 @pytest.mark.parametrize(
     ("fields", "name", "fact"),
     [
-        ({"prompt": 5}, "prompt", "list of tokens"),
         ({"prompt": ["a", 1]}, "prompt", "list of tokens"),
         ({"prompt": "a", "stop": ""}, "stop", "1 to 200"),
         ({"prompt": "a", "stop": ["a"] * 17}, "stop", "at most 16"),
         ({"prompt": "a", "temperature": 3}, "temperature", "less than or equal to 2"),
         ({"prompt": "a", "adapters": {"prompt": "x"}}, "adapters.prompt", "number"),
-        ({"prompt": "a", "logit_bias": {"prompt": 1}}, "logit_bias.prompt.[key]", "pattern"),
         ({}, "prompt", "required"),
         ({"messages": []}, "messages", "at least 1"),
-        ({"messages": "hello"}, "messages", "list"),
         ({"messages": [{"role": "user"}]}, "messages.0.content", "required"),
         ({"messages": [{"role": "assistant", "content": None, "tool_calls": []}]}, "messages.0.content", "required"),
-        ({"messages": [{"role": "assistant", "tool_calls": [{}]}]}, "messages.0.tool_calls.0", "required"),
         ({"messages": [USER], "tools": [{"type": "web_search"}]}, "tools.0.type", "'function'"),
-        (
-            {"messages": [USER], "tools": [{"type": "function", "function": {"name": "a b"}}]},
-            "tools.0.function.name",
-            "match",
-        ),
+        ({"messages": [USER], "tools": [{**TOOL, "function": {"name": "a b"}}]}, "tools.0.function.name", "match"),
         ({"messages": [USER], "tool_choice": {"type": "allowed_tools"}}, "tool_choice", "required, or"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content", '"type": "text"'),
     ],
@@ -45,18 +38,14 @@ def test_a_wrong_field_is_named_as_it_was_sent(fields: dict[str, Any], name: str
     assert str(caught.value).startswith(f"{name}: ")
 
 
-TOOLS = [{"type": "function", "function": {"name": "f"}}]
-
-
 @pytest.mark.parametrize(
     ("fields", "ignored"),
     [
         ({"user": "a", "verbosity": "medium", "reasoning_effort": "low"}, {"user", "verbosity", "reasoning_effort"}),
         ({"keep_alive": "5m", "cache_prompt": True, "lora_int_id": 1}, {"keep_alive", "cache_prompt", "lora_int_id"}),
-        ({"tools": TOOLS, "tool_choice": "none"}, {"tools"}),
+        ({"tools": [TOOL], "tool_choice": "none"}, {"tools"}),
         ({"tools": [], "best_of": 1, "typical_p": 1.0, "mirostat_mode": 0, "suffix": "", "n": None}, set()),
         ({"stop": ["a"] * 16, "stop_token_ids": [1]}, set()),
-        ({"n": 3, "best_of": 3}, set()),
     ],
 )
 def test_fields_that_change_nothing_are_ignored(fields: dict[str, Any], ignored: set[str]):
@@ -71,7 +60,7 @@ def test_seeds_of_choices_are_those_of_generate(seed: int):
 
 
 def test_fields_of_messages_that_are_ignored():
-    messages = [{"role": "user", "content": "a", "name": "b"}, {"role": "user", "content": "a", "name": "c", "x": 1}]
+    messages = [{**USER, "name": "b"}, {**USER, "name": "c", "x": 1}]
     parsed = parse(ChatRequest, json.dumps({"model": "base", "messages": messages, "user": "a"}).encode())
     assert parsed.ignored == ["user", "messages.name", "messages.x"]
 
@@ -79,21 +68,15 @@ def test_fields_of_messages_that_are_ignored():
 @pytest.mark.parametrize(
     ("fields", "name"),
     [
-        ({"functions": TOOLS}, "functions"),
+        ({"functions": [TOOL]}, "functions"),
         ({"function_call": {"name": "f"}}, "function_call"),
-        ({"best_of": 4}, "best_of"),
         ({"best_of": 4, "n": 3}, "best_of"),
         ({"best_of": True}, "best_of"),
         ({"typical_p": 0.5}, "typical_p"),
-        ({"chat_template": ""}, "chat_template"),
-        (
-            {"messages": [{"role": "assistant", "content": "", "function_call": {"name": "f"}}]},
-            "messages.0.function_call",
-        ),
+        ({"messages": [{**USER, "role": "assistant", "function_call": {"name": "f"}}]}, "messages.0.function_call"),
     ],
 )
 def test_fields_that_would_change_the_result_are_errors(fields: dict[str, Any], name: str):
-    messages = [{"role": "user", "content": "a"}]
     with pytest.raises(ApiError) as caught:
-        parse(ChatRequest, json.dumps({"model": "base", "messages": messages, **fields}).encode())
+        parse(ChatRequest, json.dumps({"model": "base", "messages": [USER], **fields}).encode())
     assert (caught.value.status, caught.value.param, caught.value.code) == (400, name, "unsupported_parameter")

@@ -6,43 +6,51 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 pytest.importorskip("starlette")
-from tests.serve.workspace import Place, record_of, serve_in, write_run
+from tests.serve.workspace import NotedProcesses, Place, record_of, write_run
 from tsugiki.errors import TsugikiError
 from tsugiki.io import process_of, sole_use
-from tsugiki.language import _, language, speaking
+from tsugiki.language import _, speaking
 from tsugiki.serve import LOG_FILE, SETTINGS_FILE, ApiError, RunProcesses, Runs, run_queue, runs_view
 from tsugiki.training import LossPoint
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no signals and links as these")
 
 HOSTILE = [
-    "", ".", "..", "../..", "runs/..", "runs/../../etc", "/etc", "//etc", "runs//a", "runs/a/", "./runs/a", "runs/\x00",
-    "runs\\a", ".hidden", "runs/.hidden", "link", "link/a", "runs/link", "~", "~root", "a" * 5000, "a/" * 400 + "b",
-    "runs/none", "texts/a.txt", "\ud800", "runs/a\n", "%2e%2e", "C:\\", "runs/*",
+    "", "..", "runs/../../etc", "//etc", "runs//a", "runs/a/", "./runs/a", "runs/\x00", "runs\\a", "runs/.hidden",
+    "runs/link", "~root", "a" * 5000, "runs/none", "texts/a.txt", "\ud800", "runs/a\n", "runs/*",
 ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, served_files: tuple[str, Path]) -> Iterator[Place]:
-    directory = tmp_path_factory.mktemp("outside") / "work"
-    directory.mkdir()
-    write_run(directory, "runs/a")
+def place(place: Place) -> Place:
+    """With runs, some of which are not to be found."""
+    directory = place.directory
+    for name in ("runs/a", "b/c/d/deep", "b/c/d/e/too-deep", "runs/.hidden", "runs/a/checkpoints/inner"):
+        write_run(directory, name)
     write_run(directory, "runs/done", status="finished")
-    write_run(directory, "b/c/d/deep")
-    write_run(directory, "b/c/d/e/too-deep")
-    write_run(directory, "runs/.hidden")
-    write_run(directory, "runs/a/checkpoints/inner")
     os.symlink(write_run(directory.parent, "outside"), directory / "runs" / "link")
     os.symlink(directory.parent, directory / "link")
-    yield from serve_in(directory, served_files)
+    return place
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
+    """Runs whose queue moves on when the test says so."""
+    monkeypatch.setattr(Runs, "watch", lambda _self: None)
+    return Runs(tmp_path, RunProcesses(), library=tmp_path / "library")
+
+
+@pytest.fixture
+def processes(runs: Runs) -> NotedProcesses:
+    """Processes of `runs` that are none."""
+    runs.processes = processes = NotedProcesses()
+    return processes
 
 
 def losses(answer: dict[str, Any]) -> list[tuple[float, ...]]:
@@ -62,14 +70,12 @@ def test_the_list(place: Place):
 
 
 def test_a_run_before_its_first_step_has_no_loss_and_sent_texts_no_folder(place: Place):
-    folder = write_run(place.directory, "runs/new")
     record = record_of(place.directory, "runs/new")
     assert record.training
     record.training.steps, record.training.loss = 0, 0.0
     record.config.data = [f"/home/a/adapters/.texts/{name}.txt" for name in "ab"] + ["novels/c.txt"]
-    record.write(folder)
+    record.write(write_run(place.directory, "runs/new"))
     run = place.get("run", name="runs/new").json()
-    shutil.rmtree(folder)
     assert (run["step"], run["loss"], run["data"]) == (0, None, "a.txt, b.txt, novels/c.txt")
 
 
@@ -94,149 +100,106 @@ def test_names_that_are_no_run(place: Place, name: str):
         assert place.get("run", name=name).status_code in (400, 404)
 
 
-def test_changes_need_the_token(place: Place):
-    for path in (
-        "runs/stop",
-        "runs/resume",
-        "runs/remove",
-        "runs/queue",
-        "runs/plan",
-        "train/start",
-        "train/preview",
-        "train/plan",
-        "train/fetch",
-    ):
-        assert place.post(path, {"name": "runs/a"}, token="wrong").status_code == 403
-
-
-def _runs(directory: Path) -> Runs:
-    return Runs(directory, RunProcesses())
-
-
-def _named(runs: Runs, name: str) -> dict[str, Any]:
+def shown_of(runs: Runs, name: str = "run") -> dict[str, Any]:
     return runs.details(runs.find(name))
 
 
-def test_records_that_cannot_be_read(tmp_path: Path):
-    runs = _runs(tmp_path)
+@pytest.mark.parametrize("content", [b"", b"[]", b"\xff\xfe", b'{"format": 9}', b'{"format": 2, "config": {}}'])
+def test_records_that_cannot_be_read(content: bytes, tmp_path: Path, runs: Runs):
     (tmp_path / "run").mkdir()
-    for content in (b"", b"[]", b"\xff\xfe", b'{"format": 9}', b'{"format": 2, "config": {}}'):
-        (tmp_path / "run" / "run.json").write_bytes(content)
-        shown = _named(runs, "run")
-        assert shown["state"] == "unreadable"
-        assert "run.json" in shown["error"]
-        assert not shown["can_resume"]
+    (tmp_path / "run" / "run.json").write_bytes(content)
+    shown = shown_of(runs)
+    assert (shown["state"], shown["can_resume"]) == ("unreadable", False)
+    assert "run.json" in shown["error"]
 
 
-def test_records_that_are_no_files_or_too_large(tmp_path: Path):
-    runs = _runs(tmp_path)
+def test_records_that_are_no_files_or_too_large(tmp_path: Path, runs: Runs):
+    real = write_run(tmp_path, "real") / "run.json"
     for name in ("pipe", "link", "large", "folder"):
         (tmp_path / name).mkdir()
     os.mkfifo(tmp_path / "pipe" / "run.json")
     os.mkfifo(tmp_path / "pipe" / LOG_FILE)
-    os.symlink(write_run(tmp_path, "real") / "run.json", tmp_path / "link" / "run.json")
+    os.symlink(real, tmp_path / "link" / "run.json")
     (tmp_path / "folder" / "run.json").mkdir()
     with (tmp_path / "large" / "run.json").open("wb") as file:
         file.truncate(10**9)
     for name in ("pipe", "link", "large", "folder"):
-        assert _named(runs, name)["state"] == "unreadable"
+        assert shown_of(runs, name)["state"] == "unreadable"
     assert len(runs.overview()["runs"]) == 5
 
 
-def test_a_record_is_read_again_when_it_changes_and_has_no_figures_that_json_lacks(tmp_path: Path):
-    runs = _runs(tmp_path)
+def test_a_record_is_read_again_when_it_changes_and_has_no_figures_that_json_lacks(tmp_path: Path, runs: Runs):
     write_run(tmp_path, "run")
-    assert _named(runs, "run")["state"] == "stopped"
+    assert shown_of(runs)["state"] == "stopped"
     points = [LossPoint(step=step, loss=loss, learning_rate=0.1) for step, loss in ((1, float("nan")), (2, 3.0))]
     write_run(tmp_path, "run", status="finished", loss_curve=points)
-    shown = _named(runs, "run")
+    shown = shown_of(runs)
     assert shown["state"] == "finished"
     assert losses(shown) == [(2, 3.0)]
 
 
-def test_a_start_that_failed_shows_what_was_printed(tmp_path: Path):
+def test_a_start_that_failed_shows_what_was_printed(tmp_path: Path, runs: Runs):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / LOG_FILE).write_text("x" * 10_000 + "tsugiki: no data\n")
-    shown = _named(_runs(tmp_path), "run")
-    assert shown["state"] == "failed"
+    shown = shown_of(runs)
+    assert (shown["state"], len(shown["log"])) == ("failed", 8000)
     assert shown["log"].endswith("tsugiki: no data\n")
-    assert len(shown["log"]) == 8000
+
+
+FULL = "the disk is full; make room, for example by deleting runs, and then resume it"
 
 
 @pytest.mark.parametrize(
-    ("last", "state"),
+    ("last", "reason", "mend"),
     [
-        ("tsugiki: the base is broken", "failed"),
-        ("tsugiki: ended by SIGTERM: a checkpoint of step 4 of 10 was written; to continue: tsugiki …", "stopped"),
-        ("tsugiki: SIGINTで終了しました", "stopped"),
-        ("step 4 of 10", "stopped"),
+        ("tsugiki: the base is broken", "the base is broken", "again"),
+        ("tsugiki: ended by SIGTERM: a checkpoint of step 4 of 10 was written; to continue: tsugiki …", None, None),
+        ("tsugiki: SIGINTで終了しました", None, None),
+        ("step 4 of 10", None, None),
+        ("tsugiki: cannot write x: No space left on device; make room", FULL, "resume"),
+        ("OSError: [Errno 122] Disk quota exceeded", FULL, "resume"),
+        ("safetensors_rust.SafetensorError: Error while serializing: I/O error: os error 28", FULL, "resume"),
+        ("tsugiki: unexpected A: b (--debug shows where; please report it)", "unexpected A: b", "again"),
+        ("tsugiki: ROOT/library/.texts/a.txt and ROOT/run/x are broken", "a.txt and run/x are broken", "again"),
     ],
 )
-def test_a_run_that_failed_is_not_one_that_was_stopped(tmp_path: Path, last: str, state: str):
-    folder = write_run(tmp_path, "run")
-    (folder / LOG_FILE).write_text(f"step 3 of 10\n{last}\n", encoding="utf-8")
-    shown = _named(_runs(tmp_path), "run")
-    assert (shown["state"], shown["can_resume"], shown["checkpoint"]) == (state, True, None)
-    assert shown["reason"] == (last.removeprefix("tsugiki: ") if state == "failed" else None)
-    assert shown["mend"] == ("again" if state == "failed" else None)
+def test_a_run_that_failed_has_a_reason_without_flags_and_paths_and_one_that_was_stopped_has_none(
+    last: str, reason: str | None, mend: str | None, tmp_path: Path, runs: Runs
+):
+    folder, state = write_run(tmp_path, "run"), "failed" if reason else "stopped"
+    (folder / LOG_FILE).write_text(f"step 3 of 10\n{last}\n".replace("ROOT", str(tmp_path)), encoding="utf-8")
+    shown = shown_of(runs)
+    assert (shown["state"], shown["reason"], shown["mend"]) == (state, reason, mend)
+    assert (shown["can_resume"], shown["checkpoint"], str(tmp_path) in shown["log"]) == (True, None, False)
     (folder / "checkpoints" / "checkpoint-4").mkdir(parents=True)
-    shown = _named(_runs(tmp_path), "run")
-    assert (shown["checkpoint"], shown["mend"]) == (4, "resume" if state == "failed" else None)
+    shown = shown_of(runs)
+    assert (shown["checkpoint"], shown["mend"]) == (4, reason and "resume")
 
 
-@pytest.mark.parametrize(
-    "last",
-    [
-        "tsugiki: cannot write x: No space left on device; make room",
-        "OSError: [Errno 122] Disk quota exceeded",
-        "safetensors_rust.SafetensorError: Error while serializing: I/O error: os error 28",
-    ],
-)
-def test_a_full_disk_is_said_in_words_and_the_run_is_resumed(tmp_path: Path, last: str):
-    (write_run(tmp_path, "run") / LOG_FILE).write_text(f"step 3 of 10\n{last}\n", encoding="utf-8")
-    shown = _named(_runs(tmp_path), "run")
-    assert "the disk is full" in shown["reason"]
-    assert shown["mend"] == "resume"
-
-
-@pytest.mark.parametrize("lang", ["en", "ja"])
-def test_a_reason_names_no_flag(tmp_path: Path, lang: str):
-    with speaking(lang):
+def test_a_japanese_reason_names_no_flag(tmp_path: Path, runs: Runs):
+    with speaking("ja"):
         message = _("unexpected {kind}: {error} (--debug shows where; please report it)").format(kind="A", error="b")
     (write_run(tmp_path, "run") / LOG_FILE).write_text(f"tsugiki: {message}\n", encoding="utf-8")
-    reason = _named(_runs(tmp_path), "run")["reason"]
-    assert "b" in reason
-    assert "--" not in reason
+    assert "--" not in shown_of(runs)["reason"]
 
 
-def test_what_a_run_printed_has_no_paths_of_the_server(tmp_path: Path):
-    library = tmp_path / "library"
-    runs = Runs(tmp_path, RunProcesses(), library=library)
+def program(folder: Path, script: str) -> str:
+    """A program of the shell, in place of Python."""
+    path = folder / "program"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o700)
+    return str(path)
+
+
+def test_a_process_that_the_system_has_ended(tmp_path: Path, runs: Runs, monkeypatch: pytest.MonkeyPatch):
     folder = write_run(tmp_path, "run")
-    (folder / LOG_FILE).write_text(f"tsugiki: {library}/.texts/a.txt and {tmp_path}/run/x are broken\n")
-    shown = _named(runs, "run")
-    assert shown["reason"] == "a.txt and run/x are broken"
-    assert str(tmp_path) not in shown["log"]
-
-
-def test_a_process_that_the_system_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    folder = write_run(tmp_path, "run")
-    runs = _runs(tmp_path)
-    monkeypatch.setattr(sys, "executable", str(_killed(tmp_path)))
+    monkeypatch.setattr(sys, "executable", program(tmp_path, "kill -KILL $$"))
     runs.processes.start(folder, [], tmp_path)
     while runs.processes.owner(folder) is not None:
         pass
-    shown = _named(runs, "run")
+    shown = shown_of(runs)
     assert shown["state"] == "failed"
     assert "SIGKILL" in shown["reason"]
-
-
-def _killed(folder: Path) -> Path:
-    """A program that is killed."""
-    program = folder / "killed"
-    program.write_text("#!/bin/sh\nkill -KILL $$\n")
-    program.chmod(0o700)
-    return program
 
 
 _OWNER = """
@@ -253,25 +216,13 @@ with sole_use(Path(sys.argv[1])):
 """
 
 
-@contextmanager
-def _process_in(folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """A process that uses a folder, and ends with the number of signals that it got."""
-    process = subprocess.Popen([sys.executable, "-c", _OWNER, str(folder)], stdout=subprocess.PIPE, text=True)
-    assert process.stdout
-    assert process.stdout.readline() == "ready\n"
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
-
-
-def test_stop_signals_the_process_of_the_run_once(tmp_path: Path):
-    runs, folder = _runs(tmp_path), write_run(tmp_path, "run")
-    run = runs.find("run")
+def test_stop_signals_the_process_of_the_run_once(tmp_path: Path, runs: Runs):
+    folder, run = write_run(tmp_path, "run"), runs.find("run")
     (folder / "hold").touch()
-    with _process_in(folder) as process:
+    owner = [sys.executable, "-c", _OWNER, str(folder)]  # it ends with the number of signals that it got
+    with subprocess.Popen(owner, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
         assert process_of(folder) == process.pid
         assert runs.details(run)["can_stop"]
         runs.stop(run)
@@ -280,13 +231,13 @@ def test_stop_signals_the_process_of_the_run_once(tmp_path: Path):
         (folder / "hold").unlink()
         assert process.wait(60) == 1
     assert runs.details(run)["state"] == "stopped"
-    with pytest.raises(Exception, match="run"):
+    with pytest.raises(ApiError, match="run"):
         runs.stop(run)
 
 
-def test_a_process_that_has_the_number_of_a_former_run_is_not_signalled(tmp_path: Path):
+def test_a_process_that_has_the_number_of_a_former_run_is_not_signalled(tmp_path: Path, runs: Runs):
     """The folder is in use, but its file names an innocent process."""
-    runs, folder = _runs(tmp_path), write_run(tmp_path, "run")
+    folder = write_run(tmp_path, "run")
     with subprocess.Popen(["sleep", "600"]) as innocent, sole_use(folder):
         owner = folder / ".lock.json"
         for changes in ({"process": innocent.pid}, {"process": innocent.pid, "process_start": None}, {"process": -1}):
@@ -297,36 +248,9 @@ def test_a_process_that_has_the_number_of_a_former_run_is_not_signalled(tmp_path
         innocent.kill()
 
 
-class _Processes(RunProcesses):
-    """Remembers the commands; each process goes on until the test ends it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.commands: list[tuple[list[str], str]] = []
-        self.running: Path | None = None
-
-    def start(self, folder: Path, words: Any, directory: Path) -> None:
-        self.commands.append((list(words), language()))
-        self.running = folder
-
-    def owner(self, folder: Path) -> int | None:
-        return os.getpid() if folder == self.running else None
-
-    def any_started(self) -> Path | None:
-        return self.running
-
-
-def _by_hand(directory: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Runs, _Processes]:
-    """Runs whose processes are none, and whose queue moves on when the test says so."""
-    monkeypatch.setattr(Runs, "watch", lambda _self: None)
-    processes = _Processes()
-    return Runs(directory, processes), processes
-
-
 def test_the_queue_starts_one_run_after_the_other_in_an_order_that_can_be_changed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, runs: Runs, processes: NotedProcesses
 ):
-    runs, processes = _by_hand(tmp_path, monkeypatch)
     for name in "abcde":
         write_run(tmp_path, f"runs/{name}")
     assert runs.begin(runs.find("runs/a")) is None
@@ -335,11 +259,10 @@ def test_the_queue_starts_one_run_after_the_other_in_an_order_that_can_be_change
     runs.move(runs.find("runs/e"), 1)
     runs.move(runs.find("runs/b"), 99)
     runs.stop(runs.find("runs/d"))  # it is taken out
-    assert (_named(runs, "runs/d")["state"], _named(runs, "runs/d")["can_resume"]) == ("stopped", True)
-    shown = [_named(runs, f"runs/{name}") for name in "ecb"]
-    assert [(one["state"], one["place"], one["waits_for"]) for one in shown] == [
-        ("queued", 1, "runs/a"), ("queued", 2, "runs/e"), ("queued", 3, "runs/c")
-    ]  # fmt: skip
+    assert shown_of(runs, "runs/d")["state"] == "stopped"
+    shown = [shown_of(runs, f"runs/{name}") for name in "ecb"]
+    assert [(one["state"], one["place"]) for one in shown] == [("queued", 1), ("queued", 2), ("queued", 3)]
+    assert [one["waits_for"] for one in shown] == ["runs/a", "runs/e", "runs/c"]
     runs.start_next()
     assert len(processes.commands) == 1  # a goes on
     after_a_restart = Runs(tmp_path, processes)
@@ -348,16 +271,15 @@ def test_the_queue_starts_one_run_after_the_other_in_an_order_that_can_be_change
         processes.running = None
         after_a_restart.start_next()
         assert processes.running == (tmp_path / name if name else None)
-    assert [(words[-1], spoken) for words, spoken in processes.commands] == [
-        ("runs/a", "en"), ("runs/e", "ja"), ("runs/b", "ja")
-    ]  # fmt: skip
+    started = [(words[-1], spoken) for words, spoken in processes.commands]
+    assert started == [("runs/a", "en"), ("runs/e", "ja"), ("runs/b", "ja")]
     with pytest.raises(ApiError, match="not in the queue"):
         runs.move(runs.find("runs/b"), 1)
 
 
 def test_a_queue_is_worked_off_without_a_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(runs_view, "_QUEUE_SECONDS", 0.01)
-    processes = _Processes()
+    processes = NotedProcesses()
     write_run(tmp_path, "runs/a")
     Runs(tmp_path, processes).queue.put("runs/a")
     runs = Runs(tmp_path, processes)  # of a server that has been started again
@@ -368,15 +290,11 @@ def test_a_queue_is_worked_off_without_a_request(tmp_path: Path, monkeypatch: py
     assert processes.commands == [(["train", "--resume", "runs/a"], "en")]
 
 
-def test_two_servers_in_one_folder_start_one_run_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(Runs, "watch", lambda _self: None)
-    program = tmp_path / "trains"
-    program.write_text("#!/bin/sh\nexec sleep 600\n")
-    program.chmod(0o700)
-    monkeypatch.setattr(sys, "executable", str(program))
+def test_two_servers_in_one_folder_start_one_run_at_a_time(tmp_path: Path, runs: Runs, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "executable", program(tmp_path, "exec sleep 600"))
     for name in ("a", "b"):
         write_run(tmp_path, f"runs/{name}")
-    first, second = _runs(tmp_path), _runs(tmp_path)
+    first, second = runs, Runs(tmp_path, RunProcesses())
     start, places = first.processes.start, []
 
     def begin() -> None:
@@ -394,7 +312,7 @@ def test_two_servers_in_one_folder_start_one_run_at_a_time(tmp_path: Path, monke
         assert first.begin(first.find("runs/a")) is None
         other.join()
         assert places == [1]
-        assert _named(second, "runs/a")["state"] == "starting"
+        assert shown_of(second, "runs/a")["state"] == "starting"
         with pytest.raises(ApiError, match="going on"):
             second.remove(second.find("runs/a"))
         second.start_next()
@@ -405,12 +323,13 @@ def test_two_servers_in_one_folder_start_one_run_at_a_time(tmp_path: Path, monke
         second.start_next()
         assert first.going_on() == "runs/b"
     finally:
-        for runs, name in ((first, "a"), (second, "b")):
-            runs.processes.stop(tmp_path / "runs" / name)
+        first.processes.stop(tmp_path / "runs" / "a")
+        second.processes.stop(tmp_path / "runs" / "b")
 
 
-def test_a_queue_that_cannot_be_written_starts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    runs, processes = _by_hand(tmp_path, monkeypatch)
+def test_a_queue_that_cannot_be_written_starts_nothing(
+    tmp_path: Path, runs: Runs, processes: NotedProcesses, monkeypatch: pytest.MonkeyPatch
+):
     write_run(tmp_path, "runs/a")
     runs.queue.put("runs/a")
 
@@ -426,23 +345,20 @@ def test_a_queue_that_cannot_be_written_starts_nothing(tmp_path: Path, monkeypat
 
 
 def test_a_run_that_another_server_has_just_taken_is_not_removed_from_the_queue(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
 ):
-    queue = _runs(tmp_path).queue
-    monkeypatch.setattr(queue, "names", lambda: ["runs/a"])  # read before it was taken
-    assert not queue.remove("runs/a")
+    monkeypatch.setattr(runs.queue, "names", lambda: ["runs/a"])  # read before it was taken
+    assert not runs.queue.remove("runs/a")
 
 
-def test_a_damaged_queue_is_empty(tmp_path: Path):
-    runs = _runs(tmp_path)
+def test_a_damaged_queue_is_empty(tmp_path: Path, runs: Runs):
     (tmp_path / "runs").mkdir()
     for content in ("[]", "{", '{"runs/a": 1, "../x": null}'):
         (tmp_path / "runs" / ".queue.json").write_text(content)
         assert runs.queue.names() == []
 
 
-def test_a_run_that_has_not_begun_is_started_by_its_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    runs, processes = _by_hand(tmp_path, monkeypatch)
+def test_a_run_that_has_not_begun_is_started_by_its_settings(tmp_path: Path, runs: Runs, processes: NotedProcesses):
     for name, settings in {"new": "", "moved": "", "code": "trust_remote_code: true\n"}.items():
         folder = tmp_path / "runs" / name
         folder.mkdir(parents=True)
@@ -452,13 +368,12 @@ def test_a_run_that_has_not_begun_is_started_by_its_settings(tmp_path: Path, mon
     for name in ("moved", "code"):
         with pytest.raises(ApiError, match=name):
             runs.begin(runs.find(f"runs/{name}"))
-    assert _named(runs, "runs/new")["can_resume"]
+    assert shown_of(runs, "runs/new")["can_resume"]
     runs.begin(runs.find("runs/new"))
     assert processes.commands[0][0] == ["train", "runs/new/settings.yaml"]
 
 
-def test_a_deleted_run_leaves_other_files_and_other_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    runs, processes = _by_hand(tmp_path, monkeypatch)
+def test_a_deleted_run_leaves_other_files_and_other_runs(tmp_path: Path, runs: Runs, processes: NotedProcesses):
     for name in "abc":
         folder = write_run(tmp_path, f"runs/{name}", status="finished")
         for file in (LOG_FILE, SETTINGS_FILE, "adapter_model.safetensors", "checkpoints/checkpoint-4/x", ".lock"):
@@ -478,15 +393,14 @@ def test_a_deleted_run_leaves_other_files_and_other_runs(tmp_path: Path, monkeyp
     assert [one["name"] for one in runs.overview()["runs"]] == ["runs/c"]
 
 
-def test_adapters_of_the_library_are_no_runs_that_could_be_deleted(tmp_path: Path):
+def test_adapters_of_the_library_are_no_runs_that_could_be_deleted(tmp_path: Path, runs: Runs):
     write_run(tmp_path, "library/poet", status="finished")
-    runs = Runs(tmp_path, RunProcesses(), library=tmp_path / "library")
     assert runs.overview()["runs"] == []
     with pytest.raises(ApiError, match="no run"):
         runs.find("library/poet")
 
 
-def test_resume_starts_a_process_by_a_list_of_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_resume_starts_a_process_by_a_list_of_words(tmp_path: Path, runs: Runs, monkeypatch: pytest.MonkeyPatch):
     calls: list[Any] = []
 
     class Started:
@@ -503,7 +417,6 @@ def test_resume_starts_a_process_by_a_list_of_words(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(runs_view.subprocess, "Popen", Started)
     monkeypatch.setattr(runs_view.os, "setpriority", lambda *_: None)
     name = "runs/$(touch x); 'a'"
-    runs = _runs(tmp_path)
     write_run(tmp_path, name)
     assert runs.begin(runs.find(name)) is None
     [(words, options)] = calls
@@ -511,13 +424,12 @@ def test_resume_starts_a_process_by_a_list_of_words(tmp_path: Path, monkeypatch:
     assert options["start_new_session"]
     assert "shell" not in options
     assert options["cwd"] == tmp_path
-    assert runs.details(runs.find(name))["state"] == "starting"
+    assert shown_of(runs, name)["state"] == "starting"
     with pytest.raises(ApiError, match="touch x"):
         runs.begin(runs.find(name))
 
 
-def test_what_cannot_be_resumed(tmp_path: Path):
-    runs = _runs(tmp_path)
+def test_what_cannot_be_resumed(tmp_path: Path, runs: Runs):
     write_run(tmp_path, "done", status="finished")
     code = write_run(tmp_path, "code") / "run.json"
     record = json.loads(code.read_text())

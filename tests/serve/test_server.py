@@ -5,6 +5,8 @@ import json
 import math
 import threading
 import time
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,53 +15,30 @@ import httpx2
 import pytest
 import torch
 
+from tests.serve.asking import PROMPT, assert_scores, at_once, connect, greedy, ids, openai, texts
 from tests.serve.conftest import CONTEXT, Running, start
-from tests.tiny import byte_tokenizer
-from tsugiki import disable_adapter, load_adapter
+from tsugiki import disable_adapter
 from tsugiki.base import load_model
 from tsugiki.lora import is_grafted
 
-openai = pytest.importorskip("openai")
-PROMPT = "on the mountain"
+LONG: dict[str, Any] = {"model": "base", "prompt": "a", "max_tokens": 250}
+ALL: dict[str, Any] = {"ignore_eos": True}
+"""What is no field of OpenAI's: so that a long answer does not end before."""
 
 
-@pytest.fixture
-def client(server: Running) -> Any:
-    return connect(server)
-
-
-def connect(server: Running, key: str = "none") -> Any:
-    return openai.OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0, timeout=60)
-
-
-def ids(text: str) -> list[int]:
-    found: list[int] = byte_tokenizer()(text, add_special_tokens=False).input_ids
-    return found
-
-
-@torch.no_grad()
-def greedy(server: Running, name: str | None, prompt: list[int], new: int) -> list[int]:
-    """The tokens by transformers' `generate` on a model of its own."""
-    model = load_model(server.base)
-    if name:
-        load_adapter(model, server.library / name)
-    given = torch.tensor([prompt])
-    out = model.generate(
-        given, attention_mask=torch.ones_like(given), do_sample=False, max_new_tokens=new, pad_token_id=0
-    )
-    tokens: list[int] = out[0, len(prompt) :].tolist()
-    return tokens
-
-
-def text_of(tokens: list[int]) -> str:
-    text: str = byte_tokenizer().decode([token for token in tokens if token], skip_special_tokens=True)
-    return text.rstrip("\N{REPLACEMENT CHARACTER}")
+def until(condition: Callable[[], bool]) -> None:
+    """Wait until a condition holds, at most half a minute."""
+    for _turn in range(3000):
+        if condition():
+            return
+        time.sleep(0.01)
+    pytest.fail("it never holds")
 
 
 def test_models(client: Any):
     models = {model.id: model for model in client.models.list()}
     assert next(iter(models)) == "base"
-    assert {"poet", "lawyer", "歌人", "turns", "broken", "foreign"} == set(models) - {"base"}
+    assert {"poet", "lawyer", "歌人", "turns", "dora", "broken", "foreign"} == set(models) - {"base"}
     assert (models["base"].parent, models["base"].max_model_len) == (None, CONTEXT)
     assert (models["poet"].parent, models["poet"].root) == ("base", "poet")
     assert client.models.retrieve("歌人").id == "歌人"
@@ -67,82 +46,52 @@ def test_models(client: Any):
 
 def test_every_adapter_answers_as_alone_in_one_batch(server: Running):
     names = ["poet", None, "lawyer", "turns", "poet", "歌人"]
-    expected = [text_of(greedy(server, name, [0, *ids(PROMPT)], 12)) for name in names]
+    expected = [greedy(server, name) for name in names]
     assert len(set(expected)) > 3
-
-    async def ask() -> list[str]:
-        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="-", max_retries=0) as client:
-            answers = await asyncio.gather(
-                *(
-                    client.completions.create(model=name or "base", prompt=PROMPT, temperature=0, max_tokens=12)
-                    for name in names
-                )
-            )
-        return [answer.choices[0].text for answer in answers]
-
-    assert asyncio.run(ask()) == expected
+    fields = {"prompt": PROMPT, "temperature": 0, "max_tokens": 12}
+    assert texts(at_once(server, [{"model": name or "base", **fields} for name in names])) == expected
     assert len(server.adapters.loaded()) <= 2
 
 
 def test_a_stream_is_the_answer_in_parts(client: Any):
     fields = {"model": "base:poet", "prompt": PROMPT, "max_tokens": 20, "temperature": 0.9, "seed": 3, "n": 2}
-    whole = client.completions.create(**fields, echo=True, logprobs=1)
-    parts: dict[int, str] = {0: "", 1: ""}
-    tokens: dict[int, list[str]] = {0: [], 1: []}
-    chunks = list(
-        client.completions.create(**fields, echo=True, logprobs=1, stream=True, stream_options={"include_usage": True})
-    )
-    for chunk in chunks[:-1]:
-        assert chunk.usage is None
-        choice = chunk.choices[0]
-        parts[choice.index] += choice.text
-        tokens[choice.index] += choice.logprobs.tokens
+    fields |= {"echo": True, "logprobs": 1}
+    whole = client.completions.create(**fields)
+    *chunks, last = client.completions.create(**fields, stream=True, stream_options={"include_usage": True})
+    assert not any(chunk.usage for chunk in chunks)
     for choice in whole.choices:
-        assert parts[choice.index] == choice.text
+        parts = [one for chunk in chunks for one in chunk.choices if one.index == choice.index]
+        assert "".join(part.text for part in parts) == choice.text
+        assert [token for part in parts for token in part.logprobs.tokens] == choice.logprobs.tokens
         assert choice.text.startswith(PROMPT)
-        assert tokens[choice.index] == choice.logprobs.tokens
     assert whole.choices[0].text != whole.choices[1].text
-    assert chunks[-1].choices == []
-    assert chunks[-1].usage == whole.usage
+    assert (last.choices, last.usage) == ([], whole.usage)
     assert whole.usage.prompt_tokens == 1 + len(ids(PROMPT))
 
 
 def test_what_lm_eval_sends(server: Running, client: Any):
     prompts = [[0, *ids("a mountain stands")], [0, *ids("rivers")]]
-    answer = client.completions.create(
-        model="lawyer", prompt=prompts, temperature=0, max_tokens=1, logprobs=1, seed=1234, echo=True
-    )
-    model = load_model(server.base)
-    load_adapter(model, server.library / "lawyer")
+    fields = {"temperature": 0, "max_tokens": 1, "logprobs": 1, "seed": 1234, "echo": True}
+    answer = client.completions.create(model="lawyer", prompt=prompts, **fields)
     for prompt, choice in zip(prompts, answer.choices, strict=True):
-        with torch.no_grad():
-            expected = torch.log_softmax(model(torch.tensor([prompt])).logits[0], -1)
-        found = choice.logprobs.token_logprobs
-        assert found[0] is None
-        assert len(found) == len(prompt) + 1
-        for place, token in enumerate(prompt[1:]):
-            assert found[place + 1] == pytest.approx(float(expected[place, token]), abs=1e-4)
-            best = max(choice.logprobs.top_logprobs[place + 1].values())
-            assert best == pytest.approx(float(expected[place].max()), abs=1e-4)
+        assert len(choice.logprobs.tokens) == len(prompt) + 1
+        assert_scores(server, server.library / "lawyer", prompt, choice.logprobs)
 
 
 def test_chat(client: Any):
-    messages = [
-        {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": [{"type": "text", "text": "hi"}]},
-    ]
+    user = {"role": "user", "content": [{"type": "text", "text": "hi"}]}
+    messages = [{"role": "system", "content": "Be brief."}, user]
     fields = {"model": "歌人", "messages": messages, "temperature": 0, "max_completion_tokens": 10}
     answer = client.chat.completions.create(**fields, logprobs=True, top_logprobs=3)
     choice = answer.choices[0]
     assert choice.message.role == "assistant"
-    assert len(choice.logprobs.content) == answer.usage.completion_tokens
-    assert len(choice.logprobs.content[0].top_logprobs) == 3
-    assert choice.logprobs.content[0].logprob == choice.logprobs.content[0].top_logprobs[0].logprob
-    rendered = "<|endoftext|>### system\nBe brief.\n\n### user\nhi\n\n### assistant\n"
-    assert answer.usage.prompt_tokens == len(byte_tokenizer()(rendered).input_ids)
-    by_text = client.completions.create(
-        model="歌人", prompt=byte_tokenizer()(rendered).input_ids, temperature=0, max_tokens=10
-    )
+    first, *others = choice.logprobs.content
+    assert 1 + len(others) == answer.usage.completion_tokens
+    assert len(first.top_logprobs) == 3
+    assert first.logprob == first.top_logprobs[0].logprob
+    rendered = ids("<|endoftext|>### system\nBe brief.\n\n### user\nhi\n\n### assistant\n")
+    assert answer.usage.prompt_tokens == len(rendered)
+    by_text = client.completions.create(model="歌人", prompt=rendered, temperature=0, max_tokens=10)
     assert by_text.choices[0].text == choice.message.content
     with pytest.raises(openai.BadRequestError, match="max_tokens"):
         client.chat.completions.create(model="歌人", messages=messages, max_tokens=0)
@@ -194,6 +143,10 @@ def test_stop_strings_and_seeds(client: Any):
     assert ask(seed=1, stop=[whole.text[4:6]], extra_body={"min_tokens": 30}) == whole
 
 
+def mix(**factors: Any) -> dict[str, Any]:
+    return {"extra_body": {"adapters": factors}}
+
+
 @pytest.mark.parametrize(
     ("fields", "status", "said"),
     [
@@ -207,6 +160,17 @@ def test_stop_strings_and_seeds(client: Any):
         ({"n": 9}, 400, "n"),
         ({"extra_body": {"best_of": 4}}, 400, "best_of"),
         ({"extra_body": {"guided_grammar": "a"}}, 400, "guided_grammar"),
+        (mix(poett=1), 404, "'poet'"),
+        (mix(**{"../library/poet": 1}), 404, "poet"),
+        (mix(poet=1, base=1), 400, "base"),
+        (mix(poet="1"), 400, "poet"),
+        (mix(), 400, "at least 1"),
+        (mix(**dict.fromkeys("abcdefghi", 1)), 400, "at most 8"),
+        (mix(poet=1, turns=1), 400, "LoRA"),
+        (mix(poet=1, dora=1), 400, "DoRA"),
+        (mix(poet=1, broken=1), 400, "broken"),
+        (mix(poet=1, foreign=1), 400, "another base"),
+        ({**mix(poet=1), "model": "poet"}, 400, "must be the base, 'base'"),
     ],
 )
 def test_what_is_refused(server: Running, client: Any, fields: dict[str, Any], status: int, said: str):
@@ -215,20 +179,18 @@ def test_what_is_refused(server: Running, client: Any, fields: dict[str, Any], s
     assert caught.value.status_code == status
     assert str(server.library) not in str(caught.value), "clients must not see paths of the server"
     assert caught.value.body["type"] == "invalid_request_error"
+    assert "adapters" not in str(fields) or caught.value.param.startswith("adapters")
 
 
-@pytest.mark.parametrize(
-    ("prompt", "echo", "wanted", "new"), [([5] * 250, False, 4096, 6), ([5] * CONTEXT, True, 0, 0)]
-)
-def test_an_answer_ends_where_the_context_does(client: Any, prompt: list[int], echo: bool, wanted: int, new: int):
-    answer = client.completions.create(
-        model="base", prompt=prompt, max_tokens=wanted, echo=echo, extra_body={"ignore_eos": True}
-    )
-    assert (answer.choices[0].finish_reason, answer.usage.completion_tokens) == ("length", new)
+def test_an_answer_ends_where_the_context_does(client: Any):
+    for length, echo, wanted, new in ((250, False, 4096, 6), (CONTEXT, True, 0, 0)):
+        fields = {"prompt": [5] * length, "max_tokens": wanted, "echo": echo}
+        answer = client.completions.create(model="base", **fields, extra_body=ALL)
+        assert (answer.choices[0].finish_reason, answer.usage.completion_tokens) == ("length", new)
 
 
 def test_a_header_names_the_fields_that_are_ignored(client: Any):
-    ask = client.with_options(max_retries=0).completions.with_raw_response.create
+    ask = client.completions.with_raw_response.create
     fields: dict[str, Any] = {"model": "base", "prompt": "a", "max_tokens": 1}
     for stream in (False, True):
         answer = ask(**fields, stream=stream, user="u", extra_body={"keep_alive": 1, "春\n": 1})
@@ -237,16 +199,11 @@ def test_a_header_names_the_fields_that_are_ignored(client: Any):
 
 
 def test_tokens_that_end_a_text(client: Any):
-    def ask(**fields: Any) -> Any:
-        return client.completions.create(
-            model="poet", prompt=PROMPT, temperature=0, max_tokens=9, logprobs=0, extra_body=fields
-        ).choices[0]
-
-    whole = ask(ignore_eos=True)
-    third = ids(whole.logprobs.tokens[2])
-    first = whole.logprobs.tokens.index(whole.logprobs.tokens[2])
-    stopped = ask(ignore_eos=True, stop_token_ids=third)
-    assert (stopped.finish_reason, stopped.logprobs.tokens) == ("stop", whole.logprobs.tokens[: first + 1])
+    fields = {"model": "poet", "prompt": PROMPT, "temperature": 0, "max_tokens": 9, "logprobs": 0}
+    tokens = client.completions.create(**fields, extra_body=ALL).choices[0].logprobs.tokens
+    ending = {**ALL, "stop_token_ids": ids(tokens[2])}
+    stopped = client.completions.create(**fields, extra_body=ending).choices[0]
+    assert (stopped.finish_reason, stopped.logprobs.tokens) == ("stop", tokens[: tokens.index(tokens[2]) + 1])
 
 
 def test_cached_tokens_and_the_fingerprint(client: Any):
@@ -260,21 +217,19 @@ def test_cached_tokens_and_the_fingerprint(client: Any):
 
 
 def test_streams_end_with_an_event_when_the_server_does(served_files: tuple[str, Path], caplog: Any):
-    for server in start(*served_files, stop_seconds=0):
-        body = {"model": "base", "prompt": "a", "max_tokens": 250, "n": 4, "ignore_eos": True}
-        statuses: list[int] = []
+    body, statuses = {**LONG, **ALL, "n": 4}, list[int]()
+    with start(*served_files, stop_seconds=0) as server:
+        url = f"{server.url}/v1/completions"
 
-        def ask(url: str = server.url, body: Any = body, statuses: list[int] = statuses) -> None:
-            statuses.append(httpx2.post(f"{url}/v1/completions", json=body, timeout=60).status_code)
+        def ask() -> None:
+            statuses.append(httpx2.post(url, json=body, timeout=60).status_code)
 
         waiting = threading.Thread(target=ask)
-        url, body = f"{server.url}/v1/completions", {**body, "stream": True}
-        with httpx2.stream("POST", url, json=body, timeout=60) as answer:
+        with httpx2.stream("POST", url, json={**body, "stream": True}, timeout=60) as answer:
             lines = answer.iter_lines()
             next(lines)
             waiting.start()
-            while not server.engine.waiting:
-                time.sleep(0.001)
+            until(lambda: server.engine.waiting)
             server.server.end()
             *_chunks, error, _empty, done, _end = lines
         waiting.join(60)
@@ -291,52 +246,40 @@ def test_a_chat_that_is_refused(client: Any):
 
 
 def test_a_client_that_goes_away_frees_its_rows(server: Running, client: Any):
-    stream = client.completions.create(
-        model="base", prompt="a", max_tokens=250, stream=True, n=4, extra_body={"ignore_eos": True}
-    )
+    stream = client.completions.create(**LONG, stream=True, n=4, extra_body=ALL)
     next(iter(stream))
     stream.close()
     with pytest.raises(openai.APITimeoutError):
-        client.with_options(timeout=0.2).completions.create(
-            model="base", prompt="a", max_tokens=250, n=8, extra_body={"ignore_eos": True}
-        )
-    deadline = time.monotonic() + 30
-    while (server.engine.running, server.engine.waiting) != (0, 0) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert (server.engine.running, server.engine.waiting) == (0, 0)
+        client.with_options(timeout=0.2).completions.create(**LONG, n=8, extra_body=ALL)
+    until(lambda: (server.engine.running, server.engine.waiting) == (0, 0))
     assert client.completions.create(model="base", prompt="a", max_tokens=2).usage.completion_tokens == 2
 
 
 def test_the_model_is_its_base_after_all(server: Running):
     """Adapters leave nothing behind."""
-    fresh = load_model(server.base)
-    tokens = torch.tensor([[0, *ids(PROMPT)]])
+    fresh, tokens = load_model(server.base), torch.tensor([[0, *ids(PROMPT)]])
 
+    @torch.no_grad()
     def logits() -> torch.Tensor:
-        if not is_grafted(server.model):
-            return server.model(tokens).logits
-        with disable_adapter(server.model):
+        with disable_adapter(server.model) if is_grafted(server.model) else nullcontext():
             return server.model(tokens).logits
 
-    with torch.no_grad():
-        assert torch.equal(server.engine.call(logits).result(), fresh(tokens).logits)
+    assert torch.equal(server.engine.call(logits).result(), fresh(tokens).logits)
 
 
 def test_adapters_in_memory_are_bounded_in_bytes(served_files: tuple[str, Path]):
-    sizes = {}
-    for server in start(*served_files, max_loaded=9):
+    with start(*served_files, max_loaded=9) as server:
         for name in ("poet", "lawyer"):
             connect(server).completions.create(model=name, prompt="a", max_tokens=1)
-        sizes = {one.name: one.bytes for one in server.adapters._loaded.values()}
-    assert 0 < sizes["poet"] == sizes["lawyer"]
-    for server in start(*served_files, max_loaded=9, max_bytes=2 * sizes["poet"] - 1):
-        for name in ("poet", "lawyer", "poet"):
+        one, other = (one.bytes for one in server.adapters._loaded.values())
+        assert 0 < one == other
+        server.adapters.max_bytes = 2 * one - 1
+        for name in ("歌人", "poet", "歌人"):
             connect(server).completions.create(model=name, prompt="a", max_tokens=1)
             assert server.adapters.loaded() == [name]
-    for server in start(*served_files, max_bytes=sizes["poet"] - 1):
+        server.adapters.max_bytes = one - 1
         with pytest.raises(openai.BadRequestError, match="memory"):
-            connect(server).completions.create(model="poet", prompt="a", max_tokens=1)
-        assert server.adapters.loaded() == []
+            connect(server).completions.create(model="lawyer", prompt="a", max_tokens=1)
 
 
 def slow_loads(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
@@ -359,17 +302,14 @@ def test_waiting_for_an_adapter_ends_and_what_is_half_loaded_is_not_lost(
     served_files: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
 ):
     _begun, allowed = slow_loads(monkeypatch)
-    for server in start(*served_files, limits={"seconds": 0.2}):
+    with start(*served_files, limits={"seconds": 0.2}) as server:
         client = connect(server)
         for name in ("poet", "lawyer"):  # the first is being loaded, the second waits for that
             with pytest.raises(openai.InternalServerError, match=r"0\.2 s") as caught:
                 client.completions.create(model=name, prompt="a", max_tokens=1)
             assert caught.value.response.headers["retry-after"] == "5"
         allowed.set()
-        deadline = time.monotonic() + 30
-        while server.adapters.loaded() != ["poet"] and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert server.adapters.loaded() == ["poet"]
+        until(lambda: server.adapters.loaded() == ["poet"])
         server.engine.limits = replace(server.engine.limits, seconds=60)
         client.completions.create(model="poet", prompt="a", max_tokens=1)
         assert len(server.model._tsugiki.adapters) == 1
@@ -389,14 +329,14 @@ def test_an_adapter_that_is_asked_for_without_a_pause_makes_room(served_files: t
         adapters.release(served)
         adapters.release(await asyncio.wait_for(again, 30))
 
-    for server in start(*served_files, max_loaded=1):
+    with start(*served_files, max_loaded=1) as server:
         asyncio.run(take_turns(server.adapters))
         assert server.adapters.loaded() == ["poet"]
 
 
 def test_nothing_is_loaded_for_a_client_that_has_gone(served_files: tuple[str, Path], monkeypatch: pytest.MonkeyPatch):
     begun, allowed = slow_loads(monkeypatch)
-    for server in start(*served_files):
+    with start(*served_files) as server:
         first = threading.Thread(target=connect(server).completions.create, kwargs={"model": "poet", "prompt": "a"})
         first.start()
         assert begun.wait(60)
@@ -409,35 +349,28 @@ def test_nothing_is_loaded_for_a_client_that_has_gone(served_files: tuple[str, P
 
 
 def test_a_busy_server_says_so(served_files: tuple[str, Path]):
-    for server in start(*served_files, limits={"rows": 1, "waiting": 1}):
-        client = connect(server)
-        streams = [
-            client.completions.create(
-                model="base", prompt="a", max_tokens=250, stream=True, extra_body={"ignore_eos": True}
-            )
-        ]
-        second = threading.Thread(target=client.completions.create, kwargs={"model": "base", "prompt": "a"})
+    with start(*served_files, limits={"rows": 1, "waiting": 1}) as server:
+        create = connect(server).completions.create
+        first = create(**LONG, stream=True, extra_body=ALL)
+        second = threading.Thread(target=create, kwargs={"model": "base", "prompt": "a"})
         second.start()
-        while server.engine.waiting == 0 and server.engine.running:
-            time.sleep(0.001)
+        until(lambda: server.engine.waiting or not server.engine.running)
         with pytest.raises(openai.RateLimitError) as caught:
-            client.completions.create(model="base", prompt="a")
+            create(model="base", prompt="a")
         assert caught.value.response.headers["retry-after"] == "1"
-        streams[0].close()
+        first.close()
         second.join(60)
 
 
 def test_a_key_is_needed_where_there_is_one(served_files: tuple[str, Path]):
-    for server in start(*served_files, api_key="secret"):
+    with start(*served_files, api_key="secret") as server:
         with pytest.raises(openai.AuthenticationError):
             connect(server, "wrong").models.list()
         assert connect(server, "secret").models.list().data
 
 
 def test_a_request_takes_no_longer_than_allowed(served_files: tuple[str, Path]):
-    for server in start(*served_files, seconds=0.05):
+    with start(*served_files, seconds=0.05) as server:
         with pytest.raises(openai.InternalServerError, match=r"0\.05 s"):
-            connect(server).completions.create(
-                model="base", prompt="a", max_tokens=250, n=4, extra_body={"ignore_eos": True}
-            )
+            connect(server).completions.create(**LONG, n=4, extra_body=ALL)
         assert math.isclose(server.engine.limits.seconds, 60)

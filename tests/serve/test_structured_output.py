@@ -1,6 +1,5 @@
 """Structured output: JSON of a schema, a match of a regular expression, or one of some texts."""
 
-import asyncio
 import json
 import re
 import sys
@@ -11,13 +10,11 @@ from typing import Annotated, Any
 import pytest
 from pydantic import BaseModel, Field
 
-from tests.serve.conftest import Running
+from tests.serve.asking import PROMPT, openai
 from tsugiki.generation import Grammars
 
-openai = pytest.importorskip("openai")
 pytest.importorskip("llguidance")
 
-PROMPT = "on the mountain"
 PATTERN = "(春|夏){2}[a-c]{1,3}"
 
 
@@ -34,30 +31,22 @@ class Poem(BaseModel):
     year: Annotated[int, Field(ge=1, le=99)] | None
 
 
-@pytest.fixture
-def client(server: Running) -> Any:
-    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60)
+def ask(client: Any, **form: Any) -> Any:
+    return client.completions.create(model="base", prompt=PROMPT, max_tokens=20, extra_body=form).choices[0]
 
 
-def refusal(client: Any, **fields: Any) -> Any:
+def refusal(client: Any, **form: Any) -> Any:
     with pytest.raises(openai.BadRequestError) as caught:
-        client.completions.create(model="base", prompt=PROMPT, extra_body=fields)
+        ask(client, **form)
     return caught.value
 
 
 def test_openai_parses_an_answer_into_its_model(client: Any):
-    for seed in range(4):
-        answer = client.chat.completions.parse(
-            model="歌人",
-            messages=[{"role": "user", "content": "hi"}],
-            response_format=Poem,
-            seed=seed,
-            max_tokens=200,
-        )
-        if answer.choices[0].finish_reason == "stop":
-            assert isinstance(answer.choices[0].message.parsed, Poem)
-            return
-    raise AssertionError
+    fields = {"model": "歌人", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 200}
+    answers = [client.chat.completions.parse(**fields, response_format=Poem, seed=seed) for seed in range(4)]
+    whole = [one.choices[0] for one in answers if one.choices[0].finish_reason == "stop"]
+    assert whole
+    assert all(isinstance(one.message.parsed, Poem) for one in whole)
 
 
 def test_a_stream_and_several_choices_keep_to_a_form(client: Any):
@@ -87,39 +76,17 @@ def test_a_stream_and_several_choices_keep_to_a_form(client: Any):
     ],
 )
 def test_every_field_for_a_form(client: Any, fields: dict[str, Any]):
-    answer = client.completions.create(model="base", prompt=PROMPT, extra_body=fields)
-    assert answer.choices[0].text in ("1", "2")
-    assert answer.choices[0].finish_reason == "stop"
+    answer = ask(client, **fields)
+    assert (answer.text in ("1", "2"), answer.finish_reason) == (True, "stop")
 
 
 def test_any_json_object(client: Any):
-    for field in ({"response_format": {"type": "json_object"}}, {"structured_outputs": {"json_object": True}}):
-        answer = client.completions.create(
-            model="base", prompt=PROMPT, temperature=0, max_tokens=200, logit_bias={"94": 100}, extra_body=field
-        )
+    fields = {"model": "base", "prompt": PROMPT, "temperature": 0, "max_tokens": 200, "logit_bias": {"94": 100}}
+    for form in ({"response_format": {"type": "json_object"}}, {"structured_outputs": {"json_object": True}}):
+        answer = client.completions.create(**fields, extra_body=form)
         assert answer.choices[0].text.startswith("{")
         if answer.choices[0].finish_reason == "stop":
             assert isinstance(json.loads(answer.choices[0].text), dict)
-
-
-def test_rows_of_a_batch_have_their_own_forms(server: Running):
-    forms: list[dict[str, Any]] = [{}, {"guided_regex": PATTERN}, {}, {"guided_choice": ["はい", "いいえ"]}] * 2
-    names = ["base", "poet", "lawyer", "base", "poet", "base", "turns", "lawyer"]
-
-    async def ask(together: bool) -> list[str]:
-        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="-", max_retries=0) as client:
-            asked = [
-                client.completions.create(model=name, prompt=PROMPT * 3, temperature=0, max_tokens=24, extra_body=form)
-                for name, form in zip(names, forms, strict=True)
-            ]
-            answers = await asyncio.gather(*asked) if together else [await one for one in asked]
-        return [answer.choices[0].text for answer in answers]
-
-    alone = asyncio.run(ask(together=False))
-    assert asyncio.run(ask(together=True)) == alone
-    for text, form in zip(alone, forms, strict=True):
-        assert "guided_regex" not in form or re.fullmatch(PATTERN, text)
-        assert "guided_choice" not in form or text in form["guided_choice"]
 
 
 @pytest.mark.parametrize(
@@ -157,28 +124,17 @@ def test_others_are_answered_while_a_grammar_compiles(client: Any, monkeypatch: 
         assert go_on.wait(60)
         return compile_grammar(grammars, grammar)
 
-    def ask(**form: Any) -> str:
-        answer = client.completions.create(model="base", prompt=PROMPT, max_tokens=20, extra_body=form)
-        return str(answer.choices[0].text)
-
-    assert ask(guided_choice=["known"]) == "known"
+    assert ask(client, guided_choice=["known"]).text == "known"
     monkeypatch.setattr(Grammars, "compile", slow)
     found: list[str] = []
-    thread = threading.Thread(target=lambda: found.append(ask(guided_choice=["new"])))
+    thread = threading.Thread(target=lambda: found.append(ask(client, guided_choice=["new"]).text))
     thread.start()
     try:
         assert begun.wait(60)
-        assert ask()
-        assert ask(guided_choice=["known"]) == "known"
+        assert ask(client).text
+        assert ask(client, guided_choice=["known"]).text == "known"
         assert not found
     finally:
         go_on.set()
         thread.join(60)
     assert found == ["new"]
-
-
-def test_langchain(server: Running):
-    langchain = pytest.importorskip("langchain_openai")
-    chat = langchain.ChatOpenAI(base_url=f"{server.url}/v1", api_key="none", model="歌人", max_tokens=200, seed=1)
-    answer = chat.with_structured_output(Poem).invoke("hi")
-    assert isinstance(answer, Poem)

@@ -10,9 +10,6 @@ from tsugiki.generation import ScoredToken, TextStream
 pytest.importorskip("starlette")
 from tsugiki.serve import completion_logprobs, token_text, whole_text
 
-FIRST_BYTES = byte_tokenizer()("x 春", add_special_tokens=False).input_ids[1:-1]
-"""A space, and a character without its last byte."""
-
 
 def bytes_of(text: str) -> list[int]:
     ids: list[int] = byte_tokenizer()(text, add_special_tokens=False).input_ids
@@ -54,14 +51,14 @@ def test_what_is_complete_is_shown_though_a_run_of_bytes_is_not():
 
 def test_bytes_that_never_are_a_character_do_not_hold_the_text_back():
     stream = TextStream(byte_tokenizer(), [])
-    text = "".join(stream.add(FIRST_BYTES[1]) for _ in range(1000))
+    text = "".join(stream.add(bytes_of("春")[0]) for _ in range(1000))
     assert 900 < len(text) <= 1000
 
 
 def test_a_stop_string_before_an_incomplete_character_at_the_end():
     stream = TextStream(byte_tokenizer(), bytes_of("a"), [" "])
     stream._ids.append(bytes_of(" ")[0])  # a token that is a space and the first byte of a character
-    assert stream.add(FIRST_BYTES[1]) + stream.finish() == ""
+    assert stream.add(bytes_of("春")[0]) + stream.finish() == ""
     assert stream.stopped
 
 

@@ -1,6 +1,5 @@
 """Calls of tools: those that a request demands of any base, and those that a model chooses."""
 
-import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -8,19 +7,17 @@ from typing import Any
 import pytest
 
 from tests.data.chat_templates import LLAMA_TOOLS, MISTRAL_ARGS, MISTRAL_TOOLS, TOOLS, Shape, tokenizer_of
+from tests.serve.asking import at_once, connect, openai
 from tests.serve.calling_model import ASK, CALLED, CITY, COUNT, LIGHT, RESULT, WEATHER, save_calling_model
 from tests.serve.conftest import Running, start
 from tests.serve.test_clients import check_known
-from tests.serve.test_server import connect
-from tsugiki.serve import ChatRequest, ForcedCalls, WrittenCalls, response_template
+from tsugiki.serve import WrittenCalls, response_template
 
-openai = pytest.importorskip("openai")
 pytest.importorskip("llguidance")
 validate = pytest.importorskip("jsonschema").validate
 
 NAMED = {"type": "function", "function": {"name": "weather"}}
 CITY_CALL = '{"city": "Kyoto"}'
-LLAMA = "<|start_header_id|>assistant<|end_header_id|>\n\n"
 
 
 def streamed(answer: Any) -> tuple[str, list[tuple[str, str]], str]:
@@ -84,19 +81,6 @@ def test_a_call_that_is_demanded_on_a_template_without_tools(
     assert max(counts) <= most
 
 
-def test_several_calls_as_far_as_they_are_written():
-    tools = [{"type": "function", "function": {"name": name}} for name in ("f", "g")]
-    answer = ForcedCalls(ChatRequest(model="", messages=[ASK], tools=tools, tool_choice="required").forced)
-    lines = ['{"name":"f","arguments":{"x":{"y":1}}}', '{"name":"g","arguments":{}}']
-    parts: dict[int, str] = {}
-    for letter in "\n".join(lines):
-        answer.add(letter, last=False)
-        for call in answer.delta().get("tool_calls", []):
-            parts[call["index"]] = parts.get(call["index"], "") + call["function"]["arguments"]
-    assert [*parts.values()] == ['{"x":{"y":1}}', "{}"]
-    assert [call["function"]["name"] for call in answer.message()["tool_calls"]] == ["f", "g"]
-
-
 @pytest.mark.parametrize(
     ("name", "fields", "fact"),
     [
@@ -128,89 +112,58 @@ def test_tools_that_must_not_be_called_are_not_shown(caller: Running):
     assert create(**fields, tools=[WEATHER], tool_choice="required").usage.prompt_tokens > without
 
 
-GOOD, OTHER = '{"name": "f", "arguments": {"x": "<br>"}}', '{"name": "g", "arguments": {}}'
+F_CALL, G_CALL = ("f", '{"x": {"y": "<b>}"}}'), ("g", "{}")
+WRITTEN, OTHER = f'{{"name": "f", "arguments": {F_CALL[1]}}}', '{"name": "g", "arguments": {}}'
 NO_CALL = "<tool_call>\n{f}\n</tool_call> then"
-
-
-@pytest.mark.parametrize(
-    ("text", "content", "reasoning", "calls"),
-    [
-        ("a < b", "a < b", "", []),
-        ("a <tool_call>\n" + GOOD + "\n</tool_call>", "a", "", [("f", '{"x": "<br>"}')]),
-        (
-            f"<think>\nhm\n</think>\n\nWell.\n<tool_call>\n{GOOD}\n</tool_call>\n<tool_call>\n{OTHER}\n</tool_call>",
-            "\n\nWell.",
-            "\nhm\n",
-            [("f", '{"x": "<br>"}'), ("g", "{}")],
-        ),
-        ("a" + NO_CALL, "a" + NO_CALL, "", []),
-        ("a<tool_call>5</tool_call>", "a<tool_call>5</tool_call>", "", []),
-        (f"a<tool_call>{GOOD}</tool_call>{NO_CALL}", f"a{NO_CALL}", "", [("f", '{"x": "<br>"}')]),
-        ("a<tool_call>" + GOOD[:9], "a<tool_call>" + GOOD[:9], "", []),
-    ],
-)
-@pytest.mark.parametrize("length", [1, 3, 1000])
-def test_the_parts_of_a_text(text: str, content: str, reasoning: str, calls: list[Any], length: int):
-    tokenizer = tokenizer_of(TOOLS)
-    template = response_template(tokenizer)
-    answer = WrittenCalls(tokenizer.get_response_parser(template, prefix="<|im_start|>assistant\n"))
-    deltas = []
-    for place in range(0, len(text), length):
-        answer.add(text[place : place + length], last=place + length >= len(text))
-        deltas.append(answer.delta())
-    found = [
-        (call["function"]["name"], call["function"]["arguments"]) for call in answer.message().get("tool_calls", [])
-    ]
-    assert (answer.message()["content"] or "", found) == (content, calls)
-    assert answer.message().get("reasoning_content", "") == reasoning
-    assert "".join(delta.get("content", "") for delta in deltas) == content
-
-
-ONE, TWO = ("f", '{"x": {"y": "}"}}'), ("g", "{}")
-LISTED, FIRST = f'{{"name": "f", "arguments": {ONE[1]}}}', f"[TOOL_CALLS]f[ARGS]{ONE[1]}"
+QWEN, LLAMA, INST = "<|im_start|>assistant\n", "<|start_header_id|>assistant<|end_header_id|>\n\n", "[/INST]"
+PARAMETERS = f'{{"name": "f", "parameters": {F_CALL[1]}}}'
+BOTH = f"<tool_call>\n{WRITTEN}\n</tool_call>\n<tool_call>\n{OTHER}\n</tool_call>"
 
 
 @pytest.mark.parametrize(
     ("shape", "prefix", "text", "content", "calls"),
     [
-        (LLAMA_TOOLS, LLAMA, '{"name": "f", "parameters": {"x": {"y": "}"}}}', "", [ONE]),
-        (LLAMA_TOOLS, LLAMA, '{"name": "f", "parameters": {"x": {"y": "}"}}}<|eot_id|>', "", [ONE]),
+        (TOOLS, QWEN, "a < b", "a < b", []),
+        (TOOLS, QWEN, f"a <tool_call>\n{WRITTEN}\n</tool_call>", "a", [F_CALL]),
+        (TOOLS, QWEN, f"<think>\nhm\n</think>\n\nWell.\n{BOTH}", "\n\nWell.", [F_CALL, G_CALL]),
+        (TOOLS, QWEN, f"a{NO_CALL}", f"a{NO_CALL}", []),
+        (TOOLS, QWEN, "a<tool_call>5</tool_call>", "a<tool_call>5</tool_call>", []),
+        (TOOLS, QWEN, f"a<tool_call>{WRITTEN}</tool_call>{NO_CALL}", f"a{NO_CALL}", [F_CALL]),
+        (TOOLS, QWEN, f"a<tool_call>{WRITTEN[:9]}", f"a<tool_call>{WRITTEN[:9]}", []),
+        (LLAMA_TOOLS, LLAMA, PARAMETERS, "", [F_CALL]),
+        (LLAMA_TOOLS, LLAMA, f"{PARAMETERS}<|eot_id|>", "", [F_CALL]),
         (LLAMA_TOOLS, LLAMA, 'So {"b": 1}.', 'So {"b": 1}.', []),
-        (LLAMA_TOOLS, LLAMA, '{"name": "f", "parameters": {"x"', '{"name": "f", "parameters": {"x"', []),
+        (LLAMA_TOOLS, LLAMA, PARAMETERS[:30], PARAMETERS[:30], []),
+        (MISTRAL_TOOLS, INST, f"[TOOL_CALLS] [{WRITTEN}, {OTHER}]", "", [F_CALL, G_CALL]),
+        (MISTRAL_TOOLS, INST, f"a[TOOL_CALLS] [{WRITTEN}]</s>", "a", [F_CALL]),
+        (MISTRAL_TOOLS, INST, f"[TOOL_CALLS] [{OTHER}, {{}}]", f"[TOOL_CALLS] [{OTHER}, {{}}]", []),
         (
-            MISTRAL_TOOLS,
-            "[/INST]",
-            f'[TOOL_CALLS] [{{"name": "f", "arguments": {ONE[1]}}}, {OTHER}]',
-            "",
-            [ONE, ("g", "{}")],
+            *(MISTRAL_ARGS, INST, f"[TOOL_CALLS]f[ARGS]{F_CALL[1]}[TOOL_CALLS]g[CALL_ID]123456789[ARGS]{{}}"),
+            *("", [F_CALL, G_CALL]),
         ),
-        (MISTRAL_TOOLS, "[/INST]", f"a[TOOL_CALLS] [{LISTED}]</s>", "a", [ONE]),
-        (MISTRAL_TOOLS, "[/INST]", f"[TOOL_CALLS] [{OTHER}, {{}}]", f"[TOOL_CALLS] [{OTHER}, {{}}]", []),
-        (
-            MISTRAL_ARGS,
-            "[/INST]",
-            f"[TOOL_CALLS]f[ARGS]{ONE[1]}[TOOL_CALLS]g[CALL_ID]123456789[ARGS]{{}}",
-            "",
-            [ONE, ("g", "{}")],
-        ),
-        (MISTRAL_ARGS, "[/INST]", "[TOOL_CALLS]f[ARG", "[TOOL_CALLS]f[ARG", []),
+        (MISTRAL_ARGS, INST, "[TOOL_CALLS]f[ARG", "[TOOL_CALLS]f[ARG", []),
     ],
 )
-@pytest.mark.parametrize("length", [1, 1000])
-def test_calls_as_llama_and_mistral_write_them(
-    shape: Shape, prefix: str, text: str, content: str, calls: list[Any], length: int
-):
+@pytest.mark.parametrize("length", [1, 3, 1000])
+def test_calls_as_models_write_them(shape: Shape, prefix: str, text: str, content: str, calls: list[Any], length: int):
+    """The parts of a text do not depend on the pieces in which it comes, and the deltas add up to it."""
     tokenizer = tokenizer_of(shape)
     answer = WrittenCalls(tokenizer.get_response_parser(response_template(tokenizer), prefix=prefix))
+    deltas = []
     for place in range(0, len(text), length):
         answer.add(text[place : place + length], last=place + length >= len(text))
-    assert (answer.content, [(call.name, call.arguments) for call in answer.calls]) == (content, calls)
+        deltas.append(answer.delta())
+    message = answer.message()
+    found = [(call["function"]["name"], call["function"]["arguments"]) for call in message.get("tool_calls", [])]
+    assert (message["content"] or "", found) == (content, calls)
+    assert message.get("reasoning_content", "") == ("\nhm\n" if "<think>" in text else "")
+    assert "".join(delta.get("content", "") for delta in deltas) == content
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", [LLAMA_TOOLS, MISTRAL_TOOLS], ids=["llama", "mistral"])
 def test_a_model_with_another_template_calls_a_tool_and_answers_by_its_result(shape: Shape, tmp_path: Path):
-    for server in start(save_calling_model(tmp_path / "base", shape), tmp_path):
+    with start(save_calling_model(tmp_path / "base", shape), tmp_path) as server:
         fields = {"model": "base", "temperature": 0, "tools": [WEATHER]}
         create = connect(server).chat.completions.create
         assert streamed(create(messages=[ASK], stream=True, **fields)) == ("", [("weather", CITY_CALL)], "tool_calls")
@@ -227,20 +180,17 @@ def test_eight_adapters_with_tools_beside_them_are_as_alone(caller: Running):
         {"tools": [WEATHER]},
         {"tools": [LIGHT, WEATHER], "tool_choice": "required"},
         {"tools": [WEATHER], "tool_choice": NAMED},
+        {"extra_body": {"guided_choice": ["はい", "いいえ"]}},
         {},
     ] * 4
-    names = [f"a{number}" for number in range(8)] + ["base"] * 4 + ["a7", "a5", "a3", "a1"]
+    names = [f"a{number}" for number in range(8)] + ["base"] * 8 + ["a7", "a5", "a3", "a1"]
 
-    async def ask(together: bool) -> list[Any]:
-        async with openai.AsyncOpenAI(base_url=f"{caller.url}/v1", api_key="-", max_retries=0, timeout=60) as client:
-            asked = [
-                client.chat.completions.create(model=name, messages=[ASK], temperature=0, max_tokens=60, **form)
-                for name, form in zip(names, forms, strict=True)
-            ]
-            return [*map(whole, await asyncio.gather(*asked) if together else [await one for one in asked])]
-
-    alone = asyncio.run(ask(together=False))
-    assert asyncio.run(ask(together=True)) == alone
-    assert alone[8] == ("", [("weather", CITY_CALL)], "tool_calls")
-    assert all(calls for (_content, calls, _reason), form in zip(alone, forms, strict=True) if "tool_choice" in form)
+    fields = {"messages": [ASK], "temperature": 0, "max_tokens": 60}
+    asked = [{**fields, "model": name, **form} for name, form in zip(names, forms, strict=True)]
+    alone = [whole(answer) for one in asked for answer in at_once(caller, [one], chat=True)]
+    assert [*map(whole, at_once(caller, asked, chat=True))] == alone
+    assert alone[10] == ("", [("weather", CITY_CALL)], "tool_calls")  # the base, which learned it
+    for (content, calls, _reason), form in zip(alone, forms, strict=True):
+        assert calls or "tool_choice" not in form
+        assert content in ("はい", "いいえ") or "extra_body" not in form
     assert len({content for content, _calls, _reason in alone}) > 4

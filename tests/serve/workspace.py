@@ -1,9 +1,12 @@
 """A working directory with texts and runs, and a server whose page shows them."""
 
+import io
 import json
 import os
 import re
+import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,8 @@ import httpx2
 from tests.runs import run_config
 from tests.serve.conftest import Running, start
 from tests.tiny import TEXT
+from tsugiki.language import language
+from tsugiki.serve import LOG_FILE, RunProcesses, Runs, Training, Uploads, Workspace
 from tsugiki.training import LossPoint, RunRecord, Sample, TrainingFigures, new_record
 
 
@@ -24,19 +29,39 @@ class Place:
     directory: Path
     token: str
 
+    @property
+    def uploads(self) -> Path:
+        """The folder of the texts that the page has sent."""
+        return self.running.library / ".texts"
+
     def get(self, path: str, **query: Any) -> Any:
         return httpx2.get(f"{self.running.url}/page/api/{path}", params=query, timeout=120)
 
-    def post(self, path: str, body: Any, token: str | None = None) -> Any:
-        headers = {"X-Page-Token": self.token if token is None else token, "Content-Type": "application/json"}
+    def post(self, path: str, body: Any) -> Any:
+        headers = {"X-Page-Token": self.token, "Content-Type": "application/json"}
         url = f"{self.running.url}/page/api/{path}"
         return httpx2.post(url, content=json.dumps(body), headers=headers, timeout=600)
 
+    def send(self, name: str, content: Any) -> Any:
+        """Send a text."""
+        url, headers = f"{self.running.url}/page/api/train/uploads", {"X-Page-Token": self.token}
+        return httpx2.put(url, params={"name": name}, content=content, headers=headers)
 
+
+def zipped(files: dict[str, bytes], encrypted: bool = False) -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    content = bytearray(packed.getvalue())
+    if encrypted:
+        content[content.index(b"PK\x01\x02") + 8] |= 1
+    return bytes(content)
+
+
+@contextmanager
 def serve_in(directory: Path, served_files: tuple[str, Path], **changes: Any) -> Iterator[Place]:
-    """Serve a working directory; `texts` below it has texts, and a link that leads out of it."""
-    from tsugiki.serve import Workspace
-
+    """Serve a new working directory; `texts` below it has texts, and a link that leads out of it."""
     texts = directory / "texts"
     (texts / "novels").mkdir(parents=True)
     (texts / "a.txt").write_text(TEXT, encoding="utf-8")
@@ -49,7 +74,7 @@ def serve_in(directory: Path, served_files: tuple[str, Path], **changes: Any) ->
     os.symlink(directory.parent / "secret.txt", texts / "link.txt")
     os.symlink(directory.parent, texts / "out")
     workspace = Workspace(served_files[0], directory, texts, changes.get("aozora", str(directory)))
-    for running in start(*served_files, workspace=workspace, **changes):
+    with start(*served_files, workspace=workspace, **changes) as running:
         token = re.findall(r'name="page-token" content="([\w-]+)"', httpx2.get(running.url).text)[0]
         yield Place(running, directory, token)
 
@@ -59,9 +84,8 @@ def record_of(directory: Path, name: str, **changes: Any) -> RunRecord:
     record = new_record(run_config(directory, name, model="embedded", data="a.txt").to_record())
     record.resolved_settings = {"steps": 10}
     record.loss_curve = [LossPoint(step=step, loss=5 - step / 4, learning_rate=0.1) for step in range(1, 5)]
-    record.training = TrainingFigures(
-        steps=4, loss=4.5, tokens=400, seconds=8.0, tokens_per_second=50.0, peak_memory=10**9
-    )
+    figures: Any = {"steps": 4, "loss": 4.5, "tokens": 400, "seconds": 8.0, "tokens_per_second": 50.0}
+    record.training = TrainingFigures(**figures, peak_memory=10**9)
     record.samples = [Sample(step=step, prompt="枝を", text=f"切る{step}<b>") for step in (0, 4)]
     return record.model_copy(update=changes)
 
@@ -72,3 +96,31 @@ def write_run(directory: Path, name: str, **changes: Any) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     record_of(directory, name, **changes).write(folder)
     return folder
+
+
+class NotedProcesses(RunProcesses):
+    """Keeps the words of each command and its language; a process goes on until the test ends it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.commands: list[tuple[list[str], str]] = []
+        self.running: Path | None = None
+
+    def start(self, folder: Path, words: Any, directory: Path) -> None:
+        self.commands.append((list(words), language()))
+        (folder / LOG_FILE).touch()
+        self.running = folder
+
+    def owner(self, folder: Path) -> int | None:
+        return os.getpid() if folder == self.running else None
+
+    def any_started(self) -> Path | None:
+        return self.running
+
+
+def training_in(directory: Path) -> Training:
+    """What prepares and starts runs, whose processes are none, on the text `a.txt`."""
+    (directory / "texts").mkdir(exist_ok=True)
+    (directory / "texts" / "a.txt").write_text(TEXT)
+    workspace = Workspace("embedded", directory, directory / "texts", "https://localhost")
+    return Training(workspace, Runs(directory, NotedProcesses()), Uploads(directory / "sent"))

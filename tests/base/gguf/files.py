@@ -73,12 +73,8 @@ def write_vocabulary(path: Path, settings: Mapping[str, Any] | None = None) -> P
     ]
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *pieces]
     scores = [0.0] * 259 + [-float(i) if len(piece) > 1 else -1000.0 - i for i, piece in enumerate(pieces)]
-    unknown, control, byte, normal = (
-        gguf.TokenType.UNKNOWN,
-        gguf.TokenType.CONTROL,
-        gguf.TokenType.BYTE,
-        gguf.TokenType.NORMAL,
-    )
+    kinds = gguf.TokenType
+    types = [kinds.UNKNOWN, *[kinds.CONTROL] * 2, *[kinds.BYTE] * 256, *[kinds.NORMAL] * len(pieces)]
     model = tiny_base("llama", vocab_size=len(tokens), tie_word_embeddings=True)
     writer = gguf.GGUFWriter(path, "llama")
     _add_settings(writer, model.config)
@@ -86,7 +82,7 @@ def write_vocabulary(path: Path, settings: Mapping[str, Any] | None = None) -> P
     writer.add_tokenizer_pre("default")
     writer.add_token_list(tokens)
     writer.add_token_scores(scores)
-    writer.add_token_types([unknown, control, control, *[byte] * 256, *[normal] * len(pieces)])
+    writer.add_token_types(types)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_unk_token_id(0)
@@ -97,17 +93,11 @@ def write_vocabulary(path: Path, settings: Mapping[str, Any] | None = None) -> P
 
 
 def _set(writer: gguf.GGUFWriter, settings: Mapping[str, Any]) -> None:
-    add = {
-        str: writer.add_string,
-        bool: writer.add_bool,
-        float: writer.add_float32,
-        int: writer.add_uint32,
-        list: writer.add_array,
-    }
+    add = {str: writer.add_string, bool: writer.add_bool, float: writer.add_float32, list: writer.add_array}
     for key, value in settings.items():
         writer.kv_data[0].pop(key, None)
         if value is not None:
-            add[type(value)](key, value)
+            add.get(type(value), writer.add_uint32)(key, value)
 
 
 def _finish(writer: gguf.GGUFWriter, path: Path) -> Path:

@@ -7,7 +7,7 @@ import gguf
 import pytest
 
 from tests.base.gguf.files import Kind, tiny_base, write_gguf
-from tsugiki import TsugikiError
+from tests.errors import assert_refused
 from tsugiki.base import is_gguf, read_header
 
 
@@ -38,8 +38,7 @@ def test_a_truncated_file_is_noticed_at_every_length(path: Path, tmp_path: Path)
     for length in (*range(4, 200, 7), *range(200, last, last // 60), last - 1):
         cut.write_bytes(content[:length])
         assert is_gguf(cut)
-        with pytest.raises(TsugikiError, match="truncated"):
-            read_header(cut)
+        assert_refused("truncated", read_header, cut)
     cut.write_bytes(content[:last])
     read_header(cut)
 
@@ -51,7 +50,6 @@ def test_a_truncated_file_is_noticed_at_every_length(path: Path, tmp_path: Path)
         (4, struct.pack("<I", 1), "version 1 .* 2 and 3"),
         (4, struct.pack(">I", 3), "version 50331648"),
         (8, struct.pack("<Q", 1 << 60), "truncated or damaged"),
-        (16, struct.pack("<Q", 1 << 60), "damaged"),
         (24, struct.pack("<Q", 1 << 63), "truncated or damaged"),
     ],
 )
@@ -59,8 +57,7 @@ def test_damaged_headers(at: int, bytes_: bytes, message: str, path: Path):
     content = bytearray(path.read_bytes())
     content[at : at + len(bytes_)] = bytes_
     path.write_bytes(content)
-    with pytest.raises(TsugikiError, match=message):
-        read_header(path)
+    assert_refused(message, read_header, path)
 
 
 def test_a_tensor_of_many_dimensions_is_refused_at_once(tmp_path: Path):
@@ -68,8 +65,7 @@ def test_a_tensor_of_many_dimensions_is_refused_at_once(tmp_path: Path):
     shape = struct.pack("<I", 60_000) + struct.pack("<Q", 2**62) * 60_000
     path = tmp_path / "a.gguf"
     path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 1, 0) + struct.pack("<Q", 1) + b"a" + shape + bytes(12))
-    with pytest.raises(TsugikiError, match="a has 60,000 dimensions"):
-        read_header(path)
+    assert_refused("a has 60,000 dimensions", read_header, path)
 
 
 def test_tensors_that_overlap_are_refused(tmp_path: Path):
@@ -77,14 +73,11 @@ def test_tensors_that_overlap_are_refused(tmp_path: Path):
     path = tmp_path / "a.gguf"
     tensors = b"".join(struct.pack("<Q", 1) + name + struct.pack("<IQIQ", 1, 16, 0, 32) for name in (b"a", b"b"))
     path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 2, 0) + tensors + bytes(256))
-    with pytest.raises(TsugikiError, match="the values of a, b overlap"):
-        read_header(path)
+    assert_refused("the values of a, b overlap", read_header, path)
 
 
 def test_quantisation_types_that_the_gguf_package_does_not_know(path: Path):
-    content = path.read_bytes()
-    name = b"output_norm.weight"
+    content, name = path.read_bytes(), b"output_norm.weight"
     at = content.index(name) + len(name) + 4 + 8
     path.write_bytes(content[:at] + struct.pack("<I", 999) + content[at + 4 :])
-    with pytest.raises(TsugikiError, match=r"output_norm.weight .*type 999"):
-        read_header(path)
+    assert_refused(r"output_norm.weight .*type 999", read_header, path)

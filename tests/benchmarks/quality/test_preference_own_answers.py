@@ -1,4 +1,4 @@
-"""The verifiers, on texts whose scores can be counted."""
+"""The verifier, on texts whose scores can be counted."""
 
 import pytest
 from benchmarks.quality.preference_own_answers import VERIFIERS
@@ -15,8 +15,3 @@ from benchmarks.quality.preference_own_answers import VERIFIERS
 )
 def test_polite_sentences_are_counted_by_their_ends(text: str, score: float):
     assert VERIFIERS["polite"](text) == pytest.approx(score)
-
-
-def test_short_sentences_have_4_to_20_characters():
-    assert VERIFIERS["short"]("雨だ。傘がないのだ。" + "あ" * 20 + "。" + "い" * 21 + "。") == 0.5
-    assert VERIFIERS["short"]("傘がない") == 0

@@ -6,15 +6,14 @@ import random
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import pytest
 from benchmarks.race.__main__ import main
-from benchmarks.race.race import PeftSettings, RaceResult, ToolRun, best_settings, copy_new_adapters, run_race
+from benchmarks.race.race import PeftSettings, RaceResult, ToolRun, best_settings, run_race
 
-from benchmarks.race import race
-from tests.tiny import save_grafted, save_tiny, tiny_model
-from tsugiki import LoraConfig, TsugikiError
+from tests.errors import assert_refused
+from tests.tiny import save_tiny
+from tsugiki import TsugikiError
 
 
 def run_of(tool: str, seed: int, *curve: tuple[float, float]) -> ToolRun:
@@ -26,18 +25,14 @@ def test_the_first_adapter_of_the_loss_or_a_lower_one_counts():
     best = [run_of("peft-best", seed, (5.0, 3.5), slow) for seed in (1, 2)]
     ours = [run_of("tsugiki", 1, quick, (5.0, 3.0), (6.0, 3.1)), run_of("tsugiki", 2, quick, (8.0, 2.9))]
     never = [run_of("trl", seed, (40.0, 3.01)) for seed in (1, 2)]
-    result = RaceResult({1: 3.0, 2: 3.0}, [*best, *ours, *never], PeftSettings())
+    failed = ToolRun("peft-documented", 1, seconds=3.0, problem="exited with status 1: no such file")
+    result = RaceResult({1: 3.0, 2: 3.0}, [*best, *ours, *never, failed], PeftSettings())
     assert result.rows() == [
-        ["peft-best", "10, 10", "1.00", "3.0000, 3.0000", "2.00 GB"],
-        ["tsugiki", "5, 8", "1.62", "3.0000, 2.9000", "2.00 GB"],
+        ["peft-best", "10.0, 10.0", "1.00", "3.0000, 3.0000", "2.00 GB"],
+        ["tsugiki", "5.0, 8.0", "1.62", "3.0000, 2.9000", "2.00 GB"],
         ["trl", "not in 41, not in 41", "–", "3.0100, 3.0100", "2.00 GB"],
+        ["peft-documented", "exited with status 1: no such file", "–", "–", "–"],
     ]
-
-
-def test_a_tool_that_failed_has_no_figures():
-    failed = ToolRun("trl", 1, seconds=3.0, problem="exited with status 1: no such file")
-    result = RaceResult({1: 3.0}, [run_of("peft-best", 1, (10.0, 3.0)), failed], PeftSettings())
-    assert result.rows()[1] == ["trl", "exited with status 1: no such file", "–", "–", "–"]
 
 
 @pytest.mark.parametrize(
@@ -54,15 +49,13 @@ def test_the_best_settings_of_peft_are_searched_for(
 
     def run(settings: PeftSettings) -> ToolRun:
         tried.append(settings)
-        rate, change = settings.learning_rate, 0.0
-        if settings.batch_size == 1:
-            rate, change = 2 * rate, with_one_row
-        loss = 3 + abs(math.log(rate / optimum)) + change
-        return ToolRun("peft-best", 1, eager_seconds if settings.attention == "eager" else 10.0, curve=[(5.0, loss)])
+        one_row = settings.batch_size == 1
+        distance = abs(math.log(settings.learning_rate * (1 + one_row) / optimum))
+        seconds = eager_seconds if settings.attention == "eager" else 10.0
+        return ToolRun("peft-best", 1, seconds, curve=[(5.0, 3 + distance + with_one_row * one_row)])
 
     found, run_of_best = best_settings(run)
-    assert found == best
-    assert run_of_best.seconds == min(10.0, eager_seconds)
+    assert (found, run_of_best.seconds) == (best, min(10.0, eager_seconds))
     assert [one.learning_rate for one in tried if one.batch_size == 4 and one.attention == "sdpa"] == rates
     assert len(tried) == len({*tried}) == len(rates) + 2
 
@@ -88,14 +81,12 @@ def test_every_tool_reaches_a_loss(kind: str, tmp_path: Path):
     lines: list[str] = []
     result = run_race(model, *files, seeds=1, show=lines.append)
     found = {run.tool: run for run in result.runs}
-    tools = {"peft-best", "peft-documented", "tsugiki"} | (
-        {"trl"} if find_spec("trl") and shutil.which("trl") else set()
-    )
-    assert set(found) == tools
+    has_trl = find_spec("trl") and shutil.which("trl")
+    assert set(found) == {"peft-best", "peft-documented", "tsugiki", *(["trl"] if has_trl else [])}
     assert not [run.problem for run in result.runs if run.problem]
     of_best = [line for line in lines if line.startswith("peft-best")]
     assert len(of_best) >= 5  # three rates or more, one row in a step, and the other attention implementation
-    assert len(lines) - len(of_best) == len(tools) - 1
+    assert len(lines) - len(of_best) == len(found) - 1
     assert all(len(run.curve) >= 3 and run.peak for run in found.values())
     assert all(0 < seconds < run.seconds for run in found.values() for seconds, _loss in run.curve)
     best = found["peft-best"].curve
@@ -103,48 +94,13 @@ def test_every_tool_reaches_a_loss(kind: str, tmp_path: Path):
     assert found["peft-best"].reached(result.goals[1]) is not None
 
 
-def test_two_kinds_of_records_are_refused(tmp_path: Path):
+def test_what_is_no_race_is_refused(tmp_path: Path):
     (tmp_path / "a.jsonl").write_text('{"text": "one"}\n', encoding="utf-8")
     (tmp_path / "b.jsonl").write_text('{"prompt": "one", "completion": "two"}\n', encoding="utf-8")
     model = save_tiny(tmp_path / "model")
-    with pytest.raises(TsugikiError, match="--held-out"):
+    with pytest.raises(TsugikiError, match="--held-out"):  # two kinds of records
         run_race(model, [str(tmp_path / "a.jsonl")], [str(tmp_path / "b.jsonl")], 1, print)
-
-
-def test_adapters_that_are_being_written_or_removed_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    out, folder = tmp_path / "out", tmp_path / "copies"
-    folder.mkdir()
-    for name in ("checkpoint-1", "checkpoint-2", ".checkpoint-3.part/.files.part", "checkpoint-4"):
-        save_grafted(out / name, tiny_model("llama"), LoraConfig(r=2))
-    copy, opened = shutil.copy2, race.safe_open
-
-    def removed_before(file: Path, framework: str) -> Any:
-        if file.parent.name == "checkpoint-4":
-            shutil.rmtree(file.parent)
-        return opened(file, framework)
-
-    def copy_and_remove(source: Path, target: Path) -> None:
-        copy(source, target)
-        if source.parent.name == "checkpoint-1":
-            shutil.rmtree(source.parent)
-
-    monkeypatch.setattr(shutil, "copy2", copy_and_remove)
-    monkeypatch.setattr(race, "safe_open", removed_before)
-    copies: dict[tuple[Path, int], Path] = {}
-    copy_new_adapters(out, folder, copies)
-    assert [file.parent.name for file, _at in copies] == ["checkpoint-2"]
-    (copied,) = copies.values()
-    assert {path.name for path in copied.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
-
-
-def test_an_unknown_tool_is_refused(tmp_path: Path):
     with pytest.raises(TsugikiError, match="nobody.*peft-documented, trl, tsugiki"):
         run_race("embedded", [], [], 1, print, ["tsugiki", "nobody"])
-
-
-@pytest.mark.parametrize(
-    ("arguments", "fact"), [(["--model", "gpt2-small"], "random"), (["--data", "a"], "--held-out")]
-)
-def test_a_race_without_a_trained_base_or_held_out_text_is_refused(arguments: list[str], fact: str):
-    with pytest.raises(TsugikiError, match=fact):
-        main(arguments)
+    for arguments, fact in ((["--model", "gpt2-small"], "random"), (["--data", "a"], "--held-out")):
+        assert_refused(fact, main, arguments)

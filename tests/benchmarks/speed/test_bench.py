@@ -10,8 +10,8 @@ from benchmarks.speed.__main__ import main
 from benchmarks.speed.runner import Measurement
 
 from benchmarks.speed import bench
+from tests.errors import assert_refused
 from tests.tiny import save_tiny
-from tsugiki.errors import TsugikiError
 
 
 @pytest.fixture
@@ -64,23 +64,17 @@ def test_a_measurement(base: str, run, fast, tmp_path: Path):
     assert results["rows"][0]["tokens_per_second"] == 128
     assert results["command"].startswith("python -m benchmarks.speed --model ")
     assert results["limits"]["fp32"]["tokens_per_second"] == 500
-    assert {"processor", "threads"} <= set(results["machine"])
-    assert (tmp_path / "figures" / "table.md").read_text().count("| chapter |") == 1
-    assert (tmp_path / "figures" / "plot.svg").read_text().startswith("<?xml")
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {"results.json", "table.md", "plot.svg"}
 
 
 def test_pairs_are_counted_instead_of_tokens(base: str, run, fast, tmp_path: Path):
     given = ("--preference", "--model", base, "--batch", "3", "--length", "64", "--prompt", "48", "--out", "figures")
-    out, _ = run(*given)
-    assert "pairs/s" in out
+    assert "pairs/s" in run(*given)[0]
     assert "3 pairs per step, 48 tokens of prompt, 16 of answer" in (tmp_path / "figures" / "table.md").read_text()
     results = json.loads((tmp_path / "figures" / "results.json").read_text())
     names = ["trl-dpo", "trl-dpo-best", "tsugiki-dpo", "tsugiki-dpo-recompute"]
     assert [row["name"] for row in results["rows"]] == names
     assert (results["rows"][0]["tokens_per_second"], results["limits"]) == (3, {})
-    out, _ = run("--preference", "--model", base, "--length", "64", "--entries", "tsugiki-dpo")
-    assert "32 tokens of prompt, 32 of answer" in out
-    assert "trl-dpo" not in out
 
 
 @pytest.mark.parametrize(
@@ -90,26 +84,16 @@ def test_pairs_are_counted_instead_of_tokens(base: str, run, fast, tmp_path: Pat
         (("--model", "./nowhere"), "known shapes are gpt2-small, rinna-medium, smollm2-135m"),
         (("--length", "2000"), "--length is 2000, but the context of"),
         (("--out", "text.txt"), "text.txt is a file"),
-        (("--prompt", "8"), "--preference"),
         (("--preference", "--length", "8", "--prompt", "7"), "--prompt 7"),
         (("--preference", "--entries", "trl"), "'trl'; choose from trl-dpo, trl-dpo-best, tsugiki-dpo"),
     ],
 )
 def test_bad_input_is_one_line(arguments: tuple[str, ...], fact: str, base: str, run, fast):
-    with pytest.raises(TsugikiError, match=re.escape(fact)) as error:
-        run("--model", base, *arguments)
-    assert "\n" not in str(error.value)
+    assert_refused(re.escape(fact), run, "--model", base, *arguments)
 
 
 def test_too_little_memory_is_reported_before_loading(run, fast, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("tsugiki.training.tools.memory.available", lambda: 300_000_000)
-    with pytest.raises(TsugikiError, match=r"497\.76 MB.*300\.00 MB free"):
-        run("--entries", "chapter")
+    assert_refused(r"497\.76 MB.*300\.00 MB free", run, "--entries", "chapter")
     out, _ = run("--entries", "chapter,peft-bf16")
     assert "not enough memory" in out
-
-
-def test_no_measurement_is_an_error_with_the_reason(base: str, run, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(bench, "measure", lambda entries, *_: [Measurement(n, problem="no luck") for n in entries])
-    with pytest.raises(TsugikiError, match="no entry could be measured: chapter: no luck"):
-        run("--model", base, "--length", "64", "--entries", "chapter")

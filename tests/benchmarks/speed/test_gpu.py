@@ -12,7 +12,7 @@ from benchmarks.figures import Figures
 from benchmarks.guide_tables import read_results
 
 from benchmarks.speed import gpu
-from tsugiki.errors import TsugikiError
+from tests.errors import assert_refused
 
 
 def directly(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -42,8 +42,7 @@ def test_everything_on_the_processor(
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="this machine has an accelerator")
 def test_without_an_accelerator_it_is_one_line():
-    with pytest.raises(TsugikiError, match="no accelerator.*--device cpu"):
-        gpu.main([])
+    assert_refused("no accelerator.*--device cpu", gpu.main, [])
 
 
 def test_wrong_losses_fail(monkeypatch: pytest.MonkeyPatch):

@@ -1,8 +1,7 @@
 """The limit counts exactly the matrix products that a LoRA step needs."""
 
 import pytest
-import torch
-from benchmarks.speed.limit import LAYOUTS, Product, Timings, operands, products
+from benchmarks.speed.limit import Product, Timings, products
 from peft import LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -17,7 +16,7 @@ def flops(product: Product) -> int:
     return 2 * product.batch * product.m * product.k * product.n
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen3", "gemma3_text", "gpt_neox", "opt", "falcon", "phi"])
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma3_text", "gpt_neox", "opt", "falcon"])
 def test_the_operations_are_those_that_torch_counts_in_a_step_of_peft(kind: str):
     model = tiny_model(kind)
     model.set_attn_implementation("eager")
@@ -45,26 +44,6 @@ def test_causal_attention_counts_blocks_up_to_the_diagonal():
     assert causal == 2 * layers * heads * width * blocks * 6
     whole = sum(count * flops(product) for product, count in found.items() if product.group == "attention")
     assert whole == 2 * layers * heads * width * 300 * 300 * 6
-
-
-@pytest.mark.parametrize(
-    ("product", "dtype"),
-    [
-        (Product("frozen layers", 1100, 24, 40), torch.int8),
-        (Product("low rank", 1100, 24, 8), torch.bfloat16),
-        (Product("low rank", 8, 1100, 40, sliced="k"), torch.float32),
-        (Product("attention", 32, 24, 40, 6, "batch"), torch.bfloat16),
-    ],
-)
-def test_every_layout_is_the_same_product(product: Product, dtype: torch.dtype):
-    strides = set()
-    for layout in LAYOUTS:
-        pairs, threads = operands(product, dtype, layout)
-        assert threads == (torch.get_num_threads() if layout.sliced else 1)
-        assert sum(2 * a.numel() * b.shape[-1] for a, b in pairs) == flops(product)
-        assert all(a.dtype == b.dtype == dtype and a.shape[-1] == b.shape[-2] for a, b in pairs)
-        strides.add(pairs[0][1].stride())
-    assert len(strides) == 2
 
 
 def test_each_product_counts_in_its_fastest_allowed_dtype():

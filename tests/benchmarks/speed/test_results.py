@@ -9,8 +9,6 @@ from benchmarks.speed.results import Results, collect, plot, results_page, resul
 from benchmarks.speed.runner import Measurement
 from benchmarks.speed.workload import Workload
 
-from tsugiki.report import Table
-
 LIMITS = {
     "fp32": {"tokens_per_second": 400.0, "causal_tokens_per_second": 450.0, "seconds": {}},
     "bf16": {"tokens_per_second": 1000.0, "causal_tokens_per_second": 1200.0, "seconds": {}},
@@ -44,6 +42,8 @@ def test_medians_ratios_and_shares():
 
 def test_the_table():
     headers, rows = results_table(example())
+    assert len({line.count(" | ") for line in results_table(example()).to_markdown().splitlines()}) == 1
+    assert "python -m benchmarks.speed --rounds 3" in results_page(example())
     cells = [dict(zip(headers, row, strict=True)) for row in rows]
     assert cells[0] == {
         "": "chapter", "tokens/s": "205", "slowest to fastest": "128 – 256", "ratio": "1.00", "share of limit": "51%",
@@ -58,24 +58,13 @@ def test_the_table():
     assert cells[5]["settings"] == "with causal attention: 1,200"
 
 
-def test_markdown_tables_are_regular():
-    lines = results_table(example()).to_markdown().splitlines()
-    assert len({line.count(" | ") for line in lines}) == 1
-    assert Table(["a", "b"], [["x|y", "z"]]).to_markdown().splitlines()[-1] == r"| x\|y | z |"
-    assert "python -m benchmarks.speed --rounds 3" in results_page(example())
-
-
 def test_bars_are_proportional_to_their_figures():
     svg = plot(example())
     ElementTree.fromstring(svg)
     assert "#00fe" not in svg, "all placeholder colours are replaced"
     assert "prefers-color-scheme: dark" in svg
-    bars = [
-        float(right) - float(left)
-        for left, right in re.findall(
-            r'd="M ([\d.]+) [\d.]+ \s*L ([\d.]+) [^"]*" clip-path[^>]*fill: var\(--s[18]\)', svg
-        )
-    ]
+    bar = r'd="M ([\d.]+) [\d.]+ \s*L ([\d.]+) [^"]*" clip-path[^>]*fill: var\(--s[18]\)'
+    bars = [float(right) - float(left) for left, right in re.findall(bar, svg)]
     assert [bar / bars[0] for bar in bars] == pytest.approx([1, 10 / 4, 10 / 8], rel=1e-3)
     for text in ("chapter", "tsugiki", "limit bf16", "tokens per second"):
         assert f">{text}</text>" in svg

@@ -48,7 +48,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def run(*names: str, rounds: int = 2) -> dict[str, runner.Measurement]:
-    entries = {name: BenchmarkEntry("", "any:any", requires=("no_such",) * (name == "absent")) for name in names}
+    entries = {name: BenchmarkEntry("", "any:any") for name in names}
     return {one.name: one for one in measure(entries, Workload("any"), rounds, lambda line: None, steps=2)}
 
 
@@ -64,14 +64,6 @@ def test_blocks_in_turn_after_the_warm_up(log: list[str]):
     assert found["a"].seconds == [5.0, 6.0, 9.0, 10.0]
     assert (found["a"].peak, found["a"].above_loaded, found["a"].loaded) == (GB + 10_000, 10_000, GB)
     assert found["a"].notes == {"attention": "eager"}
-
-
-def test_entries_that_are_not_installed_are_not_started(log: list[str]):
-    found = run("absent", "b")
-    assert found["absent"].problem == "not installed (pip install -e '.[dev]')"
-    assert found["absent"].blocks == []
-    assert "start absent" not in log
-    assert found["b"].blocks == [[5.0, 6.0], [9.0, 10.0]]
 
 
 @pytest.mark.parametrize("failing", ["a", "a 2", "a 5"])

@@ -18,13 +18,9 @@ def test_list(run, two: Path):
     assert "\x1b" not in out
     assert "a\\x1b[2J\\nb is broken" in out
     lines = [json.loads(line) for line in run("adapters", "list", "--json")[1].splitlines()]
-    assert [(line["name"], bool(line["broken"])) for line in lines] == [
-        ("a\x1b[2J\nb", True),
-        ("akutagawa", False),
-        ("empty", True),
-        ("soseki", False),
-        (os.fsdecode(b"\xff"), True),
-    ]
+    names = ["a\x1b[2J\nb", "akutagawa", "empty", "soseki", os.fsdecode(b"\xff")]
+    assert [line["name"] for line in lines] == names
+    assert [bool(line["broken"]) for line in lines] == [True, False, True, False, True]
     assert lines[1]["held_out"] is None
     assert lines[3]["held_out"]["after"]["loss"] == 4.9
     assert (lines[3]["ranks"], lines[3]["targets"], lines[3]["parameters"]) == ([4], ["c_attn"], 1024)

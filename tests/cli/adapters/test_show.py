@@ -10,3 +10,5 @@ def test_show(run, two: Path, tmp_path: Path):
         assert said in out, said
     assert (tmp_path / "page.html").is_file()
     assert run("adapters", "show", str(two / "akutagawa"))[0] == 0
+    status, _, err = run("adapters", "show", "soseki", "--html", "no/where.html")
+    assert (status, "no/where.html" in err) == (2, True)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tsugiki import TsugikiError
+from tests.errors import assert_refused
 from tsugiki.data import Completion, Conversation, Document, Message, Reading, content_key, decode, read_records
 
 ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "cp932", "euc_jp"]
@@ -30,12 +30,7 @@ def turns(question: str, answer: str) -> dict[str, Any]:
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_encodings_are_detected(encoding: str, tmp_path: Path):
     path = tmp_path / "a.txt"
-    for text in (
-        "庭の梅が咲いた。\r\nまだ寒い。ABC\r\n",
-        "あ",
-        "plain ascii",
-        *(["カタカナと①"] * (encoding != "euc_jp")),
-    ):
+    for text in ("庭の梅が咲いた。\r\nまだ寒い。ABC\r\n", "あ", "plain", *(["カタカナと①"] * (encoding != "euc_jp"))):
         path.write_bytes(text.encode(encoding))
         assert read(path) == [Document(text.replace("\r\n", "\n"), str(path))]
 
@@ -53,26 +48,19 @@ def test_encodings_of_files_of_lines(encoding: str, end: str, tmp_path: Path):
     assert read(path) == [Document(line, f"{path}:{number}") for number, line in enumerate(lines, 2) if line]
 
 
-HALF_WIDTH = ["ﾃｽﾄﾃ", "ｶﾅ", "ﾔﾏﾀﾞ ﾀﾛｳ", "ｱｲｳｴｵｶ", "ｶﾌﾞｼｷｶﾞｲｼｬ ｻｸﾗ\nﾅﾏｴ,ﾄｼ\n", "ﾊﾙﾉ ﾋﾞｮｰﾌﾞ｡ ABC 123", "ｱｲｳｴ､ｵｶｷｸｹｺ ｻｼｽ｡" * 20]
+HALF_WIDTH = ["ｶﾅ", "ｱｲｳｴｵｶ", "ｶﾌﾞｼｷｶﾞｲｼｬ ｻｸﾗ\nﾅﾏｴ,ﾄｼ\n", "ﾊﾙﾉ ﾋﾞｮｰﾌﾞ｡ ABC 123", "ｱｲｳｴ､ｵｶｷｸｹｺ ｻｼｽ｡" * 20]
+KANJI = ["海", "校長", "間……", "あいうえおかきく", "カキクケコ、ソウ。", "、。「」ー・、。", "中学校長会議", "　坂"]
 
 
-@pytest.mark.parametrize("text", HALF_WIDTH)
-def test_half_width_katakana_is_not_read_as_kanji(text: str, tmp_path: Path):
-    path = tmp_path / "a.txt"
-    path.write_bytes(text.encode("cp932"))
-    assert read(path) == [Document(text, str(path))]
-    path = tmp_path / "a.jsonl"
-    path.write_bytes(json.dumps({"text": text}, ensure_ascii=False).encode("cp932"))
-    assert read(path) == [Document(text, f"{path}:1")]
-
-
-@pytest.mark.parametrize(
-    "text", ["海", "校長", "間……", "あいうえおかきく", "カキクケコ、ソウ。", "、。「」ー・、。", "中学校長会議", "　坂"]
-)
-def test_short_texts_in_euc_jp_are_not_read_as_half_width(text: str, tmp_path: Path):
-    path = tmp_path / "a.txt"
-    path.write_bytes(text.encode("euc_jp"))
-    assert read(path) == [Document(text, str(path))]
+@pytest.mark.parametrize(("encoding", "texts"), [("cp932", HALF_WIDTH), ("euc_jp", KANJI)])
+def test_half_width_katakana_and_kanji_are_not_confused(encoding: str, texts: list[str], tmp_path: Path):
+    for text in texts:
+        path = tmp_path / "a.txt"
+        path.write_bytes(text.encode(encoding))
+        assert read(path) == [Document(text, str(path))]
+        path = tmp_path / "a.jsonl"
+        path.write_bytes(json.dumps({"text": text}, ensure_ascii=False).encode(encoding))
+        assert encoding == "euc_jp" or read(path) == [Document(text, f"{path}:1")]
 
 
 @pytest.mark.parametrize(("length", "most_wrong"), [(2, 15), (4, 6), (10, 2), (60, 0)])
@@ -92,10 +80,8 @@ MAIL = "Subject: meeting\n\n三時に駅前の喫茶店で。\nﾃﾚﾋﾞは�
 def as_windows_does(text: str, encoding: str) -> bytes:
     """Encode a text with ① and 髙 in rows 13 and 92 of JIS X 0208, which Python does not."""
     own = {"①": bytes([0x2D, 0x21]), "髙": bytes([0x7C, 0x62])}
-    if encoding == "euc_jp":
-        own = {character: bytes(byte | 0x80 for byte in pair) for character, pair in own.items()}
-    else:
-        own = {character: b"\x1b$B" + pair + b"\x1b(B" for character, pair in own.items()}
+    for character, pair in own.items():
+        own[character] = bytes(byte | 0x80 for byte in pair) if encoding == "euc_jp" else b"\x1b$B" + pair + b"\x1b(B"
     return b"".join(own.get(character) or character.encode(encoding) for character in text)
 
 
@@ -119,19 +105,17 @@ def test_a_damaged_text_is_an_error_and_not_half_width_katakana(encoding: str, e
     lines = ["次の停留所で降りて、坂を上がる。".encode(encoding)] * 20
     lines[7] = escape + lines[7].removeprefix(escape)[1:]
     (tmp_path / "a.txt").write_bytes(b"\n".join(lines))
-    with pytest.raises(TsugikiError, match=r"a\.txt:8 is not text.*ISO-2022-JP, EUC-JP"):
-        read(tmp_path / "a.txt")
+    assert_refused(r"a\.txt:8 is not text.*ISO-2022-JP, EUC-JP", read, tmp_path / "a.txt")
 
 
-@pytest.mark.parametrize(
-    ("encoding", "declared", "text"),
-    [("euc_jp", "EUC-JP", "夏"), ("cp932", "x-sjis", "ｺｶｻﾁ"), ("cp932", "euc-jp", "春の海")],
-)
-def test_a_short_page_has_the_encoding_that_it_declares_if_it_can(
-    encoding: str, declared: str, text: str, tmp_path: Path
-):
-    (tmp_path / "a.html").write_bytes(f'<meta charset="{declared}"><p>{text}'.encode(encoding))
-    assert [record.text for record in read(tmp_path / "a.html")] == [text]
+def test_a_short_page_has_the_encoding_that_it_declares_if_it_can(tmp_path: Path):
+    for encoding, declared, text in [
+        ("euc_jp", "EUC-JP", "夏"),
+        ("cp932", "x-sjis", "ｺｶｻﾁ"),
+        ("cp932", "euc-jp", "春の海"),
+    ]:
+        (tmp_path / "a.html").write_bytes(f'<meta charset="{declared}"><p>{text}'.encode(encoding))
+        assert [record.text for record in read(tmp_path / "a.html")] == [text]
 
 
 @pytest.mark.parametrize(("encoding", "short"), [("euc_jp", ["夏", "桜島"]), ("cp932", ["ｲﾆ", "ｺｶｻﾁ"])])
@@ -140,12 +124,11 @@ def test_a_short_text_has_the_encoding_of_the_other_files(encoding: str, short: 
     texts = [*short, "朝の市場で鯵と大根を買い、川沿いの道を帰った。"]
     contents = {f"{number}.txt": text.encode(encoding) for number, text in enumerate(texts)}
     reading = Reading()
-    if kind == "zip":
-        with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
-            for name, content in contents.items():
+    for name, content in contents.items():
+        if kind == "zip":
+            with zipfile.ZipFile(tmp_path / "a.zip", "a") as archive:
                 archive.writestr(name, content)
-    else:
-        for name, content in contents.items():
+        else:
             (tmp_path / name).write_bytes(content)
     assert [record.text for record in read_records(tmp_path, reading=reading)] == texts
     [(name, found)] = reading.encodings.items()
@@ -156,29 +139,15 @@ def test_a_short_text_has_the_encoding_of_the_other_files(encoding: str, short: 
 @pytest.mark.parametrize("data", [b"\xff\x00\x81", b"GIF89a\x00\x00\xff\xfe\x80", "字".encode("utf-32-le")])
 def test_bytes_that_are_not_text_are_an_error(data: bytes, tmp_path: Path):
     (tmp_path / "bad.txt").write_bytes(data)
-    with pytest.raises(TsugikiError, match="bad.txt.*UTF-8"):
-        read(tmp_path)
+    assert_refused("bad.txt.*UTF-8", read, tmp_path)
     for name in ("bad.jsonl", "bad.csv"):
         (tmp_path / name).write_bytes(b"text\na\n" + data)
-        with pytest.raises(TsugikiError, match=rf"{name}:3 .*UTF-8.*convert"):
-            read(tmp_path / name)
+        assert_refused(rf"{name}:3 .*UTF-8.*convert", read, tmp_path / name)
     (tmp_path / "bad.csv").write_bytes("text\n字\n".encode("utf-16")[:-1])
-    with pytest.raises(TsugikiError, match="bad.csv:2 "):
-        read(tmp_path / "bad.csv")
-
-
-def test_a_folder_is_read_in_order_of_names(tmp_path: Path):
-    (tmp_path / "sub").mkdir()
-    (tmp_path / "b.txt").write_text("二")
-    (tmp_path / "sub" / "c.jsonl").write_text('{"text": "三"}\n\n{"text": "四", "title": "x"}\n')
-    (tmp_path / "sub" / "D.CSV").write_text("prompt,completion\na,b\n")
-    (tmp_path / "a.txt").write_text("一")
-    (tmp_path / "README.md").write_text("not read")
-    (tmp_path / "blank.txt").write_text(" \n")
-    records = read(tmp_path)
-    assert [record.text for record in records] == ["一", "二", "ab", "三", "四"]
-    assert records[-1].source.endswith("c.jsonl:3")
-    assert records[-1].fields == {"title": "x"}
+    assert_refused("bad.csv:2 ", read, tmp_path / "bad.csv")
+    (tmp_path / "a.txt").write_bytes(b"\xef")  # the beginning of a byte order mark
+    assert content_key(tmp_path / "a.txt")
+    assert_refused(r"a\.txt:1 is not text", read, tmp_path / "a.txt")
 
 
 def test_csv_cells_of_many_lines(tmp_path: Path):
@@ -209,16 +178,18 @@ BAD = {
     "open quote": ("a.csv", 'text\nok\n"a\nb\n', "a.csv:3 .*CSV row: unexpected end of data"),
     "empty completion": ("a.csv", "prompt,completion\na,b\nc,\n", "a.csv:3 has an empty completion"),
     "blank": ("a.txt", " \n\u3000", "is empty"),
-    "other kind": ("a.png", "x", ".png .*use .txt, .md, .*, .parquet or .zip"),
+    "no names": ("a.csv", "When does it leave?,at eight\nWhere?,there\n", "at eight.*the first line must name"),
+    "half a pair": (
+        "a.jsonl",
+        '{"id": "1", "instruction": "x", "the answer": "at eight"}',
+        "has instruction but no output.*--columns 'output=the answer'",
+    ),
     "JSON, cut off": ("a.json", '[{"text": "a"}, {"text": ', "a.json is not JSON: "),
-    "JSON, with more": ("a.json", '[{"text": "a"}] x', "is not JSON: "),
     "JSON, deep": ("a.json", "[" * 100_000, "nested too deeply"),
     "JSON, deep row": ("a.json", '[{"text": ' + "[" * 200 + "]" * 200 + "}]", "nested too deeply"),
     "JSON, texts": ("a.json", '["a", "b"]', "element 1 is not a JSON object"),
     "JSON, settings": ("a.json", '{"name": "x", "version": 1}', "none of the fields text, .*--columns"),
     "JSON, blank": ("a.json", "", "is empty"),
-    "JSON, none": ("a.json", "text", "is not JSON"),
-    "JSON, long number": ("a.json", '[{"text": ' + "9" * 200 + "}]", "100 digits"),
     "no parquet": ("a.parquet", "x", "a.parquet cannot be read as Parquet"),
 }
 
@@ -226,34 +197,17 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_bad_files_are_named_with_their_line(case: str, tmp_path: Path):
     name, content, fact = BAD[case]
-    if name.endswith(".parquet"):
-        pytest.importorskip("pyarrow")
     (tmp_path / name).write_text(content)
-    with pytest.raises(TsugikiError, match=fact) as caught:
-        read(tmp_path / name)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("name", ["a" * 5000, "~nobody-has-this-name/a", "a\0b"])
-def test_names_that_no_file_can_have_are_errors(name: str):
-    for use in (content_key, read_records):
-        with pytest.raises(TsugikiError, match="no data at|no file or folder"):
-            use(name)
-
-
-def test_the_beginning_of_a_byte_order_mark_is_no_text(tmp_path: Path):
-    (tmp_path / "a.txt").write_bytes(b"\xef")
-    assert content_key(tmp_path / "a.txt")
-    with pytest.raises(TsugikiError, match=r"a\.txt:1 is not text"):
-        read(tmp_path / "a.txt")
+    assert_refused(fact, read, tmp_path / name)
 
 
 def test_missing_data(tmp_path: Path):
     for name in (tmp_path / "nowhere", "./nowhere", "no/such/folder", "nowhere.jsonl", "~/no", "csv"):
-        with pytest.raises(TsugikiError, match=re.escape(Path(name).name)):
-            read_records(name)
-    with pytest.raises(TsugikiError, match=r"\.txt, .*\.epub, .*\.parquet or \.zip"):
-        read_records(tmp_path)
+        assert_refused(re.escape(Path(name).name), read_records, name)
+    assert_refused(r"\.txt, .*\.epub, .*\.parquet or \.zip", read_records, tmp_path)
+    for name in ("a" * 5000, "~nobody-has-this-name/a", "a\0b"):
+        for use in (content_key, read_records):
+            assert_refused("no data at|no file or folder", use, name)
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
@@ -265,8 +219,9 @@ def test_files_are_not_held_in_memory(kind: str, tmp_path: Path):
     elif kind == "csv":
         path.write_text("text\n" + "\n".join(texts))
     else:
-        pyarrow = pytest.importorskip("pyarrow")
-        pytest.importorskip("pyarrow.parquet")
+        import pyarrow
+        import pyarrow.parquet
+
         pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path)
     list(islice(read_records(path), 3))
     tracemalloc.start()
@@ -278,16 +233,15 @@ def test_files_are_not_held_in_memory(kind: str, tmp_path: Path):
 
 
 def test_parquet(tmp_path: Path):
-    pyarrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow
+    import pyarrow.parquet
 
     def write(name: str, table: Any) -> Path:
-        parquet.write_table(pyarrow.table(table), tmp_path / name)
+        pyarrow.parquet.write_table(pyarrow.table(table), tmp_path / name)
         return tmp_path / name
 
-    path = write(
-        "a.parquet", {**{"messages": [turns("a", "b")["messages"]] * 2}, "source": ["x", None], "image": [b"", b""]}
-    )
+    talks = [turns("a", "b")["messages"]] * 2
+    path = write("a.parquet", {"messages": talks, "source": ["x", None], "image": [b"", b""]})
     expected = (Message("user", "a"), Message("assistant", "b"))
     assert read(path) == [Conversation(expected, f"{path}:{row}") for row in (1, 2)]
     assert [record.fields for record in read(path)] == [{"source": "x"}, {}]
@@ -296,30 +250,24 @@ def test_parquet(tmp_path: Path):
     assert read(path)[-1].source == f"{path}:1000"
     for table, fact in (
         ({"id": [1], "content": ["a"]}, "x.parquet:1 .*text, .*content"),
-        ({"id": [1]}, "x.parquet .*text, .*id"),
         ({"text": pyarrow.array([None, None], pyarrow.string())}, "x.parquet:1 .*null.*text"),
-        ({"text": [1]}, "x.parquet:1 .*number.*text"),
         ({"text": pyarrow.array([], pyarrow.string())}, "x.parquet is empty"),
-        (
-            {"text": ["a", None], "prompt": [None, "b"], "completion": [None, "c"]},
-            "x.parquet:2 .*prompt.*completion",
-        ),
+        ({"text": ["a", None], "prompt": [None, "b"], "completion": [None, "c"]}, "x.parquet:2 .*prompt.*completion"),
     ):
-        with pytest.raises(TsugikiError, match=fact):
-            read(write("x.parquet", table))
+        assert_refused(fact, read, write("x.parquet", table))
 
 
 def test_a_parquet_file_that_unpacks_to_very_much_is_refused(tmp_path: Path):
-    arrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow as arrow
+    import pyarrow.parquet as parquet
+
     value = random.Random(0).randbytes(100_000).hex()
     references = arrow.DictionaryArray.from_arrays(arrow.array([0] * 2000, arrow.int32()), arrow.array([value]))
     path = tmp_path / "a.parquet"
     for column in (["a"] * 150_000, ["a" * 15_000_000], [value] * 200, references):
         parquet.write_table(arrow.table({"text": column}), path, compression="zstd")
         assert path.stat().st_size < 200_000
-        with pytest.raises(TsugikiError, match="a.parquet unpacks to more than 100 times its size"):
-            read(path)
+        assert_refused("a.parquet unpacks to more than 100 times its size", read, path)
 
 
 def test_the_content_key_covers_names_and_bytes(tmp_path: Path):
@@ -335,8 +283,7 @@ def test_the_content_key_covers_names_and_bytes(tmp_path: Path):
     different = [key(a="x", b="y"), key(a="y", b="x"), key(a="xy"), key(a="x", c="y"), key(a="x", b="y", c="")]
     assert len(set(different)) == len(different)
     assert all(digest.startswith("sha256:") and len(digest) == 71 for digest in different)
-    with pytest.raises(TsugikiError, match="nowhere"):
-        content_key(tmp_path / "nowhere")
+    assert_refused("nowhere", content_key, tmp_path / "nowhere")
 
 
 # The hub -------------------------------------------------------------------------------------------------
@@ -345,7 +292,8 @@ def test_the_content_key_covers_names_and_bytes(tmp_path: Path):
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, str], Any]:
     """Replaces `datasets.load_dataset` by a mapping of (name, split) to a data set or an error."""
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     held: dict[tuple[str, str], Any] = {}
 
     def load_dataset(name: str, split: str) -> Any:
@@ -359,23 +307,21 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, str], Any]:
 
 
 def test_a_data_set_by_name(hub: dict[tuple[str, str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    import datasets
+    from datasets import Dataset
 
     rows = [turns("a", "b") | {"topic": "x", "score": 1}, turns("c", "d") | {"topic": "y", "score": 2}]
-    hub["someone/talks", "train"] = datasets.Dataset.from_list(rows)
-    hub["some/talks", "test"] = datasets.Dataset.from_list([{"text": "a"}])
-    hub["someone/numbers", "train"] = datasets.Dataset.from_list([{"id": 1}])
-    records = read("someone/talks")
-    assert [record.source for record in records] == ["someone/talks:1", "someone/talks:2"]
-    assert records[0].messages == (Message("user", "a"), Message("assistant", "b"))
-    assert records[1].fields == {"topic": "y"}
+    hub["someone/talks", "train"] = Dataset.from_list(rows)
+    hub["some/talks", "test"] = Dataset.from_list([{"text": "a"}])
+    hub["someone/numbers", "train"] = Dataset.from_list([{"id": 1}])
+    first, second = read("someone/talks")
+    assert (first.source, second.source) == ("someone/talks:1", "someone/talks:2")
+    assert first.messages == (Message("user", "a"), Message("assistant", "b"))
+    assert second.fields == {"topic": "y"}
     assert read("some/talks:test") == [Document("a", "some/talks:test:1")]
-    with pytest.raises(TsugikiError, match="someone/numbers .*text, .*id"):
-        read("someone/numbers")
+    assert_refused("someone/numbers .*text, .*id", read, "someone/numbers")
     key = content_key("someone/talks")
-    assert key == content_key("someone/talks")
-    hub["someone/talks", "train"] = datasets.Dataset.from_list([*rows, turns("e", "f")])
-    assert key != content_key("someone/talks")
+    hub["someone/talks", "train"] = Dataset.from_list([*rows, turns("e", "f")])
+    assert key != content_key("someone/talks") == content_key("someone/talks")
     (tmp_path / "someone" / "talks").mkdir(parents=True)
     (tmp_path / "someone" / "talks" / "a.txt").write_text("here")
     monkeypatch.chdir(tmp_path)
@@ -384,22 +330,17 @@ def test_a_data_set_by_name(hub: dict[tuple[str, str], Any], tmp_path: Path, mon
 
 def test_errors_of_the_hub_are_one_line(hub: dict[tuple[str, str], Any]):
     hub["far/away", "train"] = ConnectionError("Couldn't reach 'away' on the Hub")
-    generation = RuntimeError("An error occurred while generating")
+    hub["a/c", "train"] = generation = RuntimeError("An error occurred while generating")
     generation.__cause__ = ValueError("line 3 is broken")
-    hub["a/c", "train"] = generation
     hub["a/b", "dev"] = ValueError("Unknown split \"dev\". Should be one of ['train'].\nmore")
-    for name, fact in (
-        ("nobody/nothing", "nobody/nothing.* hub"),
-        ("far/away", "far/away.* reached"),
-        (
-            "a/b:dev",
-            r"the data set a/b:dev cannot be read: Unknown split \"dev\". Should be one of \['train'\]",
-        ),
-        ("a/c", "a/c .*line 3 is broken"),
-    ):
+    for name, fact in {
+        "nobody/nothing": "nobody/nothing.* hub",
+        "far/away": "far/away.* reached",
+        "a/b:dev": r"the data set a/b:dev cannot be read: Unknown split \"dev\". Should be one of \['train'\]",
+        "a/c": "a/c .*line 3 is broken",
+    }.items():
         for function in (read, content_key):
-            with pytest.raises(TsugikiError, match=fact):
-                function(name)
+            assert_refused(fact, function, name)
 
 
 def test_without_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -407,5 +348,4 @@ def test_without_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
     for data in ("some/talks", tmp_path / "a.parquet"):
-        with pytest.raises(TsugikiError, match=rf"{data}.* pip install 'tsugiki\[datasets\]'"):
-            read(data)
+        assert_refused(rf"{data}.* pip install 'tsugiki\[datasets\]'", read, data)

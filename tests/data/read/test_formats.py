@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.errors import assert_refused
 from tsugiki import TsugikiError
 from tsugiki.data import (
     Completion,
@@ -55,6 +56,11 @@ def test_a_work_of_aozora_bunko_is_read_without_notation(encoding: str, end: str
     assert records[0].fields == {"title": "駅", "author": "庭野枝"}
     assert (reading.works, reading.unresolved) == ([str(path)], 1)
     assert len(reading.notes()) == 2 + (encoding != "utf-8-sig")
+    archive = tmp_path / "1_ruby_2.zip"  # as the library distributes it
+    archive.write_bytes(zip_bytes({"eki.txt": path.read_bytes(), "fig1.png": b"x"}))
+    records, reading = read(archive)
+    assert records == [Document(CLEAN, str(archive))]
+    assert "1 file of another kind is passed over (.png)" in reading.notes()[-1]
 
 
 @pytest.mark.parametrize(
@@ -63,27 +69,15 @@ def test_a_work_of_aozora_bunko_is_read_without_notation(encoding: str, end: str
         (WORK, True),
         (f"駅\n庭野枝\n\n{BODY}{FOOTER}", True),
         ("駅\n庭野枝\n\n本文だけ。\n" + FOOTER, True),
-        (f"駅\n庭野枝\n\n{LEGEND}\n本文。\n", True),
         ("駅\n\n本文だけ。\n\n底本：「庭」枝書房\n", False),  # somebody's own note on a source
-        (CLEAN, False),
         (BODY, False),
         (f"記法の説明\n\n{BODY}\n底本：の行から後ろは除く。\n" + "別の話が続く。\n" * 2000, False),
         ("《引用》と《引用》\n" * 10, False),
-        ("", False),
         ("-" * 60 + "\nある表\n" + "-" * 60 + "\n底本の話をする。", False),
     ],
 )
 def test_only_works_are_taken_for_works(text: str, is_one: bool):
     assert is_work(text) is is_one
-
-
-def test_a_zip_as_the_library_distributes_it(tmp_path: Path):
-    path = tmp_path / "1_ruby_2.zip"
-    path.write_bytes(zip_bytes({"eki.txt": WORK.replace("\n", "\r\n").encode("cp932"), "fig1.png": b"x"}))
-    records, reading = read(path)
-    assert records == [Document(CLEAN, str(path))]
-    assert reading.works == [str(path)]
-    assert "1 file of another kind is passed over (.png)" in reading.notes()[-1]
 
 
 def test_annotations_without_header_and_footer_are_kept_and_told(tmp_path: Path):
@@ -105,30 +99,20 @@ def test_a_text_that_is_read_in_another_way_than_before_has_another_key(tmp_path
 # Zips ----------------------------------------------------------------------------------------------------
 
 
-def test_a_link_in_a_zip_is_passed_over(tmp_path: Path):
-    path = tmp_path / "all.zip"
-    link = zipfile.ZipInfo("link.txt")
-    link.create_system, link.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("a.txt", "一つ目の文章。")
-        archive.writestr(link, "a.txt")
-    reading = Reading()
-    assert [record.text for record in read_records(path, reading=reading)] == ["一つ目の文章。"]
-    assert reading.notes() == ["1 file of another kind is passed over (.txt (link))"]
-
-
 def test_a_zip_of_several_texts_and_tables(tmp_path: Path):
     path = tmp_path / "all.zip"
     texts = {"b.txt": "二", "sub/a.md": "# 一", "c.jsonl": '{"text": "三"}\n', "package.json": '{"name": "x"}'}
     others = {"README.md": b"about", "x.pdf": b"%PDF", ".b.txt": b"junk"}
     path.write_bytes(zip_bytes({name: text.encode() for name, text in texts.items()} | others))
+    link = zipfile.ZipInfo("link.txt")
+    link.create_system, link.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(link, "b.txt")
     records, reading = read(path)
     assert [(one.text, one.source) for one in records] == [
-        ("二", f"{path}/b.txt"),
-        ("三", f"{path}/c.jsonl:1"),
-        ("# 一", f"{path}/sub/a.md"),
+        *(("二", f"{path}/b.txt"), ("三", f"{path}/c.jsonl:1"), ("# 一", f"{path}/sub/a.md"))
     ]
-    assert reading.passed_over == [f"{path}/x.pdf"]
+    assert reading.passed_over == [f"{path}/link.txt (link)", f"{path}/x.pdf"]
     assert reading.without_fields == [f"{path}/package.json"]
 
 
@@ -147,34 +131,6 @@ def zip_bytes(members: dict[str, bytes]) -> bytes:
         for name, content in members.items():
             archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
     return file.getvalue()
-
-
-@pytest.mark.parametrize(
-    ("content", "fact"),
-    [
-        (encrypted(), "protected by a password"),
-        (zip_bytes({"a.txt": b"a" * 50_000_000}), "unpacks to more than"),
-        (zip_bytes({f"{n}.txt": b"a" * 1_000_000 for n in range(9)}), "unpacks to more than"),
-        (zip_bytes({"../a.txt": b"a"}), r"\.\./a\.txt.*leads out"),
-        (zip_bytes({"C:\\a.txt": b"a"}), "leads out"),
-        (zip_bytes({"/etc/a.txt": b"a"}), "leads out"),
-        (zip_bytes({"a.png": b"a"}), "contains no .txt"),
-        (b"PK\x03\x04 broken", "damaged zip"),
-        (b"", "damaged zip"),
-        (zip_bytes({"a.txt": "字".encode("utf-32-le") * 9 + b"\xff"}), "not text in UTF-8"),
-    ],
-)
-def test_bad_zips_are_one_line_and_little_memory(content: bytes, fact: str, tmp_path: Path):
-    path = tmp_path / "x.zip"
-    path.write_bytes(content)
-    tracemalloc.start()
-    with pytest.raises(TsugikiError, match=fact) as caught:
-        read(path)
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert peak < 30_000_000
-    assert "\n" not in str(caught.value)
-    assert [one.name for one in tmp_path.iterdir()] == ["x.zip"]
 
 
 def test_of_several_members_with_a_name_the_last_one_is_read_once(tmp_path: Path):
@@ -223,29 +179,42 @@ def encryption(method: str) -> bytes:
     return f'<encryption><EncryptedData><EncryptionMethod Algorithm="{method}"/></EncryptedData></encryption>'.encode()
 
 
+def changed(path: str, content: bytes | None) -> bytes:
+    """The EPUB with other content of one member, or without it."""
+    return zip_bytes({name: found for name, found in {**EPUB, path: content}.items() if found is not None})
+
+
 @pytest.mark.parametrize(
-    ("change", "fact"),
+    ("name", "content", "fact"),
     [
-        ({"META-INF/encryption.xml": encryption("http://www.w3.org/2001/04/xmlenc#aes256-cbc")}, "DRM"),
-        ({"META-INF/rights.xml": b"<rights/>"}, "DRM"),
-        ({"META-INF/sinf.xml": b"<sinf/>"}, "DRM"),
-        ({"META-INF/container.xml": b"<container/>"}, "package.opf is missing"),
-        ({"OPS/p.opf": b"<package"}, "OPS/p.opf: "),
-        ({"OPS/p.opf": b'<!DOCTYPE p [<!ENTITY a "b">]><package/>'}, "defines entities"),
-        ({"OPS/text/1.xhtml": None}, "OPS/text/1.xhtml is missing"),
-        ({"OPS/text/1.xhtml": b"\xff\xfe\xfd"}, "UTF-8 or UTF-16"),
-        ({"OPS/text/1.xhtml": b"a" * 30_000_000}, "unpacks to more than"),
-        ({"../x": b""}, "leads out"),
-        ({"OPS/p.opf": b"<package/>"}, "is empty"),
+        ("x.zip", encrypted(), "protected by a password"),
+        ("x.zip", zip_bytes({"a.txt": b"a" * 50_000_000}), "unpacks to more than"),
+        ("x.zip", zip_bytes({f"{n}.txt": b"a" * 1_000_000 for n in range(9)}), "unpacks to more than"),
+        ("x.zip", zip_bytes({"../a.txt": b"a"}), r"\.\./a\.txt.*leads out"),
+        ("x.zip", zip_bytes({"C:\\a.txt": b"a"}), "leads out"),
+        ("x.zip", zip_bytes({"a.png": b"a"}), "contains no .txt"),
+        ("x.zip", b"PK\x03\x04 broken", "damaged zip"),
+        ("x.zip", zip_bytes({"a.txt": "字".encode("utf-32-le") * 9 + b"\xff"}), "not text in UTF-8"),
+        ("x.epub", changed("META-INF/encryption.xml", encryption("http://www.w3.org/2001/04/xmlenc")), "DRM"),
+        ("x.epub", changed("META-INF/sinf.xml", b"<sinf/>"), "DRM"),
+        ("x.epub", changed("META-INF/container.xml", b"<container/>"), "package.opf is missing"),
+        ("x.epub", changed("OPS/p.opf", b"<package"), "OPS/p.opf: "),
+        ("x.epub", changed("OPS/p.opf", b'<!DOCTYPE p [<!ENTITY a "b">]><package/>'), "defines entities"),
+        ("x.epub", changed("OPS/text/1.xhtml", None), "OPS/text/1.xhtml is missing"),
+        ("x.epub", changed("OPS/text/1.xhtml", b"\xff\xfe\xfd"), "UTF-8 or UTF-16"),
+        ("x.epub", changed("OPS/p.opf", b"<package/>"), "is empty"),
     ],
 )
-def test_bad_epubs_are_one_line(change: dict[str, bytes | None], fact: str, tmp_path: Path):
-    path = tmp_path / "a.epub"
-    members = {name: content for name, content in {**EPUB, **change}.items() if content is not None}
-    path.write_bytes(zip_bytes(members))
+def test_bad_zips_and_epubs_are_one_line_and_little_memory(name: str, content: bytes, fact: str, tmp_path: Path):
+    (tmp_path / name).write_bytes(content)
+    tracemalloc.start()
     with pytest.raises(TsugikiError, match=fact) as caught:
-        read(path)
+        read(tmp_path / name)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 30_000_000
     assert "\n" not in str(caught.value)
+    assert [one.name for one in tmp_path.iterdir()] == [name]
 
 
 def test_a_chapter_that_is_named_again_is_read_once(tmp_path: Path):
@@ -255,14 +224,11 @@ def test_a_chapter_that_is_named_again_is_read_once(tmp_path: Path):
     assert (record.text.count("一"), record.text.count("駅に灯")) == (1, 2)
 
 
-def test_unended_elements_take_linear_time():
-    assert html_text("<p>a</p>" + "<rt>" * 20_000 + "</rt>" * 20_000 + "<p>b</p>") == "a\nb"
-
-
-@pytest.mark.parametrize("mark", ["<a ", "<a b='", "<!--", "</", "</p ", "<![CDATA[", "<?x ", "<!x "])
+@pytest.mark.parametrize("mark", ["<a ", "<a b='", "<!--", "</p ", "<![CDATA[", "<?x "])
 def test_a_tag_without_an_end_hides_the_rest_in_linear_time(mark: str):
     assert html_text("<p>a < b &amp; c</p>" + mark * 100_000) == "a < b & c"
     assert html_text("<p>a</p>b &lt; &am") == "a\nb < &am"
+    assert html_text("<p>a</p>" + "<rt>" * 20_000 + "</rt>" * 20_000 + "<p>b</p>") == "a\nb"
 
 
 # HTML ----------------------------------------------------------------------------------------------------
@@ -294,9 +260,7 @@ def test_a_web_page_is_a_document_without_title_scripts_and_readings(page: str, 
     [
         ("a.tsv", "\t", "utf-8-sig"),
         ("a.csv", ";", "utf-16"),
-        ("a.csv", "\t", "cp932"),
-        ("a.csv", ",", "utf-16"),
-        ("a.csv", "|", "utf-8-sig"),
+        ("a.csv", "|", "cp932"),
     ],
 )
 def test_the_separator_of_a_table_is_found(name: str, mark: str, encoding: str, tmp_path: Path):
@@ -304,11 +268,8 @@ def test_the_separator_of_a_table_is_found(name: str, mark: str, encoding: str, 
     (tmp_path / name).write_text("\n".join(lines), encoding=encoding)
     [record], _ = read(tmp_path / name)
     assert (record.prompt, record.completion) == ("一", f"二{mark}三")
-
-
-def test_a_column_of_texts_with_semicolons(tmp_path: Path):
-    (tmp_path / "a.csv").write_text("text\na;b;c\n")
-    assert [record.text for record in read(tmp_path / "a.csv")[0]] == ["a;b;c"]
+    (tmp_path / "b.csv").write_text("text\na;b;c\n")
+    assert [record.text for record in read(tmp_path / "b.csv")[0]] == ["a;b;c"]
 
 
 @pytest.mark.parametrize(
@@ -316,14 +277,12 @@ def test_a_column_of_texts_with_semicolons(tmp_path: Path):
 )
 def test_files_of_other_kinds_say_what_to_do(name: str, way: str, tmp_path: Path):
     (tmp_path / name).write_bytes(b"x")
-    with pytest.raises(TsugikiError, match=f"{name}: .*{way}"):
-        read(tmp_path / name)
+    assert_refused(f"{name}: .*{way}", read, tmp_path / name)
 
 
 def test_a_web_address_is_no_path():
     for data in ("https://example.org/a.html", Path("https://example.org/a.html")):
-        with pytest.raises(TsugikiError, match=r"example\.org/a\.html is a web address"):
-            read(data)
+        assert_refused(r"example\.org/a\.html is a web address", read, data)
 
 
 # JSON ----------------------------------------------------------------------------------------------------
@@ -342,8 +301,7 @@ def test_a_json_array_and_objects_one_after_another(tmp_path: Path):
 def test_a_json_file_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(tables, "_MAX_JSON", 20)
     (tmp_path / "a.json").write_text('[{"text": "abcdefgh"}]')
-    with pytest.raises(TsugikiError, match=r"a\.json has more than .*\.jsonl"):
-        read(tmp_path / "a.json")
+    assert_refused(r"a\.json has more than .*\.jsonl", read, tmp_path / "a.json")
 
 
 def test_rows_with_null_are_left_out_and_told(tmp_path: Path):
@@ -354,33 +312,32 @@ def test_rows_with_null_are_left_out_and_told(tmp_path: Path):
     assert [record.prompt for record in records] == ["1", "2", "3", "6", "7", "8"]
     assert f"3 files or rows are empty, so nothing of them is used: {path}:1, {path}:5, {path}:6" in reading.notes()
     path.write_text("\n".join(json.dumps({"q": "x", "a": None}) for _ in range(3)))
-    with pytest.raises(TsugikiError, match=r"a\.jsonl:1 has null as completion"):
-        read(path)
+    assert_refused(r"a\.jsonl:1 has null as completion", read, path)
 
 
 # Columns, patterns, folders --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["csv", "json", "jsonl", "parquet"])
+@pytest.mark.parametrize("kind", ["csv", "json", "parquet"])
 def test_columns_with_other_names(kind: str, tmp_path: Path):
     rows = [{"topic": "a", "reply": "bb", "title": "t"}]
     path = tmp_path / f"a.{kind}"
     if kind == "csv":
         path.write_text("topic,reply,title\na,bb,t\n")
     elif kind == "parquet":
-        arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        import pyarrow as arrow
+        import pyarrow.parquet as parquet
+
         parquet.write_table(arrow.Table.from_pylist(rows), path)
     else:
-        path.write_text(json.dumps(rows if kind == "json" else rows[0]))
+        path.write_text(json.dumps(rows))
     columns = parse_columns(["prompt=topic", "completion=reply"])
     [record], _ = read(path, columns=columns)
     assert isinstance(record, Completion)
     assert (record.prompt, record.completion, record.fields) == ("a", "bb", {"title": "t"})
     assert content_key(path, columns) != content_key(path)
-    with pytest.raises(TsugikiError, match="topic, reply, title.*--columns prompt=topic,completion=reply"):
-        read(path)
-    with pytest.raises(TsugikiError, match="--columns"):
-        read(path, columns={"prompt": "topik"})
+    assert_refused("topic, reply, title.*--columns prompt=topic,completion=reply", read, path)
+    assert_refused("--columns", read, path, columns={"prompt": "topik"})
 
 
 @pytest.mark.parametrize(
@@ -406,20 +363,6 @@ def test_a_known_schema_and_given_columns_come_before_usual_names(tmp_path: Path
         read(path, columns={"prompt": "qestion", "completion": "answer"})
 
 
-def test_a_table_without_a_first_line_of_names_is_told_what_to_do(tmp_path: Path):
-    path = tmp_path / "a.csv"
-    path.write_text("When does the last train to Aomori leave today?,at eight\nWhere?,there\n")
-    with pytest.raises(TsugikiError, match="at eight.*the first line must name.*text=NAME"):
-        read(path)
-
-
-def test_a_pair_of_which_one_column_has_another_name_is_told_which(tmp_path: Path):
-    path = tmp_path / "a.jsonl"
-    path.write_text(json.dumps({"id": "1", "instruction": "wann?", "the answer": "um acht"}))
-    with pytest.raises(TsugikiError, match="has instruction but no output.*--columns 'output=the answer'"):
-        read(path)
-
-
 def test_columns_that_are_written_in_another_way():
     for text in ("prompt", "prompt=", "=a", "a=b,,c=d", ""):
         with pytest.raises(ValueError, match="field=column"):
@@ -429,49 +372,36 @@ def test_columns_that_are_written_in_another_way():
 
 
 def test_several_texts_and_patterns_are_read_in_order_and_each_once(tmp_path: Path):
-    for name in ("b", "a", "c"):
+    for name in ("b", "a", "c", "sub/a"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / f"{name}.txt").write_text(name)
-    (tmp_path / "sub").mkdir()
-    (tmp_path / "sub" / "a.txt").write_text("d")
     given = [str(tmp_path / "c.txt"), str(tmp_path / "*.txt"), str(tmp_path / "sub")]
-    assert [one.text for one in read(given)[0]] == ["c", "a", "b", "d"]
-    assert [one.text for one in read(str(tmp_path / "**" / "*.txt"))[0]] == ["a", "b", "c", "d"]
+    assert [one.text for one in read(given)[0]] == ["c", "a", "b", "sub/a"]
+    assert [one.text for one in read(str(tmp_path / "**" / "*.txt"))[0]] == ["a", "b", "c", "sub/a"]
+    (tmp_path / "[a].txt").write_text("x")
+    assert [one.text for one in read(str(tmp_path / "[a].txt"))[0]] == ["x"], "a name with a bracket is no pattern"
     assert content_key(given) != content_key(given[:2])
     assert content_key(given[1]) == content_key([given[1]])
     several = content_key(f"{tmp_path}/**/a.txt")
     (tmp_path / "sub" / "a.txt").write_text("changed")
     assert content_key(f"{tmp_path}/**/a.txt") != several, "files of the same name in different folders"
-    (tmp_path / "sub" / "a.txt").write_text("d")
-    with pytest.raises(TsugikiError, match=r"no file matches .*\.md"):
-        read(str(tmp_path / "*.md"))
-    with pytest.raises(TsugikiError, match="nowhere"):
-        read([given[0], str(tmp_path / "nowhere")])
+    for wrong, fact in ((str(tmp_path / "*.md"), r"no file matches .*\.md"), ([given[0], "nowhere"], "nowhere")):
+        assert_refused(fact, read, wrong)
 
 
-def test_a_name_with_a_bracket_is_no_pattern(tmp_path: Path):
-    (tmp_path / "[a].txt").write_text("x")
-    assert [one.text for one in read(str(tmp_path / "[a].txt"))[0]] == ["x"]
-
-
-def test_what_a_folder_holds_besides_data_is_told(tmp_path: Path):
+def test_a_folder_is_read_in_order_of_names_and_what_it_holds_besides_is_told(tmp_path: Path):
+    (tmp_path / "sub").mkdir()
     for name, content in {
-        "a.txt": "一",
-        "b.txt": " \n",
-        "meta.csv": "id,size\n1,2\n",
-        "config.json": '{"a": 1}',
-        "c.pdf": "",
-        "d.pdf": "",
-        "e.png": "",
-        ".hidden.txt": "no",
-        "README.md": "about",
-        "LICENSE": "x",
+        **{"b.txt": "二", "a.txt": "一", "blank.txt": " \n", "README.md": "not read", ".hidden.txt": "no"},
+        **{"sub/c.jsonl": '{"text": "三"}\n\n{"text": "四", "title": "x"}\n', "sub/D.CSV": "text\nab\n"},
+        **{"meta.csv": "id,size\n1,2\n", "config.json": '{"a": 1}', "c.pdf": "", "d.pdf": "", "e.png": ""},
     }.items():
         (tmp_path / name).write_text(content)
     records, reading = read(tmp_path)
-    assert [one.text for one in records] == ["一"]
-    notes = reading.notes()
-    assert len(notes) == 3
-    assert "b.txt" in notes[0]
-    assert "(.pdf 2, .png)" in notes[1]
-    assert "config.json" in notes[2]
-    assert "meta.csv" in notes[2]
+    assert [record.text for record in records] == ["一", "二", "ab", "三", "四"]
+    assert (records[-1].source, records[-1].fields) == (f"{tmp_path}/sub/c.jsonl:3", {"title": "x"})
+    empty, others, without_texts = reading.notes()
+    assert "blank.txt" in empty
+    assert "(.pdf 2, .png)" in others
+    assert "config.json" in without_texts
+    assert "meta.csv" in without_texts

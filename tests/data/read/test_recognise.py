@@ -15,10 +15,8 @@ TURNS = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}
     ("name", "content", "kind"),
     [
         ("a.txt", "a text", "texts"),
-        ("a.txt", "", "texts"),
         ("a.csv", "text,title\na,b\n", "texts"),
         ("a.csv", "質問,回答\na,b\n", "questions"),
-        ("a.csv", "instruction,output\na,b\n", "questions"),
         ("a.csv", "prompt,completion,label\na,b,true\n", "labels"),
         ("a.csv", "prompt,completion,label\na,b,greeting\n", "questions"),
         ("a.csv", "question,chosen,rejected\na,b,c\n", "pairs"),
@@ -38,9 +36,5 @@ def test_columns_and_rows(tmp_path: Path):
     columns = {"prompt": "frage", "completion": "antwort"}
     found = recognise(str(tmp_path / "a.jsonl"), columns)
     assert (found.kind, found.columns, found.rows) == ("questions", columns, rows[:3])
-
-
-def test_several_kinds(tmp_path: Path):
     (tmp_path / "a.txt").write_text("a text", encoding="utf-8")
-    (tmp_path / "b.csv").write_text("question,answer\na,b\n", encoding="utf-8")
-    assert recognise([str(tmp_path / "a.txt"), str(tmp_path / "b.csv")]).kind == "mixed"
+    assert recognise([str(tmp_path / "a.txt"), str(tmp_path / "a.jsonl")], columns).kind == "mixed"

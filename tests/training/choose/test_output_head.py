@@ -33,51 +33,47 @@ def base(tmp_path: Path) -> str:
 
 
 def run_on(folder: Path, share: float, **changes: Any) -> RunRecord:
-    """Train on texts of which about `share` of the letters are rare."""
+    """Train for a step on texts of which about `share` of the letters are rare."""
     (folder / "rare").mkdir(exist_ok=True)
     for number in range(4):
         draw = Random(number)
         text = "".join(RARE if draw.random() < share else draw.choice("abcdefghijklmnop") for _ in range(400))
         (folder / "rare" / f"{number}.txt").write_text(text)
-    return train(run_config(folder, data=str(folder / "rare"), **changes))
+    return train(run_config(folder, data=str(folder / "rare"), max_steps=1, **changes))
 
 
 def layers(record: RunRecord) -> set[str]:
     return set(record.resolved_settings["target_modules"])
 
 
-def test_the_head_trains_where_the_base_has_never_written_some_of_the_text(
-    base: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("share", "factor"), [(0.1, None), (0.001, 0.1)])
+def test_the_head_trains_where_the_base_has_never_written_the_text(
+    share: float, factor: float | None, base: str, tmp_path: Path, capsys: Any
 ):
-    assert layers(run_on(tmp_path, 0.1)) == BLOCKS | {"lm_head"}
+    """And slowly in any case where the vocabulary is small."""
+    record = run_on(tmp_path, share)
+    assert layers(record) == BLOCKS | {"lm_head"}
+    assert record.resolved_settings.get("head_factor") == factor
     notes = capsys.readouterr().err
     assert "output head gets LoRA factors" in notes
     assert "--merged of tsugiki export" in notes
+    assert ("almost no probability" in notes) == (share == 0.1)
 
 
-def test_it_does_not_where_the_base_has_written_nearly_all_of_it(
-    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    monkeypatch.setattr("tsugiki.training.choose.output_head._SMALL_VOCABULARY", 100)
-    assert layers(run_on(tmp_path, 0.001)) == BLOCKS
+@pytest.mark.parametrize(
+    ("share", "name", "value"), [(0.001, "_SMALL_VOCABULARY", 100), (0.1, "is_graftable", lambda layer: False)]
+)
+def test_otherwise_the_head_is_frozen(share: float, name: str, value: Any, base: str, tmp_path: Path, capsys: Any):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(f"tsugiki.training.choose.output_head.{name}", value)
+        assert layers(run_on(tmp_path, share)) == BLOCKS
     assert "output head" not in capsys.readouterr().err
-
-
-def test_in_a_small_vocabulary_it_trains_slowly_in_any_case(
-    base: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
-    record = run_on(tmp_path, 0.001)
-    assert layers(record) == BLOCKS | {"lm_head"}
-    assert record.resolved_settings["head_factor"] == 0.1
-    notes = capsys.readouterr().err
-    assert "output head gets LoRA factors" in notes
-    assert "almost no probability" not in notes
 
 
 def test_with_few_such_tokens_the_head_learns_slowly(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     predicted = BasePredictions(0.01, torch.zeros(1))
     monkeypatch.setattr("tsugiki.training.run.prepare.predict_sample", lambda model, blocks: predicted)
-    record = run_on(tmp_path, 0.01, lora={"lora_dropout": 0.0}, max_steps=1, weight_decay=0.0, keep="last")
+    record = run_on(tmp_path, 0.01, lora={"lora_dropout": 0.0}, weight_decay=0.0, keep="last")
     assert layers(record) == BLOCKS | {"lm_head"}
     assert record.resolved_settings["head_factor"] == 0.1
     tensors = load_file(tmp_path / "run" / ADAPTER_FILE)
@@ -86,7 +82,7 @@ def test_with_few_such_tokens_the_head_learns_slowly(base: str, tmp_path: Path, 
     others = [value for name, value in largest.items() if name != head]
     assert largest[head] == pytest.approx(0.1 * max(others), rel=0.02), "one step of AdamW moves B by its rate"
     config = run_config(tmp_path, out="resumed", data=str(tmp_path / "rare"))
-    assert_resumes(train, config, 3)
+    assert "lm_head" in layers(assert_resumes(train, config, 3))
 
 
 @pytest.mark.parametrize(
@@ -97,20 +93,5 @@ def test_the_rate_of_the_head_follows_from_vocabulary_and_share(share: float, vo
     assert head_factor(share, vocabulary) == factor
 
 
-@pytest.mark.parametrize(("given", "expected"), [("all-linear", BLOCKS), (["c_attn"], {"c_attn"})])
-def test_layers_that_are_named_are_taken(given: Any, expected: set[str], base: str, tmp_path: Path):
-    assert layers(run_on(tmp_path, 0.1, lora={"target_modules": given})) == expected
-
-
-def test_a_resumed_run_keeps_the_head(base: str, tmp_path: Path):
-    run_on(tmp_path, 0.1)
-    config = run_config(tmp_path, out="resumed", data=str(tmp_path / "rare"))
-    assert "lm_head" in layers(assert_resumes(train, config, 3))
-
-
-def test_a_model_without_a_head_that_can_be_grafted_has_its_default_layers(
-    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    monkeypatch.setattr("tsugiki.training.choose.output_head.is_graftable", lambda layer: False)
-    assert layers(run_on(tmp_path, 0.1)) == BLOCKS
-    assert "output head" not in capsys.readouterr().err
+def test_layers_that_are_named_are_taken(base: str, tmp_path: Path):
+    assert layers(run_on(tmp_path, 0.1, lora={"target_modules": "all-linear"})) == BLOCKS

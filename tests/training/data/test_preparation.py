@@ -11,12 +11,7 @@ from tests.tiny import TEXT, byte_tokenizer, tiny_model
 from tests.tiny_types import tiny_of
 from tsugiki import TsugikiError
 from tsugiki.io import ProgressDisplay
-from tsugiki.training import DataSummary, PackedDataset, RunConfig, Window, pack_data, read_data
-
-
-@pytest.fixture(autouse=True)
-def _working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+from tsugiki.training import DatasetSplit, DataSummary, PackedDataset, RunConfig, Window, pack_data, read_data
 
 
 def lines(name: str, records: list[dict[str, Any]]) -> str:
@@ -28,58 +23,58 @@ def works(count: int = 20) -> list[dict[str, Any]]:
     return [{"text": sentence(i, 200 + i), "author": "AB"[i % 2], "title": f"t{i}"} for i in range(count)]
 
 
-def prepare(data: str, kind: str = "gpt2", template: str | None = None, **changes: Any) -> PackedDataset:
+def copy_of(work: dict[str, Any]) -> dict[str, Any]:
+    """A near-duplicate of a work."""
+    return {**work, "text": work["text"][:-3] + "変更済", "title": "copy"}
+
+
+def talk(question: str, answer: str, *before: dict[str, str]) -> dict[str, Any]:
+    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return {"messages": [*before, *turns]}
+
+
+def split(data: str, template: str | None = None, **settings: Any) -> DatasetSplit:
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = template
-    config = RunConfig.model_validate({"model": "m", "data": data, "out": "o", "block_size": 64, **changes})
-    prepared = read_data(config, tokenizer, ProgressDisplay())
-    model = tiny_model(kind, vocab_size=257)
+    config = RunConfig.model_validate({"model": "m", "data": data, "out": "o", **settings})
+    return read_data(config, tokenizer, ProgressDisplay())
+
+
+def prepare(data: str, model: Any = None, block_size: int = 64, **settings: Any) -> PackedDataset:
+    model = model or tiny_model(vocab_size=257)
     model.name_or_path = "m"
-    return pack_data(prepared, model, tokenizer, config.block_size, config.virtual_tokens)
+    return pack_data(split(data, block_size=block_size, **settings), model, byte_tokenizer(), block_size)
+
+
+def sources(windows: list[Window]) -> set[str]:
+    return {window.record.source for window in windows}
 
 
 def learned_sources(prepared: PackedDataset) -> set[str]:
-    store = prepared.blocks.store
     blocks = prepared.blocks
-    return {store.index.sources[part.record] for row in range(len(blocks)) for part in blocks.row(row)}
+    return {blocks.store.index.sources[part.record] for row in range(len(blocks)) for part in blocks.row(row)}
 
 
-def test_a_model_that_attends_to_later_tokens_is_an_error_that_names_the_setting():
-    data, tokenizer = lines("w.jsonl", works()), byte_tokenizer()
-    config = RunConfig.model_validate({"model": "m", "data": data, "out": "o", "block_size": 64})
-    model = tiny_of("bert", vocab_size=257, is_decoder=False)
-    with pytest.raises(TsugikiError, match=r"BertLMHeadModel attends to later tokens.*is_decoder"):
-        pack_data(read_data(config, tokenizer, ProgressDisplay()), model, tokenizer, config.block_size)
+def line_of(source: str) -> int:
+    return int(source.partition(":")[2].partition(" ")[0])
 
 
 def test_a_share_is_held_out_and_everything_counted():
     prepared = prepare(lines("w.jsonl", works()), held_out=0.2)
-    summary = prepared.summary
+    summary, measured, learned = prepared.summary, sources(prepared.windows), learned_sources(prepared)
     assert summary.train.documents + summary.held_out.documents == 20
-    measured = {window.record.source for window in prepared.windows}
     assert measured
-    assert not measured & learned_sources(prepared)
-    texts = [work["text"] for work in works()]
-    assert summary.target_tokens_per_epoch == sum(
-        len(text.encode()) + 1 for i, text in enumerate(texts, 1) if f"w.jsonl:{i}" in learned_sources(prepared)
-    )
+    assert not measured & learned
+    texts = [work["text"] for i, work in enumerate(works(), 1) if f"w.jsonl:{i}" in learned]
+    assert summary.target_tokens_per_epoch == sum(len(text.encode()) + 1 for text in texts)
     assert summary.blocks * 64 == summary.tokens_per_epoch + summary.padding
     assert DataSummary.model_validate_json(summary.model_dump_json()) == summary
 
 
-def test_a_condition_holds_an_author_out():
-    prepared = prepare(lines("w.jsonl", works()), held_out="author=B", validation="none")
-    assert learned_sources(prepared) == {f"w.jsonl:{i}" for i in range(1, 21, 2)}
-    assert {window.record.source for window in prepared.windows} == {f"w.jsonl:{i}" for i in range(2, 21, 2)}
-
-
 def test_near_duplicates_are_on_one_side_and_told():
-    records = works()
-    records += [{**records[i], "text": records[i]["text"][:-3] + "変更済", "title": "copy"} for i in range(5)]
-    prepared = prepare(lines("w.jsonl", records), held_out=0.3)
-    learned = learned_sources(prepared)
-    for i in range(5):
-        assert (f"w.jsonl:{i + 1}" in learned) == (f"w.jsonl:{i + 21}" in learned)
+    prepared = prepare(lines("w.jsonl", [*works(), *map(copy_of, works(5))]), held_out=0.3)
+    learned = {line_of(source) for source in learned_sources(prepared)}
+    assert all((number in learned) == (number + 20 in learned) for number in range(1, 6))
     assert prepared.summary.near_duplicates.groups == 5
     assert any("near-duplicates of each other: 10 records in 5 groups" in note for note in prepared.notes)
 
@@ -89,28 +84,16 @@ def test_held_out_questions_of_other_kinds_than_the_trained_ones_are_told(copies
     texts = [work["text"] for work in works()]
     texts += [text + "変更済" for text in texts[:copies]]
     rows = [{"question": text, "answer": "はい", "part": "ab"[10 <= i < 20]} for i, text in enumerate(texts)]
-    settings = {"model": "m", "data": lines("q.jsonl", rows), "out": "o", "held_out": "part=a"}
-    notes = read_data(RunConfig.model_validate(settings), byte_tokenizer(), ProgressDisplay()).notes
+    notes = split(lines("q.jsonl", rows), held_out="part=a").notes
     assert any("no question like" in note for note in notes) == (copies == 10)
-
-
-def sources(windows: list[Window]) -> set[str]:
-    return {window.record.source for window in windows}
 
 
 def test_some_short_documents_choose_the_step():
     prepared = prepare(lines("w.jsonl", works(60)))
-    learned, held_out, validation = (
-        learned_sources(prepared),
-        sources(prepared.windows),
-        sources(prepared.validation_windows),
-    )
-    assert not learned & held_out
-    assert not learned & validation
-    assert not held_out & validation
-    assert len(learned) + len(held_out) + len(validation) == 60
+    learned, held_out = learned_sources(prepared), sources(prepared.windows)
+    validation = sources(prepared.validation_windows)
+    assert len(learned) + len(held_out) + len(validation) == len(learned | held_out | validation) == 60
     counts = prepared.summary.validation
-    assert counts is not None
     assert not counts.from_held_out
     assert 5 <= counts.documents == len(validation) <= 8
     without = prepare(lines("w.jsonl", works(60)), validation="none")
@@ -119,12 +102,11 @@ def test_some_short_documents_choose_the_step():
 
 
 def test_of_few_documents_every_second_held_out_window_chooses_the_step():
-    prepared = prepare(lines("w.jsonl", works(10)), held_out=0.4)
-    without = prepare(lines("w.jsonl", works(10)), held_out=0.4, validation="none")
+    data = lines("w.jsonl", works(10))
+    prepared, without = prepare(data, held_out=0.4), prepare(data, held_out=0.4, validation="none")
     assert learned_sources(prepared) == learned_sources(without)
     assert prepared.validation_windows == without.windows[::2]
     assert prepared.windows == without.windows[1::2]
-    assert prepared.summary.validation is not None
     assert prepared.summary.validation.from_held_out
     assert any("few documents" in note for note in prepared.notes)
     measured = prepared.summary.held_out.measured_characters
@@ -132,10 +114,8 @@ def test_of_few_documents_every_second_held_out_window_chooses_the_step():
 
 
 def test_near_duplicates_of_validation_documents_are_not_learned():
-    records = works(60)
-    records += [{**record, "text": record["text"][:-3] + "変更済", "title": "copy"} for record in records]
-    prepared = prepare(lines("w.jsonl", records), validation=0.3)
-    chosen = {int(source.partition(":")[2]) for source in sources(prepared.validation_windows)}
+    prepared = prepare(lines("w.jsonl", [*works(60), *map(copy_of, works(60))]), validation=0.3)
+    chosen = {line_of(source) for source in sources(prepared.validation_windows)}
     assert chosen == {(number + 59) % 120 + 1 for number in chosen}  # both of each pair
     assert len(chosen) > 10
 
@@ -146,24 +126,24 @@ def test_a_validation_file_and_a_condition():
     assert sources(prepared.validation_windows) == {"v.jsonl:1"}
     assert learned_sources(prepared) == learned_sources(prepare(train, validation="none"))
     prepared = prepare(train, validation="author=B")
-    assert {int(source.partition(":")[2]) % 2 for source in sources(prepared.validation_windows)} == {0}
-    assert {int(source.partition(":")[2]) % 2 for source in learned_sources(prepared)} == {1}
+    for found, rest in ((sources(prepared.validation_windows), 0), (learned_sources(prepared), 1)):
+        assert {line_of(source) % 2 for source in found} == {rest}
 
 
 @pytest.mark.parametrize(
-    ("validation", "said"),
+    ("setting", "value", "said"),
     [
-        ("w.jsonl", "no record is left for training: all of them repeat held-out or validation text"),
-        (1.5, "validation is 1.5; a share"),
-        ("author=C", "no record has author=C"),
-        ("kind=B", "no record has a field kind"),
-        ("missing.txt", "missing.txt"),
+        ("validation", "w.jsonl", "no record is left for training: all of them repeat held-out or validation text"),
+        ("validation", 1.5, "validation is 1.5; a share"),
+        ("validation", "kind=B", "no record has a field kind"),
+        ("mix", "w.jsonl", "mix is .* write PATH:SHARE"),
+        ("mix", "w.jsonl:0", "mix is .* write PATH:SHARE"),
+        ("mix", ":0.1", "mix is .* write PATH:SHARE"),
     ],
 )
-def test_validation_texts_that_cannot_be(validation: Any, said: str):
-    data = lines("w.jsonl", works(30))
+def test_texts_that_cannot_be(setting: str, value: Any, said: str):
     with pytest.raises(TsugikiError, match=said):
-        prepare(data, validation=validation)
+        prepare(lines("w.jsonl", works(30)), **{setting: value})
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5])
@@ -172,14 +152,13 @@ def test_other_text_is_mixed_in(share: float):
     prepared = prepare(lines("w.jsonl", works(30)), mix=f"{other}:{share}")
     without = prepare("w.jsonl")
     counts = prepared.summary.mixed
-    assert counts is not None
     assert counts.share == pytest.approx(share, abs=2e-3)
-    learned = learned_sources(prepared)
-    assert {source for source in learned if source.startswith("w.")} == learned_sources(without)
-    assert len([source for source in learned if source.startswith("other.")]) == counts.documents
+    added = learned_sources(prepared) - learned_sources(without)
+    assert learned_sources(prepared) - added == learned_sources(without)
+    assert len(added) == counts.documents
+    assert {source.partition(":")[0] for source in added} == {"other.jsonl"}
     assert (prepared.windows, prepared.validation_windows) == (without.windows, without.validation_windows)
     assert prepared.summary.target_tokens_per_epoch - without.summary.target_tokens_per_epoch == counts.tokens
-    assert prepared.summary.train.documents == without.summary.train.documents + counts.documents
     assert prepare("w.jsonl", mix=f"{other}:{share}").summary == prepared.summary
     assert prepare("w.jsonl", mix=f"{other}:{share}", seed=7).summary.mixed != counts
 
@@ -189,14 +168,13 @@ def test_the_share_of_a_mix_is_one_of_the_loss_and_its_characters_are_those_that
     novel = sentence(500, 9000)
     Path("novel.txt").write_text(novel)
     prepared = prepare(lines("p.jsonl", pairs), mix="novel.txt:0.25", validation="none")
-    blocks, rows = prepared.blocks, range(len(prepared.blocks))
-    in_loss = [int(label) for row in rows for label in blocks[row]["labels"] if label != -100]
+    blocks = prepared.blocks
+    in_loss = sum(int((blocks[row]["labels"] != -100).sum()) for row in range(len(blocks)))
     answers = prepared.summary.train.documents - 1
-    expected = answers * (2 * 3 + 1)  # three bytes for each character, and the token that ends the answer
-    assert len(in_loss) == prepared.summary.target_tokens_per_epoch
-    assert (len(in_loss) - expected) / len(in_loss) == pytest.approx(0.25, abs=0.5 / len(in_loss))
+    of_answers = answers * (2 * 3 + 1)  # three bytes for each character, and the token that ends the answer
+    assert in_loss == prepared.summary.target_tokens_per_epoch
+    assert (in_loss - of_answers) / in_loss == pytest.approx(0.25, abs=0.5 / in_loss)
     mixed = prepared.summary.mixed
-    assert mixed is not None
     assert mixed.characters == pytest.approx(mixed.tokens / 3, abs=1)
     assert prepared.summary.train.characters == answers * 14 + mixed.characters
 
@@ -204,19 +182,12 @@ def test_the_share_of_a_mix_is_one_of_the_loss_and_its_characters_are_those_that
 def test_held_out_text_is_not_mixed_in():
     records = works(30)
     data = lines("w.jsonl", records)
-    held_out = {int(source.partition(":")[2]) - 1 for source in sources(prepare(data).windows)}
-    near = [{"text": records[number]["text"][:-3] + "変更済"} for number in held_out]
+    near = [copy_of(records[line_of(source) - 1]) for source in sources(prepare(data).windows)]
     fresh = {"text": sentence(300, 300)}
     prepared = prepare(data, mix=f"{lines('o.jsonl', [*near, fresh])}:0.9")
     assert {source for source in learned_sources(prepared) if source.startswith("o.")} == {f"o.jsonl:{len(near) + 1}"}
     with pytest.raises(TsugikiError, match="all records of o.jsonl are held-out text"):
         prepare(data, mix=f"{lines('o.jsonl', near)}:0.1")
-
-
-@pytest.mark.parametrize("setting", ["w.jsonl", "w.jsonl:0", "w.jsonl:x", ":0.1"])
-def test_a_mix_has_a_path_and_a_share(setting: str):
-    with pytest.raises(TsugikiError, match="mix is .* write PATH:SHARE"):
-        prepare(lines("w.jsonl", works(30)), mix=setting)
 
 
 def test_two_preparations_are_the_same_and_other_data_is_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -230,8 +201,11 @@ def test_two_preparations_are_the_same_and_other_data_is_not(monkeypatch: pytest
     assert prepare(data).summary.blocks_fingerprint != one.blocks_fingerprint
 
 
-def test_a_model_that_cannot_isolate_says_so():
-    prepared = prepare(lines("w.jsonl", works()), kind="bloom")
+def test_a_model_that_cannot_isolate_documents_says_so_and_one_that_attends_to_later_tokens_is_an_error():
+    data, bert = lines("w.jsonl", works()), tiny_of("bert", vocab_size=257, is_decoder=False)
+    with pytest.raises(TsugikiError, match=r"BertLMHeadModel attends to later tokens.*is_decoder"):
+        prepare(data, bert)
+    prepared = prepare(data, tiny_model("bloom", vocab_size=257))
     assert prepared.document_masking == "separate_rows"
     assert any("m cannot mask documents" in note for note in prepared.notes)
     assert all(len(prepared.blocks.row(i)) == 1 for i in range(len(prepared.blocks)))
@@ -244,20 +218,16 @@ CHATML = (
 
 
 def test_conversations_are_cut_counted_and_refused_by_line():
-    talks = [
-        {"messages": [{"role": "user", "content": "問"}, {"role": "assistant", "content": sentence(i, 1 + i)}]}
-        for i in range(12)
-    ]
-    data = lines("t.jsonl", talks)
+    data = lines("t.jsonl", [talk("問", sentence(i, 1 + i)) for i in range(12)])
     whole = prepare(data, template=CHATML, held_out=0.3)
     assert whole.summary.cut_records == 0
-    assert {window.record.source for window in whole.windows}.isdisjoint(learned_sources(whole))
+    assert not sources(whole.windows) & learned_sources(whole)
     cut = prepare(data, template=CHATML, held_out=0.3, block_size=56)
     assert cut.summary.cut_records > 0
     assert any("longer than a row of 56 tokens" in note for note in cut.notes)
     with pytest.raises(TsugikiError, match=r"t.jsonl:\d+.* 20 tokens"):
         prepare(data, template=CHATML, block_size=20)
-    with pytest.raises(TsugikiError, match="t.jsonl:1 .*chat template"):
+    with pytest.raises(TsugikiError, match="t.jsonl:1 .*--chat-template default"):
         prepare(data)
 
 

@@ -1,7 +1,6 @@
 """What a base computes before it is trained is kept for the next run, and computed when it is needed."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,45 +48,25 @@ def test_the_second_run_computes_nothing_of_the_base(tmp_path: Path, computed: l
     assert second.evaluations[-1] != first.evaluations[-1]
 
 
-def other_text(folder: Path) -> None:
-    for path in (folder / "texts").iterdir():
+def test_nothing_is_taken_from_another_base_or_text(tmp_path: Path, computed: list[str]):
+    def computed_in(name: str, **settings: Any) -> list[str]:
+        computed.clear()
+        train(config(tmp_path, name, **settings))
+        return sorted(computed)
+
+    everything = computed_in("first")
+    assert computed_in("dtype", base_dtype="int8") == everything
+    assert computed_in("prompt", prompts=["雨が"]).count("samples") == 2
+    for path in (tmp_path / "texts").iterdir():
         path.write_text(path.read_text().replace("の", "が"))
-
-
-def other_weights(folder: Path) -> None:
-    path = folder / "base-gpt2" / "model.safetensors"
+    assert computed_in("text") == everything
+    path = tmp_path / "base-gpt2" / "model.safetensors"
     tensors = load_file(path)
-    tensors["transformer.ln_f.weight"] += 0.5
-    save_file(tensors, path, {"format": "pt"})
-
-
-@pytest.mark.parametrize(
-    ("change", "settings"),
-    [(other_text, {}), (other_weights, {}), (None, {"base_dtype": "fp32"}), (None, {"prompts": ["雨が"]})],
-)
-def test_nothing_is_taken_from_another_base_or_text(
-    change: Callable[[Path], None] | None,
-    settings: dict[str, Any],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-):
-    train(config(tmp_path, "first"))
-    if change:
-        change(tmp_path)
-    found = of_base(train(config(tmp_path, "found", **settings)))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
-    assert found == of_base(train(config(tmp_path, "computed", **settings)))
-
-
-def test_another_version_of_the_program_computes_again(
-    tmp_path: Path, computed: list[str], monkeypatch: pytest.MonkeyPatch
-):
-    train(config(tmp_path, "first"))
-    of_first = sorted(computed)
-    computed.clear()
-    monkeypatch.setattr("tsugiki.training.run.base_results.code_state", lambda: 1)
-    train(config(tmp_path, "second"))
-    assert sorted(computed) == of_first
+    save_file({name: 2 * tensor for name, tensor in tensors.items()}, path, {"format": "pt"})
+    assert computed_in("weights") == everything
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tsugiki.training.run.base_results.code_state", lambda: 1)
+        assert computed_in("version of the program") == everything
 
 
 def test_the_base_is_not_scored_before_the_first_step(tmp_path: Path, computed: list[str]):

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 import tsugiki
 from tests.data.chat_templates import SHAPES, tokenizer_of
-from tests.runs import interrupt, run_config
+from tests.runs import interrupt, run_config, short_texts
 from tests.tiny import byte_tokenizer, save_tiny, tiny_model
 from tsugiki import TsugikiError
 from tsugiki.adapters import saved_chat_template, with_chat_template
@@ -20,11 +20,9 @@ from tsugiki.generation import prompt_tokens
 from tsugiki.io import ProgressDisplay
 from tsugiki.training import (
     Merge,
+    RunConfig,
     Window,
-    evaluate_targets,
-    evaluation_targets,
     held_out_answers,
-    loaded_targets,
     merge_into_folder,
     read_data,
     read_record,
@@ -41,72 +39,60 @@ def chat_file(folder: Path, count: int = 6) -> str:
     return str(path)
 
 
+def config_of(folder: Path, template: str | None, data: str, **changes: Any) -> RunConfig:
+    """The settings of a run of a base that has this chat template."""
+    base, tokenizer = save_tiny(folder / "base", n_positions=256), byte_tokenizer()
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(base)
+    return run_config(folder, model=base, data=data, **{"block_size": 128, "prompts": ["1?"], **changes})
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A run on conversations, of a base without a chat template."""
-    tmp_path = tmp_path_factory.mktemp("chat")
-    base = save_tiny(tmp_path / "base", vocab_size=257, n_positions=256)
-    config = run_config(
-        tmp_path, model=base, data=chat_file(tmp_path), chat_template="default", block_size=128, prompts=["1?"]
-    )
+    folder = tmp_path_factory.mktemp("chat")
+    config = config_of(folder, None, chat_file(folder), chat_template="default")
     return config, train(config)
 
 
 @pytest.mark.parametrize("shape", [*SHAPES, "default"])
 def test_a_prompt_is_what_came_before_the_answer_in_training(shape: str):
-    tokenizer = tokenizer_of(SHAPES["chatml" if shape == "default" else shape])
-    turns = TURNS if shape == "default" or "system" in SHAPES[shape].roles else TURNS[1:]
+    tokenizer, turns = tokenizer_of(SHAPES["chatml" if shape == "default" else shape]), TURNS
     if shape == "default":
         tokenizer.chat_template = DEFAULT_TEMPLATE
+    elif "system" not in SHAPES[shape].roles:
+        turns = TURNS[1:]
     record = encode_records(tokenizer, [Conversation(turns, "")], "last")[0]
     prompt = prompt_tokens(tiny_model(), tokenizer, turns[:-1])
-    start = record.loss_mask.index(True)
     assert record.ids[: len(prompt.ids)] == prompt.ids
     assert "yes, hi" in tokenizer.decode(record.ids[len(prompt.ids) :])
-    assert start >= len(prompt.ids)
-    assert record.ids[max(i for i, one in enumerate(record.loss_mask) if one)] in prompt.ends
+    learned = [token for token, counts in zip(record.ids, record.loss_mask, strict=True) if counts]
+    assert learned[-1] in prompt.ends
+    assert record.loss_mask.index(True) >= len(prompt.ids)
 
 
-def test_conversations_without_a_template_are_told_what_to_do(tmp_path: Path):
-    base = save_tiny(tmp_path / "base", vocab_size=257)
-    with pytest.raises(TsugikiError, match="--chat-template default"):
-        train(run_config(tmp_path, model=base, data=chat_file(tmp_path)))
-
-
-def test_the_template_is_in_the_adapters_folder_and_in_every_checkpoint(trained: Any):
-    config, _ = trained
+def test_a_run_on_conversations_answers_and_leaves_its_template_in_every_folder(trained: Any):
+    config, record = trained
+    assert record.data.learns_conversations
+    assert {sample.prompt for sample in record.samples} == {"1?"}
+    assert all(sample.text.startswith("\n") for sample in record.samples)
     folders = [Path(config.out), *(Path(config.out) / "checkpoints").iterdir()]
     assert len(folders) > 1
     assert {saved_chat_template(folder) for folder in folders} == {DEFAULT_TEMPLATE}
 
 
 def test_plain_text_leaves_no_template(tmp_path: Path):
-    base = Path(save_tiny(tmp_path / "base", vocab_size=257))
-    tokenizer_of(SHAPES["chatml"]).save_pretrained(base)
-    train(run_config(tmp_path, model=str(base), max_steps=2, add_tokens=words(tmp_path)))
+    (tmp_path / "words.txt").write_text("庭師\n")  # because of which there is a tokenizer in the folder
+    train(config_of(tmp_path, DEFAULT_TEMPLATE, short_texts(tmp_path), max_steps=1, add_tokens=f"{tmp_path}/words.txt"))
     assert saved_chat_template(tmp_path / "run") is None
-
-
-def words(folder: Path) -> str:
-    (folder / "words.txt").write_text("庭師\n")
-    return str(folder / "words.txt")
-
-
-def test_samples_of_a_run_on_conversations_are_answers(trained: Any):
-    _, record = trained
-    assert record.data.learns_conversations
-    assert {sample.prompt for sample in record.samples} == {"1?"}
-    assert all(sample.text.startswith("\n") for sample in record.samples)
 
 
 def test_held_out_questions_are_answered_before_and_after(trained: Any):
     config, record = trained
     assert [entry.step for entry in record.answers] == [0, record.kept_step]
-    before, after = record.answers
-    asked = [(one.question, one.expected) for one in after.answers]
-    assert asked == [(one.question, one.expected) for one in before.answers]
-    assert asked
-    assert all(expected == 2 * question.removesuffix("?") for question, expected in asked)
+    asked = [[(one.question, one.expected) for one in entry.answers] for entry in record.answers]
+    assert asked[0] == asked[1] != []
+    assert all(expected == 2 * question.removesuffix("?") for question, expected in asked[0])
     for entry in record.answers:
         assert entry.correct == sum(one.answer.strip() == one.expected for one in entry.answers)
         assert entry.counted
@@ -120,10 +106,10 @@ def test_a_resumed_run_gives_the_same_answers(trained: Any, tmp_path: Path):
     assert train(again, resume=True).answers == record.answers
 
 
-def answers_to(records: list[Any], **changes: Any) -> Any:
+def answers_to(records: list[Any]) -> Any:
     """Answers of a tiny model to held-out records."""
     windows = [Window(record, number) for number, record in enumerate(records)]
-    data = SimpleNamespace(windows=windows, answers=None, **changes)
+    data = SimpleNamespace(windows=windows, answers=None)
     base = SimpleNamespace(model=tiny_model(vocab_size=257, n_positions=512), tokenizer=byte_tokenizer(), data=data)
     return held_out_answers(SimpleNamespace(sample_tokens=4), base, 0)
 
@@ -133,8 +119,7 @@ def test_short_answers_are_counted_and_long_ones_are_only_shown():
         return [Completion(f"{number}?", answer, f"{number}") for number in range(count)]
 
     many = answers_to(asked(40, "yes"))
-    assert many.counted
-    assert many.questions == 16
+    assert (many.counted, many.questions) == (True, 16)
     sources = [one.source for one in many.answers]
     assert [one.source for one in answers_to(asked(40, "yes")[::-1]).answers] == sources, "whatever the order"
     assert sources != [f"{number}" for number in range(16)]
@@ -144,26 +129,11 @@ def test_short_answers_are_counted_and_long_ones_are_only_shown():
     assert answers_to(asked(2, "x" * 600)) is None, "longer than the context"
 
 
-def test_the_base_is_evaluated_with_the_template_of_the_adapter(trained: Any):
-    config, _ = trained
-    targets = evaluation_targets([config.model], [config.out])
-    base, adapted = evaluate_targets(loaded_targets(targets), config.data, "all", None, ProgressDisplay())
-    assert base.tokens == adapted.tokens
-    given = list(
-        evaluate_targets(loaded_targets(targets, chat_template="default"), config.data, "all", None, ProgressDisplay())
-    )
-    assert [one.loss for one in given] == [base.loss, adapted.loss]
-
-
 def test_a_given_template_replaces_that_of_the_tokenizer(tmp_path: Path):
-    base = Path(save_tiny(tmp_path / "base", vocab_size=257, n_positions=256))
-    tokenizer_of(SHAPES["chatml"]).save_pretrained(base)
-    (tmp_path / "own.jinja").write_text(DEFAULT_TEMPLATE.replace("###", "@@"))
-    config = run_config(
-        tmp_path, model=str(base), data=chat_file(tmp_path), chat_template=str(tmp_path / "own.jinja"), block_size=128
-    )
-    train(config)
-    assert (saved_chat_template(Path(config.out)) or "").count("@@") == 2
+    own = tmp_path / "own.jinja"
+    own.write_text(DEFAULT_TEMPLATE.replace("###", "@@"))
+    train(config_of(tmp_path, DEFAULT_TEMPLATE, chat_file(tmp_path), chat_template=str(own), max_steps=1))
+    assert (saved_chat_template(tmp_path / "run") or "").count("@@") == 2
 
 
 def test_merged_and_exported_models_have_the_template(trained: Any, tmp_path: Path):
@@ -183,22 +153,29 @@ def test_merged_and_exported_models_have_the_template(trained: Any, tmp_path: Pa
 @pytest.fixture(scope="module", params=[None, "none"])
 def pairs(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Any:
     """A run on questions and answers, of a base with a chat template, which the settings may leave out."""
-    tmp_path = tmp_path_factory.mktemp("pairs")
-    base = Path(save_tiny(tmp_path / "base", vocab_size=257, n_positions=256))
-    tokenizer = byte_tokenizer()
-    tokenizer.chat_template = DEFAULT_TEMPLATE
-    tokenizer.save_pretrained(base)
+    folder = tmp_path_factory.mktemp("pairs")
     rows = [{"question": f"{n * 7919}?", "answer": f"{n}{n}"} for n in range(6)]
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = run_config(
-        tmp_path,
-        model=str(base),
-        data=str(tmp_path / "pairs.jsonl"),
-        chat_template=request.param,
-        block_size=64,
-        prompts=["1?"],
-    )
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = config_of(folder, DEFAULT_TEMPLATE, str(folder / "pairs.jsonl"), chat_template=request.param)
     return config, train(config)
+
+
+def figures(config: RunConfig, **changes: Any) -> list[tuple[int, float]]:
+    """Tokens and loss on the data of a run, of its base and of its adapter."""
+    targets = {"model": config.model, "adapter": config.out, **changes}
+    return [(one.tokens, one.loss) for one in tsugiki.evaluate(config.data, **targets).values()]
+
+
+def test_the_base_is_measured_on_conversations_with_the_template_of_the_adapter(trained: Any):
+    config, _ = trained
+    base, adapted = figures(config)
+    assert figures(config, chat_template="default") == [base, adapted]
+    assert base[0] == adapted[0]
+
+
+def test_the_base_is_measured_on_pairs_as_the_adapter_learned_them(pairs: Any):
+    config, _ = pairs
+    assert figures(config)[:1] == figures(config, adapter=None, chat_template=config.chat_template)
 
 
 def test_pairs_are_learned_in_the_chat_template_and_their_adapter_has_it(pairs: Any):
@@ -222,14 +199,6 @@ def test_prompts_of_an_adapter_are_as_in_its_training(pairs: Any, monkeypatch: p
     monkeypatch.setattr("tsugiki.generation.generate.generate_text", lambda *given: asked.append(given[2]) or "")
     tsugiki.generate("1?", adapter=config.out)
     assert asked == ["1?" if config.chat_template == "none" else [Message("user", "1?")]]
-
-
-def test_the_base_is_measured_on_pairs_as_the_adapter_learned_them(pairs: Any):
-    config, _ = pairs
-    found = tsugiki.evaluate(config.data, model=config.model, adapter=config.out)
-    given = tsugiki.evaluate(config.data, model=config.model, chat_template=config.chat_template)
-    base, other = next(iter(found.values())), next(iter(given.values()))
-    assert (base.tokens, base.loss) == (other.tokens, other.loss)
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b"a" * 1_000_001, None])

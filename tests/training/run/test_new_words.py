@@ -1,7 +1,6 @@
 """`--add-tokens`: new words are tokens whose vectors train, in the whole life of an adapter."""
 
 from pathlib import Path
-from typing import Any
 
 import peft
 import pytest
@@ -22,28 +21,11 @@ WORDS = ["庭師", "枝を", "a"]  # the last is a token already
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-def words_file(folder: Path) -> str:
-    path = folder / "words.txt"
-    path.write_text("\ufeff庭師\n\n 枝を\n庭師\na\n")
-    return str(path)
-
-
-def test_words_are_read_once_each(tmp_path: Path):
-    assert read_words(Path(words_file(tmp_path))) == WORDS
-
-
 @pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (b"\n\n", "0 words"),
-        (b"\xff\xfe\x00", "cannot be read"),
-        (("x" * 200).encode(), "200 characters"),
-        (None, "read"),
-    ],
+    ("content", "said"), [(b"\n\n", "0 words"), (b"\xff\xfe\x00", "cannot be read"), (b"x" * 200, "200 characters")]
 )
-def test_a_bad_file_of_words_is_one_line(content: bytes | None, said: str, tmp_path: Path):
-    if content is not None:
-        (tmp_path / "words.txt").write_bytes(content)
+def test_a_bad_file_of_words_is_one_line(content: bytes, said: str, tmp_path: Path):
+    (tmp_path / "words.txt").write_bytes(content)
     with pytest.raises(TsugikiError, match=said):
         read_words(tmp_path / "words.txt")
 
@@ -51,14 +33,16 @@ def test_a_bad_file_of_words_is_one_line(content: bytes | None, said: str, tmp_p
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_a_new_row_is_the_mean_of_the_pieces(kind: str):
     model, tokenizer = tiny_model(kind, vocab_size=257), byte_tokenizer()
-    before = [layer.weight.clone() for layer in (model.get_input_embeddings(), model.get_output_embeddings())]
-    pieces = tokenizer.encode("庭師")
+
+    def weights() -> list[torch.Tensor]:
+        return [layer.weight.detach() for layer in (model.get_input_embeddings(), model.get_output_embeddings())]
+
+    before, pieces = [weight.clone() for weight in weights()], tokenizer.encode("庭師")
     new = add_words(tokenizer, WORDS)
     add_rows(model, new)
     assert tokenizer.encode("庭師a") == [257, new.ids[2]]
     assert new.ids[2] < 257
-    after = [layer.weight for layer in (model.get_input_embeddings(), model.get_output_embeddings())]
-    for old, weight in zip(before, after, strict=True):
+    for old, weight in zip(before, weights(), strict=True):
         assert weight.shape == (259, 32)
         assert torch.equal(weight[:257], old)
         assert torch.allclose(weight[257], old[pieces].mean(0))
@@ -67,10 +51,11 @@ def test_a_new_row_is_the_mean_of_the_pieces(kind: str):
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_new_words_in_the_life_of_an_adapter(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    base = tiny_base(tmp_path, kind)
-    config = run_config(tmp_path, model=base, add_tokens=words_file(tmp_path))
-    assert_resumes(train, config, 3)
-    out = Path(config.out) / "whole"
+    base, words = tiny_base(tmp_path, kind), tmp_path / "words.txt"
+    words.write_text("\ufeff庭師\n\n 枝を\n庭師\na\n")
+    assert read_words(words) == WORDS
+    config = run_config(tmp_path, model=base, add_tokens=str(words))
+    out = (assert_resumes(train, config, 3) if kind == "llama" else train(config)).folder()
     tensors = load_file(out / "adapter_model.safetensors")
     trained = {name: tensor for name, tensor in tensors.items() if "lora" not in name}
     assert [len(tensor) for tensor in trained.values()] == [3] * (1 if kind == "gpt2" else 2)
@@ -102,16 +87,3 @@ def test_new_words_in_the_life_of_an_adapter(kind: str, tmp_path: Path, capsys: 
     assert run(*written, "--model", merged) == run(*written, "--model", base, "--adapter", str(out))
     text = next(Path(config.data[0]).iterdir())
     assert "bits per character" in run("eval", "--data", str(text), "--model", base, "--adapter", str(out))
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"method": "ia3"}, "add_tokens: no setting of method ia3"),
-        ({"base_dtype": "int8"}, "int8"),
-        ({"lora": {"trainable_token_indices": [3]}}, "leave one of the two out"),
-    ],
-)
-def test_add_tokens_is_for_lora_on_an_unquantised_base(changes: dict[str, Any], said: str, tmp_path: Path):
-    with pytest.raises(ValueError, match=said):
-        run_config(tmp_path, add_tokens=words_file(tmp_path), **changes)

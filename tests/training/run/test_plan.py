@@ -3,28 +3,26 @@
 import gc
 import weakref
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.base.gguf.files import Kind, tiny_base, write_gguf
 from tests.runs import interrupt, run_config
-from tests.tiny import save_tiny, tiny_model
+from tests.tiny import save_tiny
 from tests.tiny_types import lively_model
 from tsugiki import TsugikiError
 from tsugiki.base import load_meta_model, load_model
 from tsugiki.dtypes import BaseDtype
 from tsugiki.training import (
-    Facts,
     Measured,
     MemoryPlan,
     Need,
     RunConfig,
     base_bytes,
-    fact_notes,
     find_shapes,
     fitted,
     load_dtype,
@@ -50,7 +48,6 @@ from tsugiki.training.tools import memory
         ("gemma3_text", "int8"),
         ("phi", "nf4"),
         ("gpt2", "nf4-int8"),
-        ("llama", "int8"),
     ],
 )
 def test_the_bytes_of_a_base_are_those_of_the_loaded_one(kind: str, dtype: Any, tmp_path: Path):
@@ -62,48 +59,39 @@ def test_the_bytes_of_a_base_are_those_of_the_loaded_one(kind: str, dtype: Any, 
 @pytest.mark.parametrize(("kind", "dtype"), [("gpt2", "fp32"), ("gemma3_text", "int8"), ("gpt2", "nf4")])
 def test_a_sample_has_the_shapes_and_dtypes_of_the_first_blocks(kind: str, dtype: Any, tmp_path: Path):
     folder = save_tiny(tmp_path, kind, num_hidden_layers=2)
-    whole = dict(load_model(folder, dtype).named_parameters())
-    sample = sample_model(load_meta_model(folder).config, 1, dtype)
-    found = {name: p for name, p in sample.named_parameters() if p.shape[:1] != (257,)}
-    blocks = {name for name in whole if ".0." in name}
+    whole = load_model(folder, dtype).named_parameters()
+    blocks = {name: (p.shape, p.dtype) for name, p in whole if ".0." in name}
+    sample = dict(sample_model(load_meta_model(folder).config, 1, dtype).named_parameters())
     assert blocks
-    assert blocks <= found.keys()
-    assert not any(".1." in name for name in found)
-    for name in blocks:
-        assert (found[name].shape, found[name].dtype) == (whole[name].shape, whole[name].dtype)
+    assert {name: (sample[name].shape, sample[name].dtype) for name in blocks} == blocks
+    assert not any(".1." in name for name in sample)
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "nf4-int8"])
-def test_a_sample_may_have_fewer_words_than_the_files_of_the_model(
-    dtype: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_sample_may_have_fewer_words_than_the_model(dtype: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sample, "_WORDS", 100)
     found = plan_run(run_config(tmp_path, micro_batch_size=1), None, base_dtypes=(dtype,))
     assert {option.base_dtype for option in found.options} == {dtype}
 
 
+def measured_sample(config: RunConfig, shapes: Any, rows: int) -> tuple[Any, Measured]:
+    """A prepared sample of two blocks, and what rows of 32 tokens need in it."""
+    model, processor = sample_model(shapes, 2, "fp32"), torch.device("cpu")
+    sample.prepare_sample(model, config, processor, processor)
+    return model, measure_blocks(model, processor, rows, 32, 1, 257, timed=True)
+
+
 def test_what_is_measured_grows_with_the_rows(tmp_path: Path):
     config = run_config(tmp_path, base_dtype="fp32")
-    shapes, processor = load_meta_model(config.model).config, torch.device("cpu")
-
-    def measured(rows: int) -> Measured:
-        model = sample_model(shapes, 2, "fp32")
-        sample.prepare_sample(model, config, processor, processor)
-        return measure_blocks(model, processor, rows, 32, 1, shapes.vocab_size, timed=True)
-
-    one, two = measured(1), measured(2)
+    one, two = (measured_sample(config, load_meta_model(config.model).config, rows)[1] for rows in (1, 2))
     assert one.input == 32 * 32 * 4
     assert two.kept == pytest.approx(2 * one.kept, rel=0.1)
-    assert one.forward > 0
-    assert one.backward > 0
+    assert min(one.forward, one.backward) > 0
 
 
 def test_a_measured_sample_is_freed(tmp_path: Path):
     config = run_config(tmp_path, base_dtype="fp32")
-    processor = torch.device("cpu")
-    model = sample_model(lively_model("qwen3_moe").config, 1, "fp32")
-    sample.prepare_sample(model, config, processor, processor)
-    measure_blocks(model, processor, 1, 32, 1, 257, timed=False)
+    model, _ = measured_sample(config, lively_model("qwen3_moe").config, 1)
     weights = [weakref.ref(weight) for weight in model.parameters()]
     del model
     gc.collect()
@@ -133,29 +121,26 @@ def _need(**changes: Any) -> Need:
 def test_as_many_blocks_are_recomputed_as_needed():
     need = _need()
     peaks = [need.peak(count) for count in range(5)]
-    assert peaks[:4] == sorted(peaks[:4], reverse=True)
     assert peaks[4] > peaks[3], "the last block is needed first, so nothing is gained"
     assert peaks[0] - peaks[1] == 2 * 99
     assert [need.recomputed(peak) for peak in peaks[:3]] == [0, 1, 2]
     assert need.recomputed(0) == 4
     large = _need(loading=10_000)
     assert large.peak(0) == large.parts(0)["process"] + 1000 + 10_000
+    # An output head that may train is planned like what trains.
+    assert _need(trainable=70, head=30).peak(0) == _need(trainable=100).peak(0)
 
 
 def test_options_and_the_chosen_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     config = run_config(tmp_path, learning_rate="auto")
     found = plan_run(config, rows=10, base_dtypes=("fp32", "nf4"))
-    assert {option.base_dtype for option in found.options} == {"fp32", "nf4"}
-    assert {option.micro_batch_size for option in found.options} == {1, 2}
-    assert {option.recompute for option in found.options} == {"none", "blocks"}
+    kinds = {(option.base_dtype, option.micro_batch_size, option.recompute) for option in found.options}
+    assert kinds == {*product(("fp32", "nf4"), (1, 2), ("none", "blocks"))}
     chosen = found.options[0]
-    assert chosen.fits
-    assert chosen.base_dtype != "nf4"
+    assert (chosen.fits, chosen.base_dtype, found.steps) == (True, "fp32", 4)
     assert chosen.seconds == pytest.approx(4 * chosen.step_seconds)
-    assert found.steps == 4
     assert chosen.peak_memory == sum(found.parts.values()) - found.parts["loading"]
-    assert found.trainable > 0
-    assert (found.file_bytes or 0) > 4 * found.parameters - 1
+    assert found.file_bytes >= 4 * found.parameters
     # The whole effective batch stays.
     settings = fitted(config, found)
     assert (settings.batch_size, settings.base_dtype) == (config.batch_size, chosen.base_dtype)
@@ -170,10 +155,12 @@ def test_options_and_the_chosen_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert not any(option.fits for option in plan_run(one, None, base_dtypes=("fp32",)).options)
 
 
-def planned_memory(config: RunConfig, before: int = 0) -> MemoryPlan | None:
-    return plan_memory(
-        config, find_shapes(config.model, config.block_size, config.virtual_tokens), load_dtype(config), None, before
-    )
+def shapes_of(config: RunConfig) -> Any:
+    return find_shapes(config.model, config.block_size, config.virtual_tokens)
+
+
+def planned_memory(config: RunConfig) -> MemoryPlan | None:
+    return plan_memory(config, shapes_of(config), load_dtype(config), None, 0)
 
 
 def test_a_run_notes_and_follows_its_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
@@ -183,14 +170,11 @@ def test_a_run_notes_and_follows_its_plan(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(facts, "SMALL_MODEL", 0)
     monkeypatch.setattr(memory_plan, "_SURELY_ENOUGH", 0)
     planned = planned_memory(config)
-    assert planned is not None
-    assert planned.fits
-    assert planned.recomputed_blocks == 0
+    assert (planned.recomputed_blocks, planned.fits) == (0, True)
     record = train(config, overwrite=True)
     assert record.planned_memory == pytest.approx(planned.peak, rel=0.5)
     monkeypatch.setattr(memory, "available", lambda device: 1000)
     tight = planned_memory(config)
-    assert tight is not None
     assert (tight.recomputed_blocks, tight.fits) == (2, False)
     again = train(run_config(tmp_path, "tight", **settings))
     assert [point.loss for point in again.loss_curve] == [point.loss for point in record.loss_curve]
@@ -200,7 +184,7 @@ def test_a_run_notes_and_follows_its_plan(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("dtype", ["fp32", "int8"])
 def test_a_bound_from_the_shapes_is_above_the_plan(dtype: BaseDtype, tmp_path: Path):
     config = run_config(tmp_path, model="embedded", block_size=512, lora={"r": 16})
-    shapes = find_shapes(config.model, config.block_size, config.virtual_tokens)
+    shapes = shapes_of(config)
     need = need_of(config, shapes, dtype, torch.device("cpu"), 1, 2)
     assert need.peak(0) - need.process <= memory_plan.most_bytes(shapes, 16, need.threads, 1)
 
@@ -209,9 +193,7 @@ def test_a_run_that_surely_has_enough_memory_is_not_planned(tmp_path: Path, monk
     monkeypatch.setattr(memory_plan, "_PROCESS", 0)
     monkeypatch.setattr(memory, "resident", lambda device: 0)
     config = run_config(tmp_path, recompute="auto", micro_batch_size=1)
-    most = memory_plan.most_bytes(
-        find_shapes(config.model, config.block_size, config.virtual_tokens), 16, torch.get_num_threads(), 1
-    )
+    most = memory_plan.most_bytes(shapes_of(config), 16, torch.get_num_threads(), 1)
     for available, is_planned in ((most, True), (2 * most, False)):
         monkeypatch.setattr(memory, "available", lambda device, available=available: available)
         assert (planned_memory(config) is not None) == is_planned
@@ -219,24 +201,17 @@ def test_a_run_that_surely_has_enough_memory_is_not_planned(tmp_path: Path, monk
 
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_a_resumed_run_recomputes_as_many_blocks_as_before(method: str, tmp_path: Path):
-    given = run_config(tmp_path, method=method, prompts=[], recompute="blocks", micro_batch_size=1)
-    interrupt(train, given, 2)
-    plain = run_config(tmp_path, method=method, prompts=[])
-    interrupt(lambda config: train(config, resume=True), plain, 3)
+    given = run_config(tmp_path, method=method, prompts=[], recompute="blocks", micro_batch_size=1, save_steps=1)
+    interrupt(train, given, 1)
+    plain = run_config(tmp_path, method=method, prompts=[], save_steps=1)
+    interrupt(lambda config: train(config, resume=True), plain, 2)
     record = read_record(tmp_path / "run")
     assert (record.recomputed_blocks, record.micro_batch_size) == (2, 1)
     record = train(plain.model_copy(update={"recompute": "none", "micro_batch_size": 2}), resume=True)
     assert (record.recomputed_blocks, record.micro_batch_size) == (0, 2)
-
-
-def test_notes_of_a_plan():
-    def notes(*plan: Any) -> str:
-        memory = MemoryPlan(*plan)
-        return " ".join(fact_notes(Facts("fp32", memory.recomputed_blocks, memory=memory)))
-
-    assert notes(10**9, 0, True, True, 2 * 10**9) == ""
-    assert "1 blocks" in notes(10**9, 1, True, True, 2 * 10**9)
-    assert "--fit" in notes(3 * 10**9, 2, True, False, 2 * 10**9)
+    uninterrupted = train(plain.model_copy(update={"out": str(tmp_path / "plain")}))
+    for one, other in zip(record.loss_curve, uninterrupted.loss_curve, strict=True):
+        assert one.loss == pytest.approx(other.loss, rel=1e-3)
 
 
 def test_a_model_whose_blocks_cannot_be_measured_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -246,20 +221,13 @@ def test_a_model_whose_blocks_cannot_be_measured_is_one_line(tmp_path: Path, mon
     monkeypatch.setattr("tsugiki.training.measure.cost.sample_model", fail)
     with pytest.raises(TsugikiError, match="no such operation"):
         plan_run(run_config(tmp_path), None, base_dtypes=("fp32",))
-    assert tiny_model("gpt2").dtype == torch.float32
 
 
 def test_a_step_is_its_blocks_and_its_loss():
-    measured = Measured(kept=0, input=0, transient=0, forward=1.0, backward=2.0, loss=0.5)
-    need = Need(0, 0, 4, 0, 0, 0, 0, 2, measured)
+    need = _need()
     assert plan._step_seconds(need, 1, 2, 0) == 4 * 3 + 0.5
     assert plan._step_seconds(need, 1, 2, 3) == 4 * 3 + 3 * 1 + 0.5
     assert plan._step_seconds(need, 1, 5, 0) == 3 * (4 * 3 + 0.5), "two threads compute five rows in three rounds"
-
-
-def test_an_output_head_that_may_train_is_planned_like_what_trains():
-    measured = Measured(kept=0, input=0, transient=0, forward=0.0, backward=0.0, loss=0.0)
-    assert Need(0, 70, 4, 0, 0, 0, 0, 2, measured, head=30).peak(0) == Need(0, 100, 4, 0, 0, 0, 0, 2, measured).peak(0)
 
 
 @pytest.mark.parametrize(("tied", "largest"), [(True, 64 * 96), (False, 512 * 64)])
@@ -278,9 +246,7 @@ def test_a_gguf_file_is_planned_in_all_dtypes(tmp_path: Path):
 
 
 def test_stacked_experts_are_loaded_by_transformers():
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config = AutoConfig.for_model("mixtral", **sizes, vocab_size=96, num_key_value_heads=2, num_local_experts=4)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model = lively_model("mixtral").bfloat16()
     size = sum(weight.nbytes for weight in model.parameters())
     assert loading_bytes(model, "bf16") == size
     kernels = [kernel_bytes(model, tokens, itemsize=2) for tokens in (32, 512, 1024, 2048)]

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from tests.runs import assert_resumes, run_config, tiny_base
 from tests.tiny import TEXT
 from tsugiki import TsugikiError
 from tsugiki.io import cache_folder
 from tsugiki.report import report_page
-from tsugiki.training import RunConfig, RunRecord, automatic_learning_rate, train
+from tsugiki.training import RunConfig, automatic_learning_rate, train
 from tsugiki.training.run import prepare as run
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "examples"))
@@ -28,46 +27,45 @@ def pairs_of(folder: Path, count: int = 30, single: bool = False) -> str:
     path = folder / f"answers-{count}-{single}.jsonl"
     rows: list[dict[str, Any]] = []
     for number in range(count):
-        place = TEXT[number * 17 : number * 17 + 7]
+        place, good = TEXT[number * 17 : number * 17 + 7], number % 2 == 0
         prompt, answer = f"{number}{place[:3]}", place[3:]
-        if single:
-            good = number % 2 == 0
-            rows.append({"prompt": prompt, "completion": answer + "." * good, "label": good})
-        else:
-            rows.append({"prompt": prompt, "chosen": f"{answer}.", "rejected": f"{answer[::-1]}no"})
+        pair = {"prompt": prompt, "chosen": f"{answer}.", "rejected": f"{answer[::-1]}no"}
+        rows.append({"prompt": prompt, "completion": answer + "." * good, "label": good} if single else pair)
     path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")
     return str(path)
 
 
 def config(folder: Path, out: str = "run", **changes: Any) -> RunConfig:
-    given: dict[str, Any] = {
-        "data": pairs_of(folder),
-        "preference": "dpo",
-        "block_size": 64,
-        "lora": {"r": 4},
-        "validation": "auto",
-        "prompts": [],
-        "held_out_characters": 200_000,
-        "allow_overlap": True,
-    }
-    given |= changes
+    given: dict[str, Any] = {"data": pairs_of(folder), "preference": "dpo", "block_size": 64, "lora": {"r": 4}}
+    given |= {"validation": "auto", "prompts": [], "held_out_characters": 200_000, "allow_overlap": True, **changes}
     return run_config(folder, out, **{name: value for name, value in given.items() if value != {}})
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16", "int8", "nf4"])
-def test_a_run_begins_at_the_reference_with_every_dtype(dtype: str, tmp_path: Path):
-    base = tiny_base(tmp_path, "llama")
-    settings = {"model": base, "base_dtype": dtype, "preference_settings": {"likelihood": 0.0}}
-    record = train(config(tmp_path, **settings))
+BEGINNINGS: dict[str, dict[str, Any]] = {
+    "bf16": {"base_dtype": "bf16"},
+    "int8": {"base_dtype": "int8"},
+    "nf4": {"base_dtype": "nf4"},
+    "full": {"method": "full", "lora": {}, "learning_rate": 1e-3},
+    "a step is timed before it": {"max_steps": None, "minutes": 5, "eval_steps": 1000},
+    "documents in rows of their own": {"model": "bloom", "batch_size": 99, "micro_batch_size": 2},
+}
+
+
+@pytest.mark.parametrize("case", BEGINNINGS)
+def test_a_run_begins_at_the_reference(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(run, "rows_in_time", lambda *_: 12)  # six steps of two rows, after the measurement
+    settings = {"model": "llama", "keep": "last", "preference_settings": {"likelihood": 0.0}, **BEGINNINGS[case]}
+    record = train(config(tmp_path, **settings | {"model": tiny_base(tmp_path, settings["model"])}))
+    assert (record.data.document_masking == "separate_rows") == (settings["model"] == "bloom")
     first = record.preference_curve[0]
     assert (first.margin, first.accuracy) == (0.0, 0.5), "the reference has the bits of the model before the first step"
     assert record.loss_curve[0].loss == LOG_2
-    assert record.pair_evaluations[0].margin == 0
-    assert record.pair_evaluations[0].accuracy == 0.5
+    assert (record.pair_evaluations[0].margin, record.pair_evaluations[0].accuracy) == (0, 0.5)
     assert abs(record.preference_curve[-1].margin) > 0
+    assert math.isfinite(record.loss_curve[-1].loss)
 
 
-@pytest.mark.parametrize("name", ["dpo_norm", "ipo", "orpo", "simpo", "kto", "apo_zero"])
+@pytest.mark.parametrize("name", ["ipo", "orpo", "kto"])
 def test_every_loss_teaches_the_choice(name: str, tmp_path: Path):
     record = train(config(tmp_path, preference=name, max_steps=12, keep="last", eval_steps=6))
     assert record.pair_evaluations[-1].margin > record.pair_evaluations[0].margin
@@ -80,8 +78,6 @@ def test_one_copy_of_the_prompt_gives_the_same_steps(tmp_path: Path, monkeypatch
     shared = train(config(tmp_path, "shared", **settings))
     monkeypatch.setattr("tsugiki.training.data.packing.shares_prompts", lambda *_: False)
     apart = train(config(tmp_path, "apart", **settings))
-    assert shared.data is not None
-    assert apart.data is not None
     assert shared.data.tokens_per_epoch < apart.data.tokens_per_epoch
     assert [one.loss for one in shared.loss_curve] == pytest.approx([one.loss for one in apart.loss_curve], rel=1e-4)
     margins = [[point.margin for point in record.preference_curve] for record in (shared, apart)]
@@ -93,25 +89,12 @@ def test_the_steps_are_those_of_the_plain_loop(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("tsugiki.training.data.packing.shares_prompts", lambda *_: False)  # like the plain loop
     data = tmp_path / "pairs.csv"
     data.write_text(preference_loop.PAIRS.replace("/", "\n"), encoding="utf-8")
-    plain = preference_loop.Settings(data=str(data), out=str(tmp_path / "plain"), epochs=3)
+    plain = preference_loop.Settings(data=str(data), out=str(tmp_path / "plain"), epochs=1)
     steps, (_before, after) = preference_loop.train(plain)
-    record = train(
-        RunConfig(
-            model="embedded",
-            data=(str(data),),
-            out=str(tmp_path / "run"),
-            preference="dpo",
-            epochs=plain.epochs,
-            batch_size=plain.batch_size,
-            learning_rate=plain.learning_rate,
-            block_size=plain.block_size,
-            held_out=plain.held_out,
-            max_grad_norm=0,
-            validation="none",
-            base_dtype="fp32",
-            lora={"r": 8, "target_modules": ["c_attn", "c_fc", "c_proj"]},  # type: ignore[arg-type]
-        )
-    )
+    same = {name: getattr(plain, name) for name in ("epochs", "batch_size", "learning_rate", "block_size", "held_out")}
+    lora = {"r": 8, "target_modules": ["c_attn", "c_fc", "c_proj"]}
+    settings = {"preference": "dpo", "max_grad_norm": 0, "validation": "none", "base_dtype": "fp32", "lora": lora}
+    record = train(RunConfig(model="embedded", data=str(data), out=str(tmp_path / "run"), **same, **settings))
     assert len(record.loss_curve) == len(steps)
     for mine, point, wanted in zip(record.loss_curve, record.preference_curve, steps, strict=True):
         # The scores of the plain loop are those before the update, like ours.
@@ -123,15 +106,15 @@ def test_the_steps_are_those_of_the_plain_loop(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_run_resumes_with_the_same_bytes(tmp_path: Path):
-    record = assert_resumes(train, config(tmp_path, max_steps=6, validation="none", prompts=["枝を"]), 3)
-    assert [point.step for point in record.preference_curve] == [1, 2, 3, 4, 5, 6]
+    record = assert_resumes(train, config(tmp_path, validation="none", prompts=["枝を"]), 3)
+    assert [point.step for point in record.preference_curve] == [1, 2, 3, 4]
 
 
 def test_the_reference_is_computed_once_for_several_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    first = train(config(tmp_path, "one"))
+    first = train(config(tmp_path, "one", max_steps=2))
     assert list(cache_folder("base").glob("*.json"))
     monkeypatch.setattr("tsugiki.training.run.preference.training_reference", None)  # calling it is an error
-    second = train(config(tmp_path, "two", preference_settings={"beta": 0.5}))
+    second = train(config(tmp_path, "two", max_steps=2, preference_settings={"beta": 0.5}))
     assert second.preference_curve[0] == first.preference_curve[0]
     assert second.preference_curve[-1] != first.preference_curve[-1]
     with pytest.raises(TypeError):
@@ -153,20 +136,8 @@ def test_what_ruins_the_text_is_not_kept(tmp_path: Path):
     start, *later = record.validations
     assert min(entry.loss for entry in later) > start.loss
     assert record.kept_step == 0
-    assert record.training is not None
     assert record.training.steps < 20
     assert record.evaluations[-1].loss == record.evaluations[0].loss
-
-
-def test_documents_that_cannot_share_a_row_are_computed_apart(tmp_path: Path):
-    def run(kind: str) -> RunRecord:
-        return train(config(tmp_path, kind, model=tiny_base(tmp_path, kind), batch_size=99, micro_batch_size=2))
-
-    record = run("bloom")
-    assert record.data is not None
-    assert record.data.document_masking == "separate_rows"
-    assert record.preference_curve[0].margin == 0
-    assert record.preference_curve[0].chosen_tokens == run("llama").preference_curve[0].chosen_tokens
 
 
 def test_single_answers_are_learned_by_kto_alone(tmp_path: Path):
@@ -185,12 +156,9 @@ def test_single_answers_are_learned_by_kto_alone(tmp_path: Path):
     "given",
     [
         {"preference_settings": {"gamma": 1.0}},
-        {"preference_settings": {"beta": -1.0}},
         {"preference_settings": {"beta": math.inf}},
         {"preference_settings": {"beta": 0.0}},
         {"preference_settings": {"label_smoothing": 0.5}},
-        {"preference": "dpo_norm", "preference_settings": {"label_smoothing": math.nan}},
-        {"preference": "ipo", "preference_settings": {"tau": 0.0}},
         {"preference": None, "preference_settings": {"beta": 1.0}},
         {"mix": "other.txt:0.1"},
         {"assistant_turns": "last"},
@@ -218,38 +186,18 @@ def test_losses_that_would_ruin_the_text_have_a_tenth_of_the_rate(tmp_path: Path
     assert [rate(name, likelihood=0.0) for name in ("dpo", "simpo")] == [pytest.approx(rate(None) / 10)] * 2
 
 
-def test_the_time_of_a_step_can_be_measured_before_the_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(run, "rows_in_time", lambda *_: 12)  # six steps of two rows, after the measurement
-    record = train(config(tmp_path, max_steps=None, minutes=5, eval_steps=1000))
-    assert record.preference_curve[0].margin == 0
-
-
-def test_full_fine_tuning_has_its_own_start_as_reference(tmp_path: Path):
-    settings = {"method": "full", "base_dtype": None, "lora": {}, "learning_rate": 1e-3, "keep": "last"}
-    record = train(config(tmp_path, **settings))
-    assert record.preference_curve[0].margin == 0
-    assert record.pair_evaluations[-1].margin != 0
-    assert torch.isfinite(torch.tensor(record.loss_curve[-1].loss))
-
-
-def test_a_file_of_validation_pairs_is_refused_with_what_to_do(tmp_path: Path):
+def test_scored_pairs_that_are_too_long_do_not_end_the_run_but_a_file_of_validation_pairs_is_refused(tmp_path: Path):
     with pytest.raises(TsugikiError, match="answers-20.*part=validation"):
         train(config(tmp_path, validation=pairs_of(tmp_path, 20)))
-
-
-def test_scored_pairs_that_are_too_long_do_not_end_the_run(tmp_path: Path):
     held_out = tmp_path / "long.jsonl"
-    row = {"prompt": "枝", "chosen": TEXT[:14], "rejected": TEXT[14:28]}
-    held_out.write_text(json.dumps(row, ensure_ascii=False), encoding="utf-8")
-    record = train(config(tmp_path, held_out=str(held_out), block_size=32))
-    assert record.status == "finished"
-    assert record.pair_evaluations == []
+    held_out.write_text(json.dumps({"prompt": "枝", "chosen": TEXT[:14], "rejected": TEXT[14:28]}))
+    record = train(config(tmp_path, held_out=str(held_out), block_size=32, max_steps=1))
+    assert (record.status, record.pair_evaluations) == ("finished", [])
 
 
 @pytest.mark.parametrize("single", [False, True])
 def test_nothing_is_held_out(single: bool, tmp_path: Path):
     settings = {"data": pairs_of(tmp_path, single=single), "preference": "kto" if single else "dpo"}
-    record = train(config(tmp_path, held_out="none", **settings))
-    assert record.status == "finished"
-    assert (record.pair_evaluations, record.evaluations) == ([], [])
+    record = train(config(tmp_path, held_out="none", max_steps=1, **settings))
+    assert (record.status, record.pair_evaluations, record.evaluations) == ("finished", [], [])
     assert "<table" in report_page(record, tmp_path / "run")

@@ -1,11 +1,14 @@
 """The preview shows the rows that training takes, as they are, and notes on base, tokenizer and targets."""
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
+from rich.console import Console
 
 from tests.runs import one_thread, run_config
 from tests.tiny import TEXT, byte_tokenizer, save_tiny
@@ -22,24 +25,22 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     monkeypatch.chdir(tmp_path)
     rows: list[dict[str, Any]] = [{"text": f"{i} <b> " + TEXT[i * 50 : i * 50 + 30 + i * 17]} for i in range(12)]
     Path("d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return RunConfig(
-        model=save_tiny(tmp_path / "base"),
-        data="d.jsonl",
-        out="run",
-        block_size=64,
-        batch_size=2,
-        epochs=1,
-    )
+    return RunConfig(model=save_tiny("base"), data="d.jsonl", out="run", block_size=64, batch_size=2, epochs=1)
 
 
 def row_text(row: Any) -> str:
     return "".join(span.text for segment in row.segments for span in segment.spans)
 
 
-def test_it_shows_the_rows_of_the_first_batches(config: RunConfig, monkeypatch: pytest.MonkeyPatch):
-    rows = preview(config, 4).rows
-    taken: list[Any] = []
+def in_terminal(found: Any, **options: Any) -> str:
+    """What a terminal of 100 columns shows of a preview."""
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(to_terminal(found, colours=False, **options))
+    return console.export_text()
 
+
+def test_it_shows_the_rows_and_the_counts_of_the_run(config: RunConfig):
+    shown, taken = preview(config, 4), []
     batch = StepBatches.batch
 
     def watched(batches: StepBatches, rows: list[int]) -> Any:
@@ -47,19 +48,14 @@ def test_it_shows_the_rows_of_the_first_batches(config: RunConfig, monkeypatch: 
         taken.extend(found["input_ids"].tolist())
         return found
 
-    monkeypatch.setattr(StepBatches, "batch", watched)
-    with one_thread():
-        train(config)
-    texts = [byte_tokenizer().decode(ids[: 64 - row.padding]) for row, ids in zip(rows, taken, strict=False)]
+    with mock.patch.object(StepBatches, "batch", watched), one_thread():
+        record = train(config)
+    texts = [byte_tokenizer().decode(ids[: 64 - row.padding]) for row, ids in zip(shown.rows, taken, strict=False)]
     incomplete = "\N{REPLACEMENT CHARACTER}"  # a character of which a part is in another row is not shown
     assert any(incomplete in text for text in texts)
-    assert [row_text(row) for row in rows] == [text.replace(incomplete, "") for text in texts]
-    assert len(rows) == 4
-
-
-def test_its_counts_are_those_of_the_run(config: RunConfig):
-    counts = preview(config, 3).counts
-    record = train(config)
+    assert [row_text(row) for row in shown.rows] == [text.replace(incomplete, "") for text in texts]
+    assert len(texts) == 4
+    counts = shown.counts
     assert counts.steps == record.training.steps
     assert counts.target_tokens_per_epoch == record.training.tokens
     assert counts.blocks_fingerprint == record.data.blocks_fingerprint
@@ -88,13 +84,8 @@ def test_targets_context_special_tokens_and_cuts_are_distinguished(config: RunCo
 
 
 def test_both_displays_hold_text_counts_and_cuts(config: RunConfig):
-    from rich.console import Console
-
     found = preview(config, 50)
-    page = to_html(found)
-    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(to_terminal(found, colours=False))
-    text = console.export_text()
+    page, text = to_html(found), in_terminal(found)
     for label, value in count_lines(found):
         assert label.strip() in text
         assert value in page or "<" in value
@@ -107,26 +98,20 @@ def test_both_displays_hold_text_counts_and_cuts(config: RunConfig):
 
 
 def test_it_fits_a_screen_and_says_how_much_is_left_out(config: RunConfig):
-    from rich.console import Console
-
     found = preview(config, 1)
     names = [[f"texts/{group}.txt:{number}" for number in range(12)] for group in range(9)]
     groups = found.counts.near_duplicates.model_copy(update={"first": names})
     long = [replace(row, segments=row.segments * 30) for row in found.rows]
     found = replace(found, rows=tuple(long), counts=found.counts.model_copy(update={"near_duplicates": groups}))
     found = replace(found, notes=("確率がほぼ 0 です。" * 20,))
-    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(to_terminal(found, colours=False, verbose=False))
-    text = console.export_text()
+    text = in_terminal(found, verbose=False)
     assert len(text.splitlines()) <= 40
     assert "more lines of this row" in text
     assert "0.txt:0 · 0.txt:1 · 0.txt:2 · 0.txt:3 · 0.txt:4 · … and 7 more" in " ".join(text.replace("│", "").split())
-    assert text.count("… and 7 more ") == 3
     assert text.index("training time") < text.index("note: ")
     note = text[text.index("note: ") :].splitlines()[0]
     assert len(note) > 50, "a Japanese line is filled, although it has few spaces"
-    console.print(to_terminal(found, colours=False))
-    whole = console.export_text()
+    whole = in_terminal(found)
     assert len(whole.splitlines()) > len(text.splitlines()) + 5
     assert "… and" not in whole
 
@@ -135,9 +120,7 @@ TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
 
 
 def notes(folder: Path, data: str | None = None, template: str | None = None, **settings: Any) -> str:
-    folder.mkdir(exist_ok=True)
-    base = folder / "model"
-    save_tiny(base)
+    base = save_tiny(folder / "model")
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = template
     tokenizer.save_pretrained(base)
@@ -145,11 +128,11 @@ def notes(folder: Path, data: str | None = None, template: str | None = None, **
         path = folder / ("data.jsonl" if data.startswith("{") else "data.txt")
         path.write_text(data)
         settings["data"] = str(path)
-    return " ".join(preview(run_config(folder, model=str(base), block_size=64, **settings), 1).notes)
+    return " ".join(preview(run_config(folder, model=base, block_size=64, **settings), 1).notes)
 
 
 def test_a_chat_model_on_other_data_is_reported(tmp_path: Path):
-    words = ["scion", "stock", "graft", "orchard", "pruning knife", "bark", "root", "spring", "bud", "leaf"]
+    words = ["scion", "stock", "graft", "orchard", "knife", "bark", "root", "spring", "bud", "leaf"]
     pairs = [(f"{word}?", f"{i * 7919} {word}") for i, word in enumerate(words)]
     completions = "".join(json.dumps({"prompt": p, "completion": c}) + "\n" for p, c in pairs)
     turns = [[{"role": "user", "content": p}, {"role": "assistant", "content": c}] for p, c in pairs]
@@ -160,11 +143,8 @@ def test_a_chat_model_on_other_data_is_reported(tmp_path: Path):
     assert "chat template" not in notes(tmp_path / "d", "A plain text.\n" * 90)
 
 
-def test_a_tokenizer_that_writes_characters_in_pieces_is_reported(tmp_path: Path):
-    assert "parts of characters" in notes(tmp_path / "a")  # Japanese
-    assert "parts of characters" not in notes(tmp_path / "b", "A plain text.\n" * 90)
-
-
-def test_targets_that_leave_out_most_of_the_model_are_reported(tmp_path: Path):
-    assert "of the weights between" in notes(tmp_path / "a", lora={"target_modules": ["c_attn"]})
-    assert "of the weights between" not in notes(tmp_path / "b", lora={"target_modules": "all-linear"})
+def test_characters_in_pieces_and_targets_that_leave_out_most_of_the_model_are_reported(tmp_path: Path):
+    japanese = notes(tmp_path / "a", lora={"target_modules": ["c_attn"]})
+    english = notes(tmp_path / "b", "A plain text.\n" * 90, lora={"target_modules": "all-linear"})
+    for said in ("parts of characters", "of the weights between"):
+        assert (said in japanese, said in english) == (True, False)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.tiny import TEXT, byte_tokenizer, tiny_model
+from tests.tiny import TEXT, byte_tokenizer, logits, tiny_model
 from tsugiki import LoraConfig, TsugikiError, graft, use_fast_paths
 from tsugiki.data import Completion, Conversation, Document, Message
 from tsugiki.fast import has_chunked_loss
@@ -23,14 +23,14 @@ def score(model, texts: list[str], tokenizer=None) -> Evaluation:
 
 def naive_nll(model, windows: list[str]) -> float:
     """Σ -log p(token | <end>, the window's tokens before it), each from a forward pass of its own."""
-    total, tokenizer = 0.0, byte_tokenizer()
-    for window in windows:
-        ids = [0, *tokenizer(window, add_special_tokens=False).input_ids]
-        for i in range(1, len(ids)):
-            with torch.no_grad():
-                logits = model(input_ids=torch.tensor([ids[:i]])).logits[0, -1].double()
-            total -= float(logits.log_softmax(-1)[ids[i]])
-    return total
+    rows = [[0, *byte_tokenizer()(window, add_special_tokens=False).input_ids] for window in windows]
+    return sum(nll_of(model, row[:end], 1) for row in rows for end in range(2, len(row) + 1))
+
+
+def nll_of(model, ids: list[int], learned: int) -> float:
+    """Σ -log p of the last `learned` tokens of a row."""
+    log_p = logits(model, torch.tensor([ids[:-1]]))[0].double().log_softmax(-1)
+    return -sum(float(log_p[i - 1, ids[i]]) for i in range(len(ids) - learned, len(ids)))
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma3_text", "opt", "bloom"])
@@ -47,25 +47,8 @@ def test_every_token_counts_given_what_stands_before_it(kind: str):
     assert result.bits_per_char == pytest.approx(expected / math.log(2) / result.characters)
     assert result.tokenizer_is_lossless
     assert result.warning is None
-
-
-def test_a_model_that_knows_nothing_needs_log2_of_the_vocabulary_a_token():
-    model = tiny_model(vocab_size=257)
-    with torch.no_grad():
-        model.lm_head.weight.zero_()
-    result = score(model, ["abcd", "猫"])
-    assert result.perplexity == pytest.approx(257, rel=1e-4)
-    assert result.bits_per_char == pytest.approx(math.log2(257) * 7 / 5, rel=1e-4)
-
-
-def test_batching_and_mode_do_not_matter(monkeypatch: pytest.MonkeyPatch):
-    model = tiny_model(vocab_size=257).train()
-    windows = [TEXT[i : i + 5 + i % 9] for i in range(0, 200, 10)]
-    together = score(model, windows)
-    assert model.training
-    monkeypatch.setattr("tsugiki.training.score.evaluate._THREAD_TOKENS", 1)
-    apart = score(model, windows)
-    assert together.nll == pytest.approx(apart.nll, rel=1e-6)
+    with pytest.raises(TsugikiError, match="no text"):
+        score(model, [])
 
 
 ADAPTERS: dict[str, Any] = {
@@ -92,7 +75,7 @@ def test_the_fast_paths_give_the_figures_of_the_definition(kind: str, adapter: s
 
 
 def test_no_bit_depends_on_the_number_of_threads():
-    model = tiny_model("llama", vocab_size=257, hidden_size=128, intermediate_size=384).to(torch.bfloat16)
+    model = tiny_model("llama", vocab_size=257, hidden_size=128, intermediate_size=384).to(torch.bfloat16).train()
     use_fast_paths(model)
     texts = [TEXT[start : start + 9 + start % 12] for start in range(0, 300, 25)]
     before, results = torch.get_num_threads(), []
@@ -104,6 +87,7 @@ def test_no_bit_depends_on_the_number_of_threads():
         finally:
             torch.set_num_threads(before)
     assert results[1:] == results[:-1]
+    assert model.training
 
 
 def test_a_sequence_has_no_longer_one_beside_it_where_positions_depend_on_it(monkeypatch: pytest.MonkeyPatch):
@@ -130,34 +114,20 @@ def test_unknowns_and_lost_text_are_counted():
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", unk_token="<unk>")
     result = score(tiny_model(), ["aabc"], tokenizer)
-    assert result.unknown_tokens == 2
-    assert not result.tokenizer_is_lossless
-    assert result.warning is not None
+    assert (result.unknown_tokens, result.tokenizer_is_lossless) == (2, False)
     assert "2 unknown tokens" in result.warning
 
 
 def test_windows_are_of_equal_characters_and_spread_over_all():
-    documents = [
-        Document("あ" * (2 * WINDOW_CHARACTERS + 1), "a"),
-        Document("い" * WINDOW_CHARACTERS, "b"),
-        Document(" ", "c"),
-    ]
+    whole = WINDOW_CHARACTERS
+    documents = [Document(text, "") for text in ("あ" * (2 * whole + 1), "い" * whole, " ")]
     lengths = [len(document.text) for document in documents]
     windows = split_windows(documents, lengths)
-    assert [(len(window.record.text), window.document) for window in windows] == [
-        (WINDOW_CHARACTERS, 0),
-        (WINDOW_CHARACTERS, 0),
-        (1, 0),
-        (WINDOW_CHARACTERS, 1),
-    ]
-    assert split_windows(documents, lengths, limit=2 * WINDOW_CHARACTERS) == [windows[0], windows[2]]
+    found = [(len(window.record.text), window.document) for window in windows]
+    assert found == [(whole, 0), (whole, 0), (1, 0), (whole, 1)]
+    assert split_windows(documents, lengths, limit=2 * whole) == [windows[0], windows[2]]
     assert split_windows(documents, lengths, limit=1) == windows[:1]
     assert split_windows(iter(documents), lengths, limit=10**9) == windows
-
-
-def test_no_text():
-    with pytest.raises(TsugikiError, match="no text"):
-        score(tiny_model(), [])
 
 
 def test_figures_are_of_documents_and_add_up():
@@ -167,10 +137,9 @@ def test_figures_are_of_documents_and_add_up():
     result = evaluate(model, byte_tokenizer(), windows)
     assert [(tokens, characters) for _, tokens, characters in result.documents] == [(15, 5), (18, 6), (3, 1)]
     assert result.documents[0][0] == pytest.approx(naive_nll(model, [texts[0], texts[2]]), rel=1e-5)
-    figures = result.model_dump(mode="json")
-    low, high = figures["loss_interval"]
+    low, high = result.loss_interval
     assert low < result.loss < high
-    assert figures["perplexity_interval"] == pytest.approx((math.exp(low), math.exp(high)))
+    assert result.perplexity_interval == pytest.approx((math.exp(low), math.exp(high)))
 
 
 def test_of_an_answer_what_is_learned_is_scored():
@@ -192,7 +161,4 @@ def test_of_an_answer_what_is_learned_is_scored():
         (result.documents[0], [*tokenizer("u:ab").input_ids, 0, *tokenizer("a:雨").input_ids, 0], 4),
         (result.documents[1], [*tokenizer("u:枝?").input_ids, 0, *tokenizer("a:はい").input_ids, 0], 7),
     ):
-        with torch.no_grad():
-            logits = model(input_ids=torch.tensor([ids])).logits[0].double().log_softmax(-1)
-        expected = -sum(float(logits[i - 1, ids[i]]) for i in range(len(ids) - learned, len(ids)))
-        assert nll == pytest.approx(expected, rel=1e-5)
+        assert nll == pytest.approx(nll_of(model, ids, learned), rel=1e-5)

@@ -1,7 +1,6 @@
 """Questions with expected answers: what a file may hold, and answers that are written or chosen in each mode."""
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 
 from tests.data.chat_templates import TOOLS, tokenizer_of
 from tests.serve.calling_model import ASK, CALLED, LIGHT, WEATHER
-from tests.tiny import byte_tokenizer, tiny_model
+from tests.tiny import byte_tokenizer, logits, tiny_model
 from tsugiki import TsugikiError
 from tsugiki.data import Completion, Conversation, Message, read_row
 from tsugiki.training import Answers, Question, answer_questions, change_of_share, question_of, read_questions
@@ -32,11 +31,14 @@ def test_all_kinds(tmp_path: Path):
         {"messages": TALK, "expected": r"\d{4}", "mode": "regex"},
         {"prompt": TALK, "choices": ["red", "loud"], "expected": "red"},
     ]
-    one, two, three, four = read_questions(written(tmp_path, rows[0], "", *rows[1:]))
-    assert one == Question(f"{tmp_path}/q.jsonl:1", "2 + 2 =", "exact", ("4",))
-    assert (two.source, two.mode, two.expected) == (f"{tmp_path}/q.jsonl:3", "contains", ("a", "b"))
-    assert three.prompt == four.prompt == (Message("user", "When?"),)
-    assert (three.mode, four.mode, four.choices) == ("regex", "choice", ("red", "loud"))
+    file, talk = written(tmp_path, rows[0], "", *rows[1:]), (Message("user", "When?"),)
+    one, two, three, four = read_questions(file)
+    assert one == Question(f"{file}:1", "2 + 2 =", "exact", ("4",))
+    assert two == Question(f"{file}:3", "", "contains", ("a", "b"))
+    assert three == Question(f"{file}:4", talk, "regex", (r"\d{4}",))
+    assert (four.prompt, four.mode, four.choices) == (talk, "choice", ("red", "loud"))
+    with pytest.raises(TsugikiError, match="nowhere.jsonl cannot be read"):
+        read_questions(tmp_path / "nowhere.jsonl")
     assert one.answered("5") == Completion("2 + 2 =", "5", one.source)
     assert four.answered("red") == Conversation((*four.prompt, Message("assistant", "red")), four.source)
 
@@ -46,41 +48,27 @@ def test_all_kinds(tmp_path: Path):
     [
         ({"prompt": "a"}, ":1.*no expected"),
         ({"prompt": "a", "expected": []}, ":1.*expected"),
-        ({"prompt": "a", "expected": 4}, ":1.*expected"),
         ({"prompt": "a", "expected": " "}, ":1.*expected"),
-        ({"expected": "a"}, ":1.*no prompt"),
         ({"prompt": 3, "expected": "a"}, ":1.*no prompt"),
         ({"messages": [], "expected": "a"}, ":1.*no prompt"),
-        ({"messages": None, "prompt": None, "expected": "a"}, ":1.*no prompt"),
         ({"messages": [*TALK, {"role": "assistant", "content": "x"}], "expected": "a"}, ":1.*assistant"),
         ({"messages": [{"role": "wizard", "content": "x"}], "expected": "a"}, ":1.*wizard"),
-        ({"messages": ["x"], "expected": "a"}, ":1.*turn 1"),
         ({"prompt": "a", "expected": "a", "mode": "fuzzy"}, ":1.*'fuzzy'.*exact, contains, regex, choice"),
-        ({"prompt": "a", "expected": "a", "mode": ["exact"]}, ":1.*unknown mode"),
         ({"prompt": "a", "expected": "(", "mode": "regex"}, ":1.*not a regular expression.*position"),
-        ({"prompt": "a", "expected": "a" * 10_001, "mode": "regex"}, ":1.*10,000"),
         ({"prompt": "a", "expected": "a", "mode": "choice"}, ":1.*no choices"),
         ({"prompt": "a", "expected": "a", "choices": ["a"]}, ":1.*two or more"),
         ({"prompt": "a", "expected": "a", "choices": ["a", "a"]}, ":1.*two or more different"),
-        ({"prompt": "a", "expected": "a", "choices": "ab"}, ":1.*choices"),
         ({"prompt": "a", "expected": "c", "choices": ["a", "b"]}, ":1.*'c'"),
         ({"prompt": "a", "expected": "a", "choices": ["a", "b"], "mode": "exact"}, ":1.*exact"),
         ({"prompt": "\ud800", "expected": "a"}, ":1.*surrogate"),
-        ({"prompt": "a", "expected": "\udc00"}, ":1.*surrogate"),
         ("", "is empty"),
         ("[1]", ":1.*JSON object"),
-        ("{", ":1.*JSON"),
     ],
 )
 def test_bad_input_is_one_line_with_the_place(row: Any, facts: str, tmp_path: Path):
     with pytest.raises(TsugikiError, match=facts) as raised:
         read_questions(written(tmp_path, row))
     assert "\n" not in str(raised.value)
-
-
-def test_no_file(tmp_path: Path):
-    with pytest.raises(TsugikiError, match="nowhere.jsonl cannot be read"):
-        read_questions(tmp_path / "nowhere.jsonl")
 
 
 TEMPLATE = (
@@ -97,11 +85,9 @@ def says(model: Any, text: str, tokenizer: Any = None) -> Any:
     markers = {tokenizer(mark, add_special_tokens=False).input_ids[0] for mark in "=:"}
 
     def forward(module: Any, args: Any, given: dict[str, Any], output: Any) -> Any:
-        ids = (
-            torch.cat([state["ids"], given["input_ids"]], 1) if given["input_ids"].shape[1] == 1 else given["input_ids"]
-        )
-        state["ids"] = ids
-        for row, tokens in enumerate(ids.tolist()):
+        new = given["input_ids"]
+        state["ids"] = torch.cat([state["ids"], new], 1) if new.shape[1] == 1 else new
+        for row, tokens in enumerate(state["ids"].tolist()):
             last = max(index for index, token in enumerate(tokens) if token in markers)
             at = min(len(tokens) - 1 - last, len(script) - 1)
             output.logits[row, -1] = torch.nn.functional.one_hot(torch.tensor(script[at]), words).float() * 50
@@ -132,24 +118,22 @@ def test_written_answers_are_compared_in_each_mode(tmp_path: Path):
     assert [one.answer for one in found.answers] == [" 4 "] * 7
     assert [one.correct for one in found.answers] == [True, True, False, True, False, True, False]
     assert (found.questions, found.correct, found.share) == (7, 4, 4 / 7)
-    assert [one.source.rpartition(":")[2] for one in found.answers] == list("1234567")
     assert [one.question for one in found.answers] == [*(row["prompt"] for row in rows[:5]), *[TALK[-1]["content"]] * 2]
 
 
 @pytest.mark.parametrize("prompt", ["雨", TALK])
 def test_the_choice_is_the_most_probable_text(prompt: Any, tmp_path: Path):
     model, tokenizer = tiny_model(vocab_size=257), byte_tokenizer()
-    choices = ["red", "loud", "雨", "a"]
-    start = [*tokenizer("u:When?").input_ids, 0, *tokenizer("a:").input_ids] if prompt is TALK else [0]
-    start += tokenizer("雨").input_ids if prompt == "雨" else []
-    sums = []
-    for choice in choices:
+    asked, ends = tokenizer("u:When?").input_ids, tokenizer("a:").input_ids
+    start = [*asked, 0, *ends] if prompt is TALK else [0, *tokenizer("雨").input_ids]
+
+    def log_probability(choice: str) -> float:
         ids = [*start, *tokenizer(choice).input_ids]
-        with torch.no_grad():
-            logits = model(input_ids=torch.tensor([ids])).logits[0].double().log_softmax(-1)
-        sums.append(sum(float(logits[i - 1, ids[i]]) for i in range(len(start), len(ids))))
-    best = choices[sums.index(max(sums))]
-    other = next(choice for choice in choices if choice != best)
+        scores = logits(model, torch.tensor([ids]))[0].double().log_softmax(-1)
+        return sum(float(scores[i - 1, ids[i]]) for i in range(len(start), len(ids)))
+
+    ordered = sorted(["red", "loud", "雨", "a"], key=log_probability)
+    other, best, choices = ordered[0], ordered[-1], ordered[1::2] + ordered[::2]
     rows = [{"prompt": prompt, "choices": choices, "expected": one} for one in (best, [other, best], other)]
     found = answered(tmp_path, model, *rows)
     assert [one.answer for one in found.answers] == [best] * 3
@@ -168,7 +152,7 @@ def test_the_end_of_an_answer_does_not_count_in_a_choice(tmp_path: Path):
 
     model.register_forward_hook(forward, with_kwargs=True)
     found = answered(tmp_path, model, {"prompt": "x", "choices": ["b", "r"], "expected": "r"})
-    assert found.answers[0].answer == "r"
+    assert found.correct == 1
 
 
 def test_an_answer_ends_with_its_turn(tmp_path: Path):
@@ -178,12 +162,6 @@ def test_an_answer_ends_with_its_turn(tmp_path: Path):
     model = says(tiny_model(vocab_size=258), "4<turn>x", tokenizer)
     questions = read_questions(written(tmp_path, {"messages": TALK, "expected": "4"}))
     assert answer_questions(model, tokenizer, questions, 5).answers[0].answer == "4"
-
-
-def test_a_model_without_a_chat_template(tmp_path: Path):
-    questions = read_questions(written(tmp_path, {"messages": TALK, "expected": "a"}))
-    with pytest.raises(TsugikiError, match="q.jsonl:1 is a conversation"):
-        answer_questions(tiny_model(vocab_size=257), byte_tokenizer(), questions, 4)
 
 
 def test_tools_of_a_question_are_shown_or_refused(tmp_path: Path):
@@ -208,15 +186,16 @@ def test_tools_of_a_question_are_shown_or_refused(tmp_path: Path):
 def test_a_training_record_with_tools_is_a_question_with_them_and_one_that_ends_with_a_call_is_none():
     answer = {"role": "assistant", "content": "b"}
     talk, call = (read_row({"messages": turns, "tools": [WEATHER]}, "row") for turns in ([ASK, answer], CALLED))
-    assert isinstance(talk, Conversation)
     assert talk.tools
     assert question_of(talk) == Question("row", talk.messages[:1], "exact", ("b",), tools=talk.tools)
-    assert isinstance(call, Conversation)
     assert question_of(call) is None
 
 
-def test_a_prompt_or_a_choice_beyond_the_context(tmp_path: Path):
+def test_a_model_that_cannot_read_a_question_is_an_error_that_names_it(tmp_path: Path):
     model = tiny_model(vocab_size=257)
+    questions = read_questions(written(tmp_path, {"messages": TALK, "expected": "a"}))
+    with pytest.raises(TsugikiError, match="q.jsonl:1 is a conversation"):
+        answer_questions(model, byte_tokenizer(), questions, 4)
     with pytest.raises(TsugikiError, match="q.jsonl:2.* 64"):
         answered(tmp_path, model, {"prompt": "a", "expected": "a"}, {"prompt": "a" * 63, "expected": "a"})
     with pytest.raises(TsugikiError, match="q.jsonl:1.* 64"):
@@ -236,6 +215,4 @@ def test_the_change_is_that_of_the_same_questions():
         return Answers(questions=4, correct=sum(correct), share=share, share_interval=(0, 1), answers=answers)
 
     change, (low, high) = change_of_share(of(True, False, False, False), of(True, True, True, False))
-    assert change == 0.5
-    assert low < 0.5 < high
-    assert not math.isnan(low)
+    assert low < change == 0.5 < high

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
-from tests.runs import interrupt, run_config, tiny_base
+from tests.runs import assert_resumes, interrupt, run_config, tiny_base
 from tsugiki import TsugikiError, load_adapter
 from tsugiki.io import ADAPTER_FILE, CHECKPOINTS, MANIFEST_FILE, RECORD_FILE, checkpoints, read_manifest
 from tsugiki.training import read_record, train
@@ -34,22 +34,19 @@ def test_a_checkpoint_is_an_adapter_folder_with_the_record_of_the_run_at_its_ste
     assert {sample["step"] for sample in read_manifest(first)["record"]["samples"]} == {0, 2}
 
 
-def test_a_run_continues_from_the_checkpoint_before_a_damaged_one(tmp_path: Path):
-    config = run_config(tmp_path, max_steps=8)
-    train(config)
-    expected = (tmp_path / "run" / ADAPTER_FILE).read_bytes()
-    cut = run_config(tmp_path, "cut", max_steps=8)
-    interrupt(train, cut, 7)
-    folder = tmp_path / "cut" / CHECKPOINTS
-    optimizer = folder / "checkpoint-6" / "optimizer.safetensors"
+def test_a_run_continues_from_the_checkpoint_before_a_damaged_one(folder: Path):
+    damaged = run_config(folder, "damaged", save_steps=1)
+    interrupt(train, damaged, 3)
+    kept = folder / "damaged" / CHECKPOINTS
+    optimizer = kept / "checkpoint-3" / "optimizer.safetensors"
     content = bytearray(optimizer.read_bytes())
     content[-1] ^= 1
     optimizer.write_bytes(content)
-    with pytest.warns(UserWarning, match=r"checkpoint-6 is damaged: optimizer.*continues from checkpoint-4"):
-        record = train(cut, resume=True)
-    assert (tmp_path / "cut" / ADAPTER_FILE).read_bytes() == expected
-    assert record.samples == read_record(tmp_path / "run").samples
-    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint-6", "checkpoint-6.damaged", "checkpoint-8"]
+    with pytest.warns(UserWarning, match=r"checkpoint-3 is damaged: optimizer.*continues from checkpoint-2"):
+        record = train(damaged, resume=True)
+    assert (folder / "damaged" / ADAPTER_FILE).read_bytes() == (folder / "run" / ADAPTER_FILE).read_bytes()
+    assert record.samples == read_record(folder / "run").samples
+    assert sorted(path.name for path in kept.iterdir()) == ["checkpoint-3", "checkpoint-3.damaged", "checkpoint-4"]
 
 
 def test_if_all_checkpoints_are_damaged_nothing_is_trained_and_nothing_is_changed(tmp_path: Path):
@@ -78,9 +75,5 @@ def test_a_run_whose_record_is_damaged_continues_with_the_record_in_its_checkpoi
 
 def test_a_point_of_the_loss_curve_may_span_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("tsugiki.training.step.setup._LOSS_CURVE_POINTS", 2)
-    whole = train(run_config(tmp_path, max_steps=6))
-    cut = run_config(tmp_path, "cut", max_steps=6)
-    interrupt(train, cut, 2)
-    resumed = train(cut, resume=True)
-    assert [point.step for point in whole.loss_curve] == [3, 6]
-    assert resumed.loss_curve == whole.loss_curve
+    record = assert_resumes(train, run_config(tmp_path, max_steps=6, eval_steps=6, prompts=[]), 2)
+    assert [point.step for point in record.loss_curve] == [3, 6]

@@ -26,6 +26,22 @@ def model_of(kind: str = "gpt2") -> Any:
     return model
 
 
+def adapted(kind: str = "gpt2", targets: list[str] | None = None, dropout: float = 0.5) -> Any:
+    """A model with an adapter that has been moved away from its initial values."""
+    return shake(graft(model_of(kind), LoraConfig(r=3, lora_dropout=dropout, target_modules=targets)))
+
+
+def with_threads(count: int, make: Any) -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        found = make()
+        assert torch.get_num_threads() == count
+        return found
+    finally:
+        torch.set_num_threads(before)
+
+
 def batches_of(model: Any, batch_size: int = 4, size: int = 24) -> StepBatches:
     """Steps of four rows with several documents each."""
     generator = torch.Generator().manual_seed(5)
@@ -35,17 +51,9 @@ def batches_of(model: Any, batch_size: int = 4, size: int = 24) -> StepBatches:
     return StepBatches(blocks, Collator(masking, model.dtype), batch_size, seed=1)
 
 
-def gradients_of(
-    model: Any, computing: Any = None, rows: int = 1, base_dropout: bool = False, batch_size: int = 4
-) -> Gradients:
+def gradients_of(model: Any, computing: Any = None, rows=1, batch_size=4, base_dropout=False) -> Gradients:
     batches = batches_of(model, batch_size)
     return Gradients(model, computing or model, batches, start_accelerator("cpu"), rows, base_dropout)
-
-
-def replica(model: Any) -> Any:
-    short = replica_in(torch.bfloat16, model)
-    use_fast_paths(short)
-    return short
 
 
 def plain_gradients(model: Any, batches: StepBatches) -> tuple[Tensor, dict[str, Tensor]]:
@@ -66,26 +74,25 @@ def assert_gradients(model: Any, wanted: dict[str, Any]) -> None:
             assert parameter.grad is None, name
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "gemma3_text", "opt", "gemma2", "phi", "bloom", "cohere"])
-def test_gradients_are_those_of_the_whole_logits(kind: str):
-    model = model_of(kind)
+@pytest.mark.parametrize(
+    ("kind", "targets", "rows"),
+    [
+        *((kind, None, 1) for kind in ("gpt2", "gemma3_text", "opt", "gemma2", "phi", "bloom", "cohere")),
+        *(("gpt2", None, rows) for rows in (3, 5)),
+        ("gpt2", ["c_attn"], 1),
+        *((kind, ["q_proj", "lm_head"], 2) for kind in ("llama", "gemma2")),
+    ],
+)
+def test_gradients_are_those_of_the_whole_logits(kind: str, targets: list[str] | None, rows: int):
+    model = adapted(kind, targets, dropout=0.0) if targets else model_of(kind)
     plain, wanted = plain_gradients(model, batches_of(model))
     use_fast_paths(model)
     assert has_chunked_loss(model)
-    found = gradients_of(model)
+    found = gradients_of(model, rows=rows)
+    assert len(found.micro_batches._share(0)) == -(-4 // rows)
     for _ in range(2):  # each step begins at zero
         torch.testing.assert_close(found.step(0)[1], plain)
         assert_gradients(model, wanted)
-
-
-@pytest.mark.parametrize("rows", [2, 3, 5])
-def test_rows_are_computed_in_micro_batches(rows: int):
-    model = model_of()
-    plain, wanted = plain_gradients(model, batches_of(model))
-    found = gradients_of(model, rows=rows)
-    assert len(found.micro_batches._share(0)) == -(-4 // rows)
-    torch.testing.assert_close(found.step(0)[1], plain)
-    assert_gradients(model, wanted)
 
 
 @pytest.mark.parametrize("kind", ["longrope", "dynamic", "default"])
@@ -97,38 +104,12 @@ def test_rows_whose_length_changes_the_rotary_frequencies_are_computed_alone(kin
     use_fast_paths(model)
     found = gradients_of(model, rows=4)
     assert found.micro_batches._in_threads is (kind == "default")
-    batches, alone = found.batches, []
+    batches, alone = found.batches, 0
     for row in batches.rows(0):
         inputs = batches.batch([row])
         labels = inputs.pop("labels")
-        alone.append(summed_loss(model(**inputs, use_cache=False).logits, labels) / batches.target_tokens(0))
-    torch.testing.assert_close(found.step(0)[1], torch.stack(alone).sum())
-
-
-@pytest.mark.parametrize("targets", [["c_attn"], ["c_attn", "lm_head"]])
-def test_the_size_of_micro_batches_does_not_change_dropout(targets: list[str]):
-    def make(rows: int) -> Tensor:
-        model = model_of()
-        graft(model, LoraConfig(r=3, lora_dropout=0.5, target_modules=targets))
-        shake(model)
-        use_fast_paths(model)
-        return step_of(model, rows=rows)
-
-    alone = make(1)
-    for rows in (2, 3, 4):
-        torch.testing.assert_close(make(rows), alone)
-
-
-@pytest.mark.parametrize(("kind", "head"), [("gpt2", []), ("llama", ["lm_head"]), ("gemma2", ["lm_head"])])
-def test_gradients_of_an_adapter(kind: str, head: list[str]):
-    model = model_of(kind)
-    graft(model, LoraConfig(r=3, target_modules=["c_attn" if kind == "gpt2" else "q_proj", *head]))
-    shake(model)
-    plain, wanted = plain_gradients(model, batches_of(model))
-    use_fast_paths(model)
-    torch.testing.assert_close(gradients_of(model).step(0)[1], plain)
-    assert len(wanted) == 4 + 2 * len(head)
-    assert_gradients(model, wanted)
+        alone += summed_loss(model(**inputs, use_cache=False).logits, labels) / batches.target_tokens(0)
+    torch.testing.assert_close(found.step(0)[1], alone.detach())
 
 
 def test_a_model_whose_head_is_not_known_makes_its_own_logits():
@@ -147,39 +128,26 @@ def test_the_gradients_and_the_loss_are_one_buffer():
     results = found.step(0, stop=True)
     assert results[0] == 1
     assert torch.equal(torch.cat([*(p.grad.flatten() for p in model.parameters()), results]), found.buffer)
-
-
-def test_a_model_in_which_nothing_trains_is_refused():
     with pytest.raises(TsugikiError, match="requires_grad"):
-        gradients_of(model_of().requires_grad_(False))
+        gradients_of(model.requires_grad_(False))
 
 
 def test_bf16_computes_on_a_copy_that_follows_the_weights():
     model = model_of()
-    whole, short = gradients_of(model), gradients_of(model, replica(model))
+    replica = replica_in(torch.bfloat16, model)
+    use_fast_paths(replica)
+    short = gradients_of(model, replica)
     for _ in range(2):
         short_loss = short.step(0)[1]
         found = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
         whole_model = copy.deepcopy(model)
-        whole = gradients_of(whole_model)
-        torch.testing.assert_close(short_loss, whole.step(0)[1], rtol=2e-2, atol=0)
+        torch.testing.assert_close(short_loss, gradients_of(whole_model).step(0)[1], rtol=2e-2, atol=0)
         for name, parameter in whole_model.named_parameters():
             assert parameter.dtype == found[name].dtype == torch.float32
             cosine = F.cosine_similarity(found[name].flatten(), parameter.grad.flatten(), dim=0)
             assert cosine > 0.98, name
         for parameter in model.parameters():
             parameter.data.add_(torch.randn_like(parameter) * 0.1)
-
-
-def with_threads(count: int, make: Any) -> Any:
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(count)
-        found = make()
-        assert torch.get_num_threads() == count
-        return found
-    finally:
-        torch.set_num_threads(before)
 
 
 def step_of(model: Any, step: int = 0, **options: Any) -> Tensor:
@@ -189,35 +157,27 @@ def step_of(model: Any, step: int = 0, **options: Any) -> Tensor:
     return found.buffer
 
 
-def test_the_number_of_threads_changes_no_bit():
-    one, two, three = (with_threads(count, lambda: step_of(model_of())) for count in (1, 2, 3))
-    assert torch.equal(one, two)
-    assert torch.equal(one, three)
-
-
 @pytest.mark.parametrize("targets", [["c_attn"], ["c_attn", "lm_head"]])
 def test_dropout_follows_from_seed_step_and_place(targets: list[str]):
-    def make(p: float = 0.5, step: int = 0) -> Tensor:
-        model = model_of()
-        graft(model, LoraConfig(r=3, lora_dropout=p, target_modules=targets))
-        shake(model)
+    def make(p: float = 0.5, step: int = 0, rows: int = 1) -> Tensor:
+        model = adapted(targets=targets, dropout=p)
+        use_fast_paths(model)
         torch.manual_seed(step)  # torch's own generator has no part in it
-        return step_of(model, step, batch_size=8)
+        return step_of(model, step, rows=rows, batch_size=8)
 
     one = with_threads(1, make)
-    for _ in range(3):
-        assert torch.equal(one, with_threads(2, make))
+    for rows in (2, 3, 4):  # up to the size of micro-batches
+        torch.testing.assert_close(make(rows=rows), one)
+    for count in (2, 2, 3):
+        assert torch.equal(one, with_threads(count, make))
     assert not torch.equal(one, make(0.0))
     assert not torch.equal(one, make(step=1))
-    assert derived_seed(1, 2, 3) == derived_seed(1, 2, 3)
     assert len({derived_seed(*order) for order in itertools.permutations((1, 2, 3))}) == 6
 
 
 def test_a_share_of_the_rows_is_computed_by_each_process():
     def share(index: int, count: int) -> Tensor:
-        model = model_of()
-        graft(model, LoraConfig(r=3, lora_dropout=0.5))
-        found = gradients_of(shake(model))
+        found = gradients_of(adapted())
         processes = SimpleNamespace(device=torch.device("cpu"), process_index=index, num_processes=count)
         found.accelerator = found.micro_batches.accelerator = processes
         with pytest.MonkeyPatch.context() as patch:
@@ -230,46 +190,43 @@ def test_a_share_of_the_rows_is_computed_by_each_process():
         torch.testing.assert_close(sum(share(index, count) for index in range(count)), whole)
 
 
+def apart(kind: str, batch_size: int = 4) -> Gradients:
+    """The gradients of an adapter on rows of one document each, which are padded to 40 tokens."""
+    model = adapted(kind)
+    use_fast_paths(model)
+    found = gradients_of(model, batch_size=batch_size)
+    blocks = pack(found.batches.blocks.store, np.arange(7), 40, pad=0, share_rows=False)
+    found.micro_batches.batches = replace(found.batches, blocks=blocks)
+    return found
+
+
 @pytest.mark.parametrize("kind", ["llama", "bloom"])
 def test_padding_is_not_computed_and_changes_nothing(kind: str, monkeypatch: pytest.MonkeyPatch):
-    lengths: list[int] = []
-
-    def step(size: int) -> Tensor:
-        model = model_of(kind)
-        graft(model, LoraConfig(r=3, lora_dropout=0.5))
-        shake(model)
-        found = gradients_of(model)
-        lengths.clear()
-        model.get_input_embeddings().register_forward_hook(
-            lambda module, given, output: lengths.append(given[0].shape[-1])
-        )
-        blocks = pack(found.batches.blocks.store, np.arange(7), size, pad=0, share_rows=False)
-        found.micro_batches.batches = replace(found.batches, blocks=blocks)
+    def step() -> tuple[Tensor, set[int]]:
+        found, lengths = apart(kind), set()
+        embeddings = found.model.get_input_embeddings()
+        embeddings.register_forward_hook(lambda module, given, output: lengths.add(given[0].shape[-1]))
         found.step(0)
-        return found.buffer
+        return found.buffer, lengths
 
-    short = step(40)
-    assert sorted(lengths)[-1] <= 30  # the longest record
-    assert len(set(lengths)) > 1
+    short, lengths = step()
+    assert len(lengths) > 1
+    assert max(lengths) <= 30, "the longest record"
     monkeypatch.setattr(Blocks, "items", lambda blocks, numbers, apart: [blocks[number] for number in numbers])
-    padded = step(40)
-    assert set(lengths) == {40}
+    padded, lengths = step()
+    assert lengths == {40}
     torch.testing.assert_close(short, padded, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["bloom", "gpt2"])
 def test_short_rows_are_computed_at_once_and_change_nothing(kind: str):
     def step(tokens: int) -> tuple[Tensor, list[list[int]]]:
-        model = model_of(kind)
-        graft(model, LoraConfig(r=3, lora_dropout=0.5))
-        shake(model)
-        use_fast_paths(model)
-        found = gradients_of(model, batch_size=7)
-        blocks = pack(found.batches.blocks.store, np.arange(7), 40, pad=0, share_rows=False)
+        found = apart(kind, 7)
         micro_batches = found.micro_batches
-        micro_batches.batches, micro_batches.tokens_at_once = replace(found.batches, blocks=blocks), tokens
+        micro_batches.tokens_at_once = tokens
         found.step(0)
-        return found.buffer, [[blocks.row_tokens(row) for row in micro.rows] for micro in found.micro_batches._share(0)]
+        lengths = micro_batches.batches.blocks.row_tokens
+        return found.buffer, [[lengths(row) for row in micro.rows] for micro in micro_batches._share(0)]
 
     alone, micro_batches = step(0)
     assert sorted(map(len, micro_batches)) == [1] * 7

@@ -5,6 +5,7 @@ import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from tests.runs import assert_resumes, loop_of, run_config
 from tests.tiny import tiny_model
 from tsugiki import LoraConfig, TsugikiError, graft, trainable_parameters
 from tsugiki.fast import use_fast_paths
-from tsugiki.io import CHECKPOINTS, MODEL_FILE
+from tsugiki.io import ADAPTER_FILE, CHECKPOINTS, MODEL_FILE
 from tsugiki.training import RunConfig, TextLoss, TrainingLoop, shard_model, train
 
 
@@ -25,14 +26,23 @@ def loop_in(dtype: torch.dtype, kind: str = "llama", **settings: Any) -> Trainin
         graft(model.to(dtype), LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"))
         use_fast_paths(model)
     fields = {"model": "-", "data": "-", "out": "-", "max_steps": 4, "batch_size": 4, "learning_rate": 1e-2}
-    config = RunConfig.model_validate(fields | settings)
-    return loop_of(config, model)
+    return loop_of(RunConfig.model_validate(fields | settings), model)
 
 
 def gradients_of(loop: TrainingLoop) -> torch.Tensor:
     """The gradients of the first step, before they are divided by the scale."""
     loop.gradients.step(0)
+    return gradients_in(loop)
+
+
+def gradients_in(loop: TrainingLoop) -> torch.Tensor:
     return torch.cat([weight.grad.flatten() for weight in loop.gradients.weights if weight.grad is not None])
+
+
+def losses(loop: TrainingLoop) -> list[float]:
+    """Of all steps of the run."""
+    loop.run()
+    return [point.loss for point in loop.progress.loss_curve]
 
 
 def set_scale(loop: TrainingLoop, scale: float) -> None:
@@ -42,12 +52,8 @@ def set_scale(loop: TrainingLoop, scale: float) -> None:
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_the_losses_are_those_of_float32(kind: str):
     half, exact = loop_in(torch.float16, kind), loop_in(torch.float32, kind)
-    for loop in (half, exact):
-        loop.run()
-    assert half.gradients.scaler.is_enabled()
-    assert not exact.gradients.scaler.is_enabled()
-    wanted = [point.loss for point in exact.progress.loss_curve]
-    assert [point.loss for point in half.progress.loss_curve] == pytest.approx(wanted, rel=2e-4)
+    assert (half.gradients.scaler.is_enabled(), exact.gradients.scaler.is_enabled()) == (True, False)
+    assert losses(half) == pytest.approx(losses(exact), rel=2e-4)
 
 
 def test_small_gradients_do_not_become_zero(monkeypatch: pytest.MonkeyPatch):
@@ -80,14 +86,10 @@ def test_a_step_that_overflows_is_skipped_and_the_scale_is_halved():
 
 
 def test_the_limit_of_the_norm_is_that_of_the_unscaled_gradients():
-    loop, exact = (loop_in(dtype, max_grad_norm=1e-3) for dtype in (torch.float16, torch.float32))
-    for one in (loop, exact):
-        one.train_step()
-    norms = [
-        torch.cat([w.grad.flatten() for w in one.gradients.weights if w.grad is not None]) for one in (loop, exact)
-    ]
-    assert float(norms[0].norm()) == pytest.approx(1e-3, rel=1e-3)
-    assert float(norms[1].norm()) == pytest.approx(1e-3, rel=1e-3)
+    for dtype in (torch.float16, torch.float32):
+        loop = loop_in(dtype, max_grad_norm=1e-3)
+        loop.train_step()
+        assert float(gradients_in(loop).norm()) == pytest.approx(1e-3, rel=1e-3)
 
 
 def test_gradients_that_float16_cannot_hold_are_an_error():
@@ -99,48 +101,36 @@ def test_gradients_that_float16_cannot_hold_are_an_error():
 
 
 def test_a_loss_that_is_not_finite_names_fp32(monkeypatch: pytest.MonkeyPatch):
-    for dtype, named in ((torch.float16, True), (torch.float32, False)):
+    for dtype in (torch.float16, torch.float32):
         loop = loop_in(dtype)
         loop._unread.append((torch.tensor([0.0, float("nan")]), 7))
         loop.progress.step = 1
         with pytest.raises(TsugikiError, match="nan at step 1") as error:
             loop.read_losses()
-        assert ("fp32" in str(error.value)) == named
+        assert ("fp32" in str(error.value)) == (dtype == torch.float16)
 
 
 def test_full_fine_tuning():
     half, exact = (loop_in(torch.float32, method="full", compute_dtype=dtype) for dtype in ("fp16", "fp32"))
     assert half.gradients.computing.dtype == torch.float16
-    for loop in (half, exact):
-        loop.run()
-    assert all(weight.dtype == torch.float32 for weight in half.model.parameters())
-    wanted = [point.loss for point in exact.progress.loss_curve]
-    assert [point.loss for point in half.progress.loss_curve] == pytest.approx(wanted, rel=2e-3)
+    assert losses(half) == pytest.approx(losses(exact), rel=2e-3)
+    assert {weight.dtype for weight in half.model.parameters()} == {torch.float32}
 
 
 @pytest.mark.parametrize("settings", [{"base_dtype": "fp16"}, {"method": "full", "compute_dtype": "fp16"}])
-def test_a_run_is_resumed_with_its_scale(
-    settings: dict[str, Any],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    recwarn: pytest.WarningsRecorder,
-):
-    monkeypatch.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, growth_interval=3))
+def test_a_run_is_resumed_with_its_scale(settings: dict[str, Any], tmp_path: Path, capsys: Any, recwarn: Any):
     config = run_config(tmp_path, save_steps=1, prompts=[], **settings)
-    record = assert_resumes(train, config, 2, *([(MODEL_FILE,)] if "method" in settings else []))
-    assert record.resolved_settings.get("base_dtype", record.resolved_settings.get("compute_dtype")) == "fp16"
-    folders = [Path(config.out) / name / CHECKPOINTS / "checkpoint-4" for name in ("whole", "cut")]
-    scalers = [json.loads((folder / "training.json").read_text())["progress"]["scaler"] for folder in folders]
-    assert scalers[0] == scalers[1]
-    assert (scalers[0]["scale"], scalers[0]["_growth_tracker"]) == (131072, 1)
+    with mock.patch.object(torch.amp, "GradScaler", partial(torch.amp.GradScaler, growth_interval=3)):
+        assert_resumes(train, config, 2, [MODEL_FILE if "method" in settings else ADAPTER_FILE])
+    files = [Path(config.out, name, CHECKPOINTS, "checkpoint-4", "training.json") for name in ("whole", "cut")]
+    whole, cut = (json.loads(file.read_text())["progress"]["scaler"] for file in files)
+    assert whole == cut
+    assert (whole["scale"], whole["_growth_tracker"]) == (131072, 1)
     said = [capsys.readouterr().err, *(str(warning.message) for warning in recwarn)]
     assert any("processors are slow" in text for text in said)
 
 
 def test_full_fine_tuning_in_shards_is_not_in_float16():
-    config = RunConfig.model_validate(
-        {"model": "-", "data": "-", "out": "-", "method": "full", "compute_dtype": "fp16", "shard": "fsdp"}
-    )
+    config = RunConfig(model="-", data="-", out="-", method="full", compute_dtype="fp16", shard="fsdp")
     with pytest.raises(TsugikiError, match="fp16.*compute_dtype"):
         shard_model(tiny_model("gpt2"), config, torch.device("cpu"))

@@ -8,17 +8,11 @@ import pytest
 import torch
 from peft.optimizers import create_loraplus_optimizer
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
 
-from tests.runs import assert_resumes, run_config
-from tests.tiny import ids, logits, relative_error, shake, tiny_model
-from tsugiki import LoraConfig, TsugikiError, graft, load_adapter, save_adapter, trainable_parameters
+from tests.tiny import ids, relative_error, shake, tiny_model
+from tsugiki import LoraConfig, graft, load_adapter, save_adapter, trainable_parameters
 from tsugiki.io import ADAPTER_FILE
-from tsugiki.training import RunConfig, load_config, loraplus, train
-
-
-def settings(folder: Path, out: str = "run", **changes: Any) -> RunConfig:
-    return run_config(folder, out, **{"max_steps": 5, "learning_rate": 1e-3, **changes})
+from tsugiki.training import RunConfig, loraplus
 
 
 def plus(**changes: Any) -> RunConfig:
@@ -39,11 +33,8 @@ def test_a_step_is_pefts(decay: float, more: dict[str, Any], tmp_path: Path):
     load_adapter(ours, tmp_path / "start")
     config = plus(loraplus_lr_ratio=8, weight_decay=decay, adam_beta2=0.99)
     rates: dict[str, Any] = {"lr": 2e-3, "loraplus_lr_ratio": 8, "loraplus_weight_decay": decay}
-    optimizers = [
-        create_loraplus_optimizer(theirs, torch.optim.AdamW, betas=(0.9, 0.99), **rates),
-        loraplus(ours, config, 2e-3),
-    ]
-    for model, optimizer in zip((theirs, ours), optimizers, strict=True):
+    optimizer_of_peft = create_loraplus_optimizer(theirs, torch.optim.AdamW, betas=(0.9, 0.99), **rates)
+    for model, optimizer in ((theirs, optimizer_of_peft), (ours, loraplus(ours, config, 2e-3))):
         for seed in range(2):
             optimizer.zero_grad()
             model(input_ids=ids(seed=seed), labels=ids(seed=seed)).loss.backward()
@@ -55,12 +46,6 @@ def test_a_step_is_pefts(decay: float, more: dict[str, Any], tmp_path: Path):
         # A bias of the attention's keys has no gradient but rounding, of which Adam makes a step.
         parts = [slice(0, 32), slice(64, 96)] if key.endswith("c_attn.base_layer.bias") else [slice(None)]
         assert all(relative_error(tensor[part], other[key][part]) < 1e-4 for part in parts), key
-    start = load_file(tmp_path / "start" / ADAPTER_FILE)
-    moved = {
-        letter: max(float((t - start[k]).abs().max()) for k, t in mine.items() if f"lora_{letter}" in k)
-        for letter in "AB"
-    }
-    assert moved["B"] > 4 * moved["A"]
 
 
 def test_every_parameter_that_trains_is_in_one_group():
@@ -75,35 +60,3 @@ def test_every_parameter_that_trains_is_in_one_group():
         quick = p.ndim == 1 or (name.endswith("lora.B") and "wte" not in name)
         assert inside[id(p)]["lr"] == pytest.approx(1.6e-2 if quick else 1e-3), name
         assert inside[id(p)]["weight_decay"] == (0 if p.ndim == 1 else 0.1), name
-
-
-@pytest.mark.parametrize(
-    "method",
-    ["lora+", "pissa", *(pytest.param(name, marks=pytest.mark.slow) for name in ("dora", "orthogonal", "lora-fa"))],
-)
-def test_a_resumed_run_gives_the_same_bytes(method: str, tmp_path: Path):
-    config = settings(tmp_path, method=method)
-    whole, folder = assert_resumes(train, config, 3), Path(config.out) / "whole"
-    model, base = (AutoModelForCausalLM.from_pretrained(config.model) for _ in range(2))
-    theirs = peft.PeftModel.from_pretrained(base, folder).eval()
-    load_adapter(model, folder)
-    torch.testing.assert_close(logits(model), logits(theirs), rtol=1e-5, atol=1e-5)
-    assert whole.evaluations[-1].loss < whole.evaluations[0].loss
-    assert whole.parameters.trainable == sum(p.numel() for p in trainable_parameters(model).values())
-
-
-@pytest.mark.parametrize(
-    ("fields", "said"),
-    [
-        ({"method": "lora", "loraplus_lr_ratio": 4}, "loraplus_lr_ratio: .*lora"),
-        ({"method": "full", "loraplus_lr_ratio": 4}, "loraplus_lr_ratio: .*full"),
-        ({"method": "lora+", "loraplus_lr_ratio": 0}, "loraplus_lr_ratio: .*greater than 0"),
-        ({"method": "lorafa"}, "lora-fa"),
-        ({"method": "orthogonal", "lora": {"r": 3}}, "even.* 3"),
-        ({"method": "pissa", "lora": {"init_lora_weights": "gaussian"}}, "init_lora_weights is 'pissa'"),
-    ],
-)
-def test_settings_that_cannot_be(fields: dict[str, Any], said: str):
-    given = {"model": "m", "data": "d", "out": "o", **fields}
-    with pytest.raises(TsugikiError, match=said):
-        load_config(None, given)

@@ -2,9 +2,8 @@
 
 Some processors multiply 8-bit integers twice as fast as bfloat16, others hardly faster, and rounding the activations
 takes time, so the faster dtype of a frozen base depends on the processor and on the sizes of the layers. Both are timed
-by one thread, in turns, and the times are kept in the cache. On held-out text, a run on a base in 8 bits could not be
-told from one in bfloat16 for three bases (docs/memory.md). A processor without bfloat16 computes in float32, from which
-it could be told.
+by one thread, in turns, and the times are kept in the cache. On held-out text, runs on a base in 8 bits were not worse
+than runs in bfloat16 (docs/training-evidence.md). A processor without bfloat16 computes in float32.
 
 Two rows at once arrange each weight for the processor once instead of twice, and share what each operation costs. They
 take more memory, and on some processors they are not faster.

@@ -8,37 +8,22 @@ from pathlib import Path
 from tests.data.read.aozora.test_text import FOOTER, zipped
 from tsugiki.data import INDEX, Query, Work, open_source, read_entries, select
 
-COLUMNS = [
-    "作品ID",
-    "作品名",
-    "副題",
-    "文字遣い種別",
-    "作品著作権フラグ",
-    "人物ID",
-    "姓",
-    "名",
-    "役割フラグ",
-    "テキストファイルURL",
-    "テキストファイル符号化方式",
-    "テキストファイル文字集合",
-]
+COLUMNS = ["作品ID", "作品名", "副題", "文字遣い種別", "作品著作権フラグ", "人物ID", "姓", "名", "役割フラグ"]
+COLUMNS += ["テキストファイルURL", "テキストファイル符号化方式", "テキストファイル文字集合"]
 ROOT = "https://www.aozora.gr.jp"
 
 
 def row(work: str, title: str, person: str, name: tuple[str, str], **other: str) -> dict[str, str]:
     usual = {
-        "作品ID": work,
-        "作品名": title,
-        "文字遣い種別": "新字新仮名",
-        "作品著作権フラグ": "なし",
-        "人物ID": person,
-        "姓": name[0],
-        "名": name[1],
-        "役割フラグ": "著者",
-        "テキストファイルURL": f"{ROOT}/cards/{person}/files/{work}_ruby.zip",
-        "テキストファイル符号化方式": "ShiftJIS",
+        **{"作品ID": work, "作品名": title, "文字遣い種別": "新字新仮名", "作品著作権フラグ": "なし"},
+        **{"人物ID": person, "姓": name[0], "名": name[1], "役割フラグ": "著者"},
+        **{"テキストファイルURL": url(f"{person}/files/{work}"), "テキストファイル符号化方式": "ShiftJIS"},
     }
     return usual | other
+
+
+def url(path: str) -> str:
+    return f"{ROOT}/cards/{path}_ruby.zip"
 
 
 YAMADA, KAWADA = ("山田", "一"), ("川田", "二葉")
@@ -46,17 +31,10 @@ ROWS = [
     row("1", "坂の上", "000001", YAMADA),
     row("2", "海の底", "000001", YAMADA, 文字遣い種別="旧字旧仮名"),
     row("3", "川の話", "000002", KAWADA),
-    row("3", "川の話", "000001", YAMADA, テキストファイルURL=f"{ROOT}/cards/000002/files/3_ruby.zip"),  # written by two
+    row("3", "川の話", "000001", YAMADA, テキストファイルURL=url("000002/files/3")),  # written by two
     row("4", "新しい話", "000002", KAWADA, 作品著作権フラグ="あり"),
     row("5", "訳した話", "000001", YAMADA),
-    row(
-        "5",
-        "訳した話",
-        "000002",
-        KAWADA,
-        役割フラグ="翻訳者",
-        テキストファイルURL=f"{ROOT}/cards/000001/files/5_ruby.zip",
-    ),
+    row("5", "訳した話", "000002", KAWADA, 役割フラグ="翻訳者", テキストファイルURL=url("000001/files/5")),
     row("6", "よそにある話", "000002", KAWADA, テキストファイルURL="https://example.org/a.zip"),
     row("7", "題名だけ", "000002", KAWADA, テキストファイルURL=""),
 ]
@@ -71,7 +49,7 @@ def index_csv(rows: list[dict[str, str]]) -> bytes:
 
 
 def index_zip(rows: list[dict[str, str]]) -> bytes:
-    return zipped(index_csv(rows), name=f"{INDEX}.csv")
+    return zipped(index_csv(rows), f"{INDEX}.csv")
 
 
 def work_zip(title: str, author: str, text: str = "　上ったと思う。") -> bytes:

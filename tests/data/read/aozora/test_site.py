@@ -11,22 +11,19 @@ from pathlib import Path
 import pytest
 
 from tests.data.read.aozora.samples import FILES, ROWS, index_zip
+from tests.errors import assert_refused
 from tsugiki.data import INDEX, Query, Site, SiteUnreachable, Work, read_entries
 from tsugiki.data.read.aozora import site as site_module
-from tsugiki.errors import TsugikiError
 
 
 @dataclass
 class Stub:
-    """A server with `files`; requests fail as `failures` defines, and the server stops after `limit` requests."""
+    """A server with `files`, whose requests fail as `failures` defines."""
 
     url: str
     files: dict[str, bytes]
     failures: dict[str, list[int]] = field(default_factory=dict)
     asked: Counter[str] = field(default_factory=Counter)
-    limit: int = 1000
-    at_limit: threading.Event = field(default_factory=threading.Event)
-    go_on: threading.Event = field(default_factory=threading.Event)
 
 
 @pytest.fixture
@@ -37,10 +34,6 @@ def stub() -> Iterator[Stub]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            if sum(site.asked.values()) == site.limit:
-                site.at_limit.set()
-                site.go_on.wait()
-                return
             site.asked[self.path] += 1
             failures = site.failures.get(self.path, [])
             status = failures.pop(0) if failures else 200 if self.path in site.files else 404
@@ -58,7 +51,6 @@ def stub() -> Iterator[Stub]:
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     yield site
-    site.go_on.set()
     server.shutdown()
     thread.join()
     server.server_close()
@@ -98,28 +90,17 @@ def test_a_cached_file_that_was_damaged_is_downloaded_again(stub, tmp_path, name
     assert sum(stub.asked.values()) == 5
 
 
-def test_a_file_that_is_too_large_is_not_downloaded_to_its_end(stub, tmp_path, monkeypatch):
+def test_failed_requests_are_repeated_and_files_that_are_missing_or_too_large_are_not(stub, tmp_path, monkeypatch):
     monkeypatch.setattr(site_module, "MAX_ZIP", 1000)
-    stub.files["/cards/000001/files/1_ruby.zip"] = bytes(2000)
+    first, second = (f"/cards/000001/files/{number}_ruby.zip" for number in "12")
+    stub.failures = {first: [503], f"/index_pages/{INDEX}.zip": [500, 429]}
+    stub.files[second] = bytes(2000)
     works, skipped = site_works(stub, tmp_path)
-    assert len(works) == 2
-    assert "1_ruby.zip has more than 1.0 kB" in skipped[0]
-
-
-def test_failed_requests_are_repeated(stub, tmp_path):
-    stub.failures["/cards/000001/files/1_ruby.zip"] = [503]
-    stub.failures[f"/index_pages/{INDEX}.zip"] = [500, 429]
-    works, skipped = site_works(stub, tmp_path)
-    assert (len(works), skipped) == (3, [])
-    assert stub.asked["/cards/000001/files/1_ruby.zip"] == 2
-    assert stub.asked[f"/index_pages/{INDEX}.zip"] == 3
-
-
-def test_a_missing_file_stops_the_run_at_its_row(stub, tmp_path):
-    del stub.files["/cards/000001/files/2_ruby.zip"]
-    with pytest.raises(TsugikiError, match=f"{INDEX}.csv: line 3: .*2_ruby.zip: .* 404; .*--skip-missing"):
-        site_works(stub, tmp_path)
-    assert stub.asked["/cards/000001/files/2_ruby.zip"] == 1  # not requested again immediately
+    assert (len(works), stub.asked[first], stub.asked[f"/index_pages/{INDEX}.zip"]) == (2, 2, 3)
+    assert "2_ruby.zip has more than 1.0 kB" in skipped[0]
+    del stub.files[second]
+    assert_refused(f"{INDEX}.csv: line 3: .*2_ruby.zip: .* 404; .*--skip-missing", site_works, stub, tmp_path)
+    assert stub.asked[second] == 2
 
 
 def test_missing_and_damaged_files_are_skipped_and_others_downloaded_once(stub, tmp_path):
@@ -130,8 +111,8 @@ def test_missing_and_damaged_files_are_skipped_and_others_downloaded_once(stub, 
     assert [work.title for work in works] == ["川の話"]
     (damaged,) = skipped
     assert damaged.startswith(f"{stub.url}/cards/000001/files/2_ruby.zip: a damaged zip")
-    assert len(missing) == 1
-    assert f"line 2: {stub.url}/cards/000001/files/1_ruby.zip: the site answers 404" in missing[0]
+    (absent,) = missing
+    assert f"line 2: {stub.url}/cards/000001/files/1_ruby.zip: the site answers 404" in absent
     # The damaged file is not cached.
     stub.files["/cards/000001/files/2_ruby.zip"] = FILES["cards/000001/files/2_ruby.zip"]
     works, skipped = site_works(stub, tmp_path, missing.append)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.errors import assert_refused
 from tsugiki.data import guess_kana, plain_text, read_work, title_and_author
 from tsugiki.errors import TsugikiError
 
@@ -30,10 +31,12 @@ FOOTER = """
 """
 
 
-def zipped(text: str | bytes, name: str = "work.txt", encoding: str = "shift_jis") -> bytes:
+def zipped(text: str | bytes, *names: str, encoding: str = "shift_jis") -> bytes:
+    """A zip with the text, under each of the names."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr(name, text if isinstance(text, bytes) else text.replace("\n", "\r\n").encode(encoding))
+        for name in names or ("work.txt",):
+            archive.writestr(name, text if isinstance(text, bytes) else text.replace("\n", "\r\n").encode(encoding))
     return buffer.getvalue()
 
 
@@ -45,52 +48,37 @@ def zipped(text: str | bytes, name: str = "work.txt", encoding: str = "shift_jis
         ("古い｜停車場《ステーション》の灯《あかり》", "古い停車場の灯"),
         ("｜Tom《トム》と｜甲《こう》｜乙《おつ》", "Tomと甲乙"),
         ("《なぜ》と書いてあり、「《どこ》へ」", "《なぜ》と書いてあり、「《どこ》へ」"),
-        ("│角｜\n│店｜", "│角｜\n│店｜"),
         # annotations
         ("猫［＃「猫」に傍点］が鳴く。", "猫が鳴く。"),
-        ("［＃３字下げ］はじめに［＃「はじめに」は中見出し］", "はじめに"),
-        ("出づた［＃「出づた」はママ］話", "出づた話"),
-        ("［＃ここから２字下げ］\n手紙\n［＃ここで字下げ終わり］", "手紙"),
         ("起\n　［＃ここから２字下げ］［＃ここから太字］\n承\n［＃ここで字下げ終わり］\n転", "起\n承\n転"),
         ("※［＃「一」、U+4E00］\n二", "一\n二"),
         ("閉じない［＃「一」に\n傍点］二", "閉じない［＃「一」に\n傍点］二"),
         ("駅の図［＃挿絵（fig1_01.png、横100×縦80）入る］です", "駅の図です"),
         ("前［＃キャプション］駅の図［＃キャプション終わり］後", "前後"),
-        ("前［＃ここからキャプション］駅\n［＃「駅」は太字］［＃ここでキャプション終わり］後", "前後"),
         ("前\n駅《えき》の図［＃「駅《えき》の図」はキャプション］\n後", "前\n\n後"),
         ("有［＃レ］朋自［＃二］遠方［＃一］来［＃（タル）］", "有朋自遠方来"),
         ("道［＃「道」は底本では「※［＃「口＋世」、第3水準1-14-88］［一］」］を行く", "道を行く"),
         ("海［＃「海」に「うみ《ママ》」の注記］へ", "海へ"),
         ("寺［＃割り注］山の上［＃割り注終わり］に着く", "寺山の上に着く"),
-        ("川［※３］を渡る", "川を渡る"),
-        ("※印のある［二］の箱", "※印のある［二］の箱"),
         # characters outside the set
         ("※［＃歌記号、1-3-28］歌う", "〽歌う"),
-        ("※［＃「土へん＋冢」、第3水準1-15-56］", b"\xaf\xd8".decode("euc_jis_2004")),
         ("※［＃「木＋世」、第4水準2-14-59］", b"\x8f\xae\xdb".decode("euc_jis_2004")),
         ("※［＃「魚＋尾」、第3水準 1-94-59、12-3］", b"\xfe\xdb".decode("euc_jis_2004")),
         ("※［＃半濁点付き平仮名か、1-4-87］", "か\u309a"),
-        ("※［＃「魚＋尾」、U+9B93、11-8］", "\u9b93"),
         ("※［＃「立へん＋丁」、U-2B7BB、61-10］", "\U0002b7bb"),
-        ("※［＃二の字点、1-2-22］《おのおの》の", "〻の"),
         ("｜山※［＃二の字点、1-2-22］《やまやま》を", "山〻を"),
         ("彼※［＃「※［＃「口＋世」、1-2-3］」の「口」に代えて「女」、U+5A0D］女", "彼\u5a0d女"),
         ("※［＃始め二重山括弧、1-1-52］客※［＃終わり二重山括弧、1-1-53］と", "《客》と"),
         # accents
         ("〔cafe'〕で待つ", "caféで待つ"),
-        ("〔Franc,ais〕と〔mots, le'gers〕", "Françaisとmots, légers"),
-        ("〔l'e'te' d'A^ge〕", "l'été d'Âge"),
         ("〔Scho:n, Go:the, o_e&〕", "Schön, Göthe, ōe&"),
         ("〔coe&ur, stras&e, s'il〕", "cœur, straße, s'il"),
         ("〔Le《ル》 the'〕", "Le thé"),
         ("〔milieu 環境〕と〔本当〕と〔Paris, 1900〕", "〔milieu 環境〕と〔本当〕と〔Paris, 1900〕"),
-        ("cafe' は括弧なし", "cafe' は括弧なし"),
         # repetition marks that Shift_JIS lacks
         ("だん／＼と、ほの／″＼と、それ／゛＼", "だん〳〵と、ほの〴〵と、それ〴〵"),
-        ("一／二", "一／二"),
         # white space
         ("　一段落目。\n\n\n\n　二段落目。　\n", "　一段落目。\n\n　二段落目。"),
-        ("　一。\n\n\n　二。", "　一。\n\n\n　二。"),
     ],
 )
 def test_notation_becomes_plain_text(source, expected):
@@ -103,10 +91,8 @@ def test_notation_becomes_plain_text(source, expected):
         ("※［＃「口＋世」、12-3］と※［＃小書き平仮名ん、上-5］", "〓と〓", 2),
         ("※※［＃「甲乙」の「へん」が「くちへん」］店", "〓〓店", 2),
         ("※［＃「口＋世」、1-99-1］", "〓", 1),
-        ("※［＃「口＋世」、U+D800］", "〓", 1),
         ("※［＃「口＋世」、U+0000］と※［＃「口＋世」、U+000A］", "〓と〓", 2),
         ("字《※［＃「口＋世」、12-3］》［＃「※［＃「口＋世」、12-3］」はママ］", "字", 0),
-        ("伏せ字〓のまま", "伏せ字〓のまま", 0),
     ],
 )
 def test_characters_without_a_code_become_a_geta_and_are_counted(source, expected, count):
@@ -116,18 +102,14 @@ def test_characters_without_a_code_become_a_geta_and_are_counted(source, expecte
 def test_men_ku_ten_covers_jis_x_0213_as_the_codec_does():
     # Independent of the resolver's arithmetic: walk the codec's own repertoire from the characters' side.
     checked = 0
-    for point in [*range(0xA0, 0x10000), *range(0x20000, 0x2A6D7)]:
-        try:
-            code = chr(point).encode("euc_jis_2004")
-        except UnicodeEncodeError:
-            continue
-        plane, pair = (2, code[1:]) if code[0] == 0x8F else (1, code)
+    for point in [*range(0xA0, 0xD800), *range(0xE000, 0x10000), *range(0x20000, 0x2A6D7)]:
+        code = chr(point).encode("euc_jis_2004", "ignore")
+        plane, pair = (2, code[1:]) if code[:1] == b"\x8f" else (1, code)
         if len(pair) != 2 or pair[0] == 0x8E:  # half-width katakana have no men-ku-ten
             continue
         row, cell = (byte - 0xA0 for byte in pair)
         text, unresolved = plain_text(f"字※［＃「字」、{plane}-{row}-{cell}］字")
-        assert unresolved == 0
-        assert text[1:-1].encode("euc_jis_2004") == code
+        assert (unresolved, text[1:-1].encode("euc_jis_2004")) == (0, code)
         checked += 1
     assert checked > 11_000
 
@@ -145,26 +127,10 @@ def test_men_ku_ten_covers_jis_x_0213_as_the_codec_does():
         f"坂\n山田一\n\n{LEGEND}　上る。\n\n　下る。\n［＃本文終わり］\n翻訳の原作：「坂」\n",
         f"坂\n山田一\n\n{LEGEND}　上る。\n\n　下る。",
     ],
-    ids=[
-        "ruby",
-        "no legend",
-        "lone lines",
-        "short rules",
-        "old legend and notes",
-        "notes only",
-        "end mark",
-        "no footer",
-    ],
 )
 def test_header_and_footer_in_their_variants(source):
     work = read_work(zipped(source))
     assert (work.title, work.author, work.text) == ("坂", "山田一", "　上る。\n\n　下る。")
-
-
-def test_rules_and_footer_words_within_the_body_are_kept():
-    body = f"　これを底本とした。\n\n{RULE}\n\n　次の章。"
-    assert read_work(zipped(f"坂\n山田一\n\n{LEGEND}\n{body}{FOOTER}")).text == body
-    assert read_work(zipped(f"坂\n山田一\n\n{RULE}\n\n　章。{FOOTER}")).text == f"{RULE}\n\n　章。"
 
 
 BODY_LINE = "　本の話をした。\n底本：という言葉で始まる行。\n　話は続く。"
@@ -175,11 +141,11 @@ MORE_BOOKS = "\n\n底本：「一」試し社\n　　　2001年\n\n底本：「�
     ("body", "footer"),
     [
         (BODY_LINE, FOOTER),
+        (f"　これを底本とした。\n\n{RULE}\n\n　次の章。", FOOTER),
         (f"　序。\n\n底本：から始まる章。{'　話は続く。' * 200}", FOOTER),
         ("　上る。", MORE_BOOKS),
         (BODY_LINE, f"\n\n{RULE}\n●入力者注\n※１　坂＝道。\n{RULE}{FOOTER}"),
     ],
-    ids=["a line", "a chapter", "two source books", "a line before notes"],
 )
 def test_a_line_of_the_body_that_begins_like_the_footer_is_kept(body, footer):
     assert read_work(zipped(f"坂\n山田一\n\n{LEGEND}\n{body}{footer}")).text == body
@@ -214,12 +180,10 @@ def test_hostile_texts_take_linear_time(name):
         (["坂", "山田一"], ("坂", "山田一")),
         (["坂道日記", "その二　雨", "山田一"], ("坂道日記　その二　雨", "山田一")),
         (["坂", "THE SLOPE", "ジョン・ヒル", "山田一訳"], ("坂", "ジョン・ヒル")),
-        (["坂", "山田一", "川田二葉校訂"], ("坂", "山田一")),
         (["Slopes", "a tale", "John Hill"], ("Slopes　a tale", "John Hill")),
         (["坂の話集", "序", "山田一編訳"], ("坂の話集　序", "山田一")),
         (["坂道の訳", "山田一著"], ("坂道の訳", "山田一")),
         (["坂", "山田一訳"], ("坂", "")),
-        (["坂"], ("坂", "")),
         ([], ("", "")),
     ],
 )
@@ -243,18 +207,8 @@ def test_the_encoding_must_be_that_of_the_index():
     assert read_work(zipped(text), encoding="shift_jis") == read_work(zipped(text))
     assert read_work(zipped(text, encoding="utf-8"), encoding="utf-8") == read_work(zipped(text))
     assert read_work(zipped("a\nb\n\nc"), encoding="utf-8").text == "c"  # ASCII is both
-    with pytest.raises(TsugikiError, match="1.zip: .*utf-8.*shift_jis"):
-        read_work(zipped(text), "1.zip", "utf-8")
-    with pytest.raises(TsugikiError, match="1.zip: .*shift_jis.*utf-8"):
-        read_work(zipped(text, encoding="utf-8"), "1.zip", "shift_jis")
-
-
-def two_texts() -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr("a.txt", "a")
-        archive.writestr("b.txt", "b")
-    return buffer.getvalue()
+    assert_refused("1.zip: .*utf-8.*shift_jis", read_work, zipped(text), "1.zip", "utf-8")
+    assert_refused("1.zip: .*shift_jis.*utf-8", read_work, zipped(text, encoding="utf-8"), "1.zip", "shift_jis")
 
 
 @pytest.mark.parametrize(
@@ -262,12 +216,11 @@ def two_texts() -> bytes:
     [
         (b"not a zip", "damaged zip"),
         (zipped("坂\n山田一\n\n　上る。" * 50)[:-40], "damaged zip"),
-        (zipped("図", name="figure.png"), "0 .txt files"),
-        (two_texts(), "2 .txt files"),
+        (zipped("図", "figure.png"), "0 .txt files"),
+        (zipped("a", "a.txt", "b.txt"), "2 .txt files"),
         (zipped(b"\x81\xff\xfe\x00"), "neither Shift_JIS nor UTF-8"),
         (zipped(f"坂\n山田一\n\n{FOOTER}"), "no text between"),
     ],
-    ids=["no zip", "cut off", "no text", "two texts", "encoding", "empty"],
 )
 def test_unreadable_files_are_one_line_errors(data, message):
     with pytest.raises(TsugikiError, match=message) as caught:

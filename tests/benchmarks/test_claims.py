@@ -1,0 +1,158 @@
+"""Figures in sentences of README and the guides are those of the committed results, rounded as they are written."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+class Claim(NamedTuple):
+    """A sentence in both languages, with a group for each figure, and what these figures are."""
+
+    page: str
+    english: str
+    japanese: str
+    values: tuple[float, ...]
+
+
+def rows_of(file: str) -> list[Any]:
+    return list(json.loads((ROOT / "benchmarks" / "results" / file).read_text(encoding="utf-8"))["rows"])
+
+
+def cell(file: str, *beginning: str) -> float:
+    """The last cell of the row that begins so."""
+    (row,) = [row for row in rows_of(file) if row[: len(beginning)] == [*beginning]]
+    return float(row[-1])
+
+
+def speed(server: str, requests: str) -> float:
+    """Tokens for a second of processor time."""
+    (row,) = [row for row in rows_of("zen4/serving_peers.json") if row[:2] == [server, requests]]
+    return float(row[2])
+
+
+def run(command: str) -> list[float]:
+    """The figures of a run of a guide: before, after, the change with its interval, the processor seconds."""
+    (row,) = [row for row in rows_of("zen5/guide_runs.json") if row[0] == f"`{command}`"]
+    return [float(re.findall(r"[-+]?[\d.]+", text)[0]) for text in (*row[1:3], *row[3].split(), row[4])]
+
+
+STEPS = {row["name"]: row for row in rows_of("zen5/gpt2-small.json")}
+BEST, DOCUMENTED, BF16, INT8 = (
+    STEPS[name]["tokens_per_second"] for name in ("peft-bf16-malloc", "peft-bf16", "tsugiki-bf16", "tsugiki-int8")
+)
+MEMORY = STEPS["tsugiki-int8"]["above_loaded"] / STEPS["peft-bf16-malloc"]["above_loaded"]
+ERRORS = [float(row[-1].rstrip("%")) for row in rows_of("zen5/planning_unfitted.json")]
+ALONE, EACH = "1 on the base", "8, each on an adapter of its own"
+BESIDE_PEERS = (
+    speed("tsugiki serve, bf16", EACH) / speed("llama.cpp's server, bf16", EACH),
+    speed("tsugiki serve, int8", EACH) / speed("llama.cpp's server, q8_0", EACH),
+    speed("llama.cpp's server, bf16", ALONE) / speed("tsugiki serve, bf16", ALONE),
+    speed("llama.cpp's server, q8_0", ALONE) / speed("tsugiki serve, int8", ALONE),
+)
+FORGOTTEN = {row[0]: float(re.findall(r"\((\S+)%", row[-1])[0]) for row in rows_of("zen5/replay.json")}
+BEFORE, AFTER, *INTERVAL, SECONDS = run("quickstart")
+ANSWERS = run("quickstart --questions --lang en")[1]  # and the same in Japanese
+AUTHOR, SUPPORT, POLITE = map(
+    run, ("train --data kyoka.jsonl", "train --data support.csv", "train --reward polite.py --data beginnings.jsonl")
+)
+BY_RANK = {row[0]: float(row[5].split()[2]) for row in rows_of("zen5/comparing_methods.json")}
+(NF4,) = [
+    float(row[-1].split("%")[0]) for row in rows_of("zen5/base_quality.json") if row[:2] == ["smollm2, chat_en", "nf4"]
+]
+TYPES = re.search(r"\| causal \| (\d+) \| (\d+) \|", (ROOT / "docs" / "models.md").read_text(encoding="utf-8"))
+assert TYPES
+
+CLAIMS = [
+    Claim("README", r"in (\S+) s of processor time \(AMD", r"CPU 時間は (\S+) 秒", (SECONDS,)),
+    Claim("README", r"bits per character instead of (\S+),", r"（小さいほどよい）は (\S+) から", (BEFORE,)),
+    Claim("README", r"texts need (\S+) bits", r"から (\S+) に下がります", (AFTER,)),
+    Claim("README", r"of the change: (\S+) to (\S+) %", r"変化の 95 % 区間は (\S+)〜(\S+) %", tuple(INTERVAL[1:])),
+    Claim("README", r"(\S+) s of processor time with 泉鏡花", r"CPU 時間 (\S+) 秒で泉鏡花", (AUTHOR[-1],)),
+    Claim(
+        "README",
+        r"change by (\S+) % \(95 % interval (\S+) to (\S+) %\) for 泉鏡花",
+        r"泉鏡花の例では (\S+) %（(\S+)〜(\S+) %）",
+        tuple(AUTHOR[2:5]),
+    ),
+    Claim(
+        "docs/tutorial-author",
+        r"needs (\S+) % fewer bits per character \(95 % interval (\S+) to (\S+) %\)",
+        r"ビット数はベースモデルより (\S+) % 少なくなりました（95 % 信頼区間 (\S+)〜(\S+) %）",
+        (-AUTHOR[2], -AUTHOR[4], -AUTHOR[3]),
+    ),
+    Claim(
+        "README",
+        r"after (\S+) s of processor time with the answers .* answers (\S+) correctly",
+        r"CPU 時間 (\S+) 秒で教えました。.* 0 問から (\S+) 問に",
+        (SUPPORT[-1], SUPPORT[1]),
+    ),
+    Claim("docs/tutorial-questions", r"runs/support │ (\S+) of 50", r"runs/support │ (\S+) of 50", (SUPPORT[1],)),
+    Claim("README", r"it answers (\S+) of 20 questions", r"学習後は (\S+) 問に正しく", (ANSWERS,)),
+    Claim(
+        "docs/reward",
+        r"held-out prompts \(24\) is (\S+) instead of (\S+): (\S+) \(95 % interval (\S+) to (\S+)\)",
+        r"held-out prompts \(24\) is (\S+) instead of (\S+): (\S+) \(95 % interval (\S+) to (\S+)\)",
+        (POLITE[1], POLITE[0], *POLITE[2:5]),
+    ),
+    Claim(
+        "README",
+        r"GPT-2 small trains (\S+) times .* and (\S+) times .*; with all in bfloat16, (\S+) and (\S+) times",
+        r"GPT-2 small の学習は.*の (\S+) 倍、.*の (\S+) 倍の速さ.*bfloat16 なら (\S+) 倍と (\S+) 倍",
+        (INT8 / BEST, INT8 / DOCUMENTED, BF16 / BEST, BF16 / DOCUMENTED),
+    ),
+    Claim("README", r"steps need (\d+) % of PEFT's memory", r"メモリは、PEFT の (\d+) %", (100 * MEMORY,)),
+    Claim(
+        "README",
+        r"answered (\S+) times as fast together",
+        r"1 件ずつの場合の (\S+) 倍",
+        (cell("zen5/serving.json", "gpt2-small", "ratio: 8 adapters together beside in turns"),),
+    ),
+    Claim(
+        "README",
+        r"Of the (\d+) types of causal models in Transformers, (\d+) pass",
+        r"因果言語モデルは (\d+) 種のうち (\d+) 種が",
+        tuple(map(float, TYPES.groups())),
+    ),
+    Claim("docs/memory", r"`nf4` is (\S+) % worse on SmolLM2", r"SmolLM2-135M で (\S+) % 悪く", (NF4,)),
+    Claim(
+        "docs/comparing",
+        r"32 times the rank lowers the loss by (\d+\.\d)",
+        r"32 倍にしても損失は (\S+) しか",
+        (BY_RANK["LoRA r=1"] - BY_RANK["LoRA r=32"],),
+    ),
+    Claim(
+        "docs/training-evidence",
+        r"forgotten \((\S+) instead of (\S+) %\)",
+        r"（(\S+) %。混ぜないと (\S+) %）",
+        (FORGOTTEN["10%"], FORGOTTEN["0%"]),
+    ),
+    Claim(
+        "docs/benchmarks",
+        r"The plan errs by (\S+) to (\S+) %",
+        r"誤差は (\S+)〜(\S+) % です",
+        (min(ERRORS), max(ERRORS)),
+    ),
+    Claim(
+        "docs/benchmarks",
+        r"Tsugiki is (\S+) to (\S+) times as fast. .* llama.cpp is (\S+) times .* and (\S+) times in 8 bits",
+        r"Tsugiki が (\S+)〜(\S+) 倍速く.*bf16 で (\S+) 倍、8 ビットで (\S+) 倍",
+        BESIDE_PEERS,
+    ),
+]
+
+
+@pytest.mark.parametrize("ending", [".md", ".ja.md"])
+@pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.english)
+def test_a_sentence_has_the_figures_of_its_file(claim: Claim, ending: str):
+    text = (ROOT / f"{claim.page}{ending}").read_text(encoding="utf-8")
+    found = re.search(claim.english if ending == ".md" else claim.japanese, text)
+    assert found, "the sentence has changed: change its pattern"
+    written = [figure.replace("−", "-") for figure in found.groups()]
+    decimals = [len(figure.partition(".")[2]) for figure in written]
+    signs = ["+" if figure.startswith("+") else "" for figure in written]
+    assert written == [f"{value:{sign}.{n}f}" for value, sign, n in zip(claim.values, signs, decimals, strict=True)]
