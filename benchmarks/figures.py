@@ -53,6 +53,7 @@ _JAPANESE_CELLS = {
     r"^TRL, GRPO$": "TRL、GRPO",
     r"^auto$": "自動",
     r"not in (\d+)": r"\1 秒では未達",
+    r"^([\d,]+) of (\d+)$": r"\2 のうち \1",
     r"^mean change$": "変化の平均",
     r"^all authors, ": "すべての作家、",
     r", modern kana$": "、新仮名",

@@ -75,7 +75,7 @@ CLAIMS = [
     Claim("README", r"(\S+) s of processor time with 泉鏡花", r"CPU 時間 (\S+) 秒で泉鏡花", (AUTHOR[-1],)),
     Claim(
         "README",
-        r"change by (\S+) % \(95 % interval (\S+) to (\S+) %\) for 泉鏡花",
+        r"change by (\S+) % \(\[95 % interval\]\(\S+\) (\S+) to (\S+) %\) for 泉鏡花",
         r"泉鏡花の例では (\S+) %（(\S+)〜(\S+) %）",
         tuple(AUTHOR[2:5]),
     ),
