@@ -2,7 +2,7 @@
 
     graft(model, LoraConfig(r=8, lora_alpha=32))     # one trainable adapter called "default"
     active_adapter(model)                             # its pairs, by the names of their layers
-    with disable_adapter(model): ...                  # bit-identical to the base
+    with disable_adapter(model): ...                  # the base again
     ungraft(model)                                    # plain layers again
 
 Functions that take a grafted model also take one that is wrapped, as by `torch.compile` (see `model.ungrafted`).
@@ -19,8 +19,8 @@ This is all that grafting changes in a model; `ungraft` undoes each of them:
 - `save_pretrained` and `load_state_dict` of a transformers model save and load the active adapter, and `train` looks at
   the trainer, after the public `tsugiki.graft` or `load_adapter` (`adapters.pretrained`, `adapters.reference`);
 - every parameter of the base gets `requires_grad=False`;
-- the output head, if it is an `nn.Linear`, gets a `forward` that computes the same faster
-  (`linear_of_matrix` in `model.linear`);
+- the output head, if it is an `nn.Linear`, gets a `forward` that computes the same faster, with other rounding in
+  float32 (`linear_of_matrix` in `model.linear`);
 - dropout probabilities are set to 0, unless `base_dropout` is set; a model whose config has some gets a copy of its
   config, and keeps the copy if it is changed meanwhile (`model.freeze`);
 - BatchNorm modules get a `train` that keeps them in evaluation mode (`model.freeze`);

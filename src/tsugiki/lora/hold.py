@@ -189,7 +189,7 @@ def set_adapter(model: nn.Module, name: str | Sequence[str]) -> None:
 
 @contextmanager
 def disable_adapter(model: nn.Module) -> Iterator[None]:
-    """Within the `with` block the model is bit-identical to its base.
+    """Within the `with` block the model is its base; grafted layers compute bit-identically to what they were.
 
     Which adapter computes is a property of the model, not of a thread. So while a thread is in such a block, or in one
     of `mixed_batch`, no other thread can enter one, switch the model's adapters or call the model.
