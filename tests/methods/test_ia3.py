@@ -14,7 +14,6 @@ from tests.methods.beside_peft import assert_merged_alike, assert_trained_alike
 from tests.tiny import CONFIGS, logits, relative_error, shake, tiny_model
 from tests.tiny_types import tiny_of
 from tsugiki import (
-    TsugikiError,
     active_adapter,
     disable_adapter,
     graft,
@@ -33,23 +32,15 @@ KEYS = {"gpt2": "c_attn", "llama": "k_proj", "gemma3_text": "k_proj", "opt": "k_
 INNER = {"gpt2": "mlp.c_proj", "llama": "down_proj", "gemma3_text": "down_proj", "opt": "fc2"}
 VARIANTS: dict[str, Any] = {
     "default": lambda kind: {},
-    "outputs alone": lambda kind: {"target_modules": [KEYS[kind]], "feedforward_modules": []},
     "inputs alone": lambda kind: {"target_modules": [INNER[kind]], "feedforward_modules": [INNER[kind]]},
     "regex": lambda kind: {
         "target_modules": rf".*\.1\..*({KEYS[kind]}|{INNER[kind]})",
         "feedforward_modules": r".*(c_proj|down_proj|fc2)",
     },
-    "exclude": lambda kind: {
-        "target_modules": [KEYS[kind], INNER[kind]],
-        "feedforward_modules": [INNER[kind]],
-        "exclude_modules": r".*\.0\..*",
-    },
+    "exclude": lambda kind: {"exclude_modules": r".*\.0\..*"},
     "all-linear": lambda kind: {"target_modules": "all-linear"},
     "saved head": lambda kind: {"modules_to_save": ["lm_head"]},
     "head": lambda kind: {"target_modules": [KEYS[kind], "lm_head"], "feedforward_modules": []},
-    "saved norms": lambda kind: {
-        "modules_to_save": ["ln_f" if kind == "gpt2" else "final_layer_norm" if kind == "opt" else "model.norm"]
-    },
 }
 CASES = [(SHAPES[i % 4], variant) for i, variant in enumerate(VARIANTS)]
 CASES += [("llama", "default"), ("opt", "default"), ("gpt2", "head"), ("gemma3_text", "head"), ("opt", "head")]
@@ -127,20 +118,6 @@ def test_random_factors_are_initialised_as_in_peft():
     values = torch.cat([s.ia3_l.detach().flatten() for s in adapter.scalings.values()])
     assert abs(float(values.mean())) < 0.05
     assert abs(float(values.std()) - 1) < 0.05
-
-
-def test_merging_non_finite_values_is_refused_and_changes_nothing():
-    for attribute in ("weight", "bias"):
-        model = tiny_model()
-        getattr(model.transformer.h[0].attn.c_attn, attribute).data.mul_(1e30)
-        graft(model, IA3Config())
-        with torch.no_grad():
-            for p in trainable_parameters(model).values():
-                p.mul_(1e20)
-        before = dict(model.named_parameters())
-        with pytest.raises(TsugikiError, match="not finite.*c_attn"):
-            merge(model)
-        assert all(p is before[name] for name, p in model.named_parameters())
 
 
 @pytest.mark.parametrize("kind", ["bert", "ctrl"])

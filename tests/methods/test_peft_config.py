@@ -84,10 +84,8 @@ def test_settings_of_peft_that_change_nothing_are_accepted():
 
 FIELDS: dict[str, tuple[Any, str]] = {
     "kasa_config": ({"beta": 1e-4}, "merge"),
-    "use_bdlora": ({"target_modules_bd_a": ["q_proj"]}, "merge"),
     "arrow_config": ({"top_k": 2}, "load it with PEFT"),
     "use_qalora": (True, "load it with PEFT"),
-    "layer_replication": ([[0, 2]], "load it with PEFT"),
     "of_a_later_release": ({"depth": 1}, "not supported"),
 }
 

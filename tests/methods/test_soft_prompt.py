@@ -113,9 +113,12 @@ def test_pefts_prompt_loads_and_is_stored_again(kind: str, method: str, tmp_path
 @pytest.mark.parametrize(("kind", "method"), CASES)
 def test_training_steps_equal_pefts(kind: str, method: str):
     theirs, ours = peft_model(kind, method), tiny_model(kind)
+    torch.manual_seed(1)
     adapter = active_adapter(graft(ours, OURS[method]))
     encoder = theirs.prompt_encoder["default"]
     state = {our_name(method, name): weight for name, weight in encoder.state_dict().items()}
+    for name, weight in adapter.prompt.state_dict().items():
+        assert float(weight.std()) == pytest.approx(float(state[name].std()), rel=0.5), "initial values as in PEFT"
     adapter.prompt.load_state_dict(state)
     ours.train()
     for model in (theirs, ours):
@@ -134,17 +137,6 @@ def test_training_steps_equal_pefts(kind: str, method: str):
         assert relative_error(mine[our_name(method, name)].grad, weight.grad) < 1e-3, name
         # Adam divides by the size of the gradient, which amplifies the rounding error of small gradients.
         assert relative_error(mine[our_name(method, name)], weight) < 1e-3, name
-
-
-@pytest.mark.parametrize("method", OURS)
-def test_a_prompt_is_initialised_as_in_peft(method: str):
-    theirs = peft_model("llama", method).prompt_encoder["default"].state_dict()
-    torch.manual_seed(1)
-    ours = active_adapter(graft(tiny_model("llama"), OURS[method])).prompt.state_dict()
-    for name, weight in theirs.items():
-        mine = ours[our_name(method, name)]
-        assert mine.shape == weight.shape
-        assert float(mine.std()) == pytest.approx(float(weight.std()), rel=0.3)
 
 
 def test_a_prompt_is_initialised_with_a_text_as_in_peft(tmp_path: Path):
@@ -223,21 +215,8 @@ def test_generation_equals_pefts(tmp_path: Path):
         model = grafted("gpt2", method)
         save_adapter(model, tmp_path / method)
         theirs = peft.PeftModel.from_pretrained(tiny_model(), tmp_path / method).eval()
-        options: dict[str, Any] = {"max_new_tokens": 8, "pad_token_id": 0, "eos_token_id": 1000, "do_sample": False}
+        options = {**OPTIONS, "max_new_tokens": 8, "do_sample": False}
         assert torch.equal(theirs.generate(input_ids=ids(), **options), model.generate(ids(), **options))
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("kind", ["gpt2", "gemma3_text"])
-def test_a_cache_is_returned_only_on_request(kind: str):
-    model = grafted(kind, "prompt")
-    assert model(ids(), use_cache=False).get("cache") is None
-    asked = model(ids(), use_cache=True)
-    step = model(ids(length=1), cache=asked.cache, use_cache=True)
-    whole = model(torch.cat([ids(), ids(length=1)], dim=-1), use_cache=False)
-    assert asked.cache.get_seq_length() == LENGTH + 13
-    assert relative_error(step.logits[:, -1], whole.logits[:, -1]) < 1e-5
-    assert asked.logits.shape == (2, 12, 96)
 
 
 def documents() -> list[torch.Tensor]:

@@ -56,17 +56,6 @@ def test_a_row_is_complete(name: str):
     assert method.trains_base_weights == (method.family in ("selective", "full fine-tuning"))
 
 
-@pytest.mark.filterwarnings("ignore:lm_head shares")
-@pytest.mark.parametrize("name", METHODS)
-def test_prepare_makes_trainable_what_the_method_trains(name: str):
-    model = tiny_model("gpt2")
-    total = sum(p.numel() for p in model.parameters())
-    method = METHODS[name]
-    method.prepare(model, method.configure(NEEDED.get(name, {})), base_dropout=False)
-    trained = sum(p.numel() for p in trainable_parameters(model).values())
-    assert trained == total if name == "full" else 0 < trained < total
-
-
 @pytest.mark.parametrize(
     ("config", "names"),
     [
@@ -166,6 +155,8 @@ def test_adapters_of_every_method_on_one_model(kind: str):
 @pytest.mark.parametrize(("name", "kind"), CASES)
 def test_fast_paths_compute_the_same(name: str, kind: str):
     config = replace_dropout(small_config(name, kind))
+    if isinstance(config, LoraConfig):  # also of a grafted head, whose loss is computed in chunks
+        config = dataclasses.replace(config, target_modules=[*LORA_TARGETS[kind], "lm_head"])
     plain, fast = grafted(tiny_model(kind), config), grafted(tiny_model(kind), config)
     use_fast_paths(fast)
     losses = [model(input_ids=ids(), labels=ids()).loss for model in (plain, fast)]

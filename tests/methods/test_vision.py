@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests.lifecycle import assert_lifecycle
-from tsugiki import LoraConfig, TsugikiError, active_adapter, graft, load_adapter, save_adapter
+from tsugiki import LoraConfig, TsugikiError, active_adapter, graft
 from tsugiki.lora import trainable_parameters
 from tsugiki.methods import METHODS
 
@@ -71,10 +71,3 @@ def test_layers_that_multihead_attention_does_not_call_are_refused():
     with pytest.raises(TsugikiError, match=r"0\.out_proj.*NonDynamicallyQuantizableLinear"):
         graft(model, LoraConfig(target_modules=["out_proj"]))
     assert set(active_adapter(graft(model, LoraConfig(target_modules="all-linear"))).pairs) == {"1"}
-
-
-def test_a_file_of_another_model_is_refused(tmp_path: Path):
-    model = graft(vit(), LoraConfig(target_modules=["projection"]))
-    save_adapter(model, tmp_path)
-    with pytest.raises(TsugikiError, match="projection"):
-        load_adapter(nn.Sequential(nn.Conv2d(3, 4, 3)), tmp_path)
