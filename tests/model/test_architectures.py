@@ -3,7 +3,7 @@
 import pytest
 
 from tests.tiny import CONFIGS, tiny_model
-from tsugiki.model import ARCHITECTURES, architecture_of, base_modules, model_type
+from tsugiki.model import ARCHITECTURES, architecture_of, base_modules
 from tsugiki.model.names import matches
 
 
@@ -14,11 +14,3 @@ def test_every_name_of_a_row_is_in_the_model(kind: str):
     assert row is ARCHITECTURES[kind]
     for name in (*(row.target_modules or ()), *(row.ia3_outputs or ())):
         assert any(matches(path, [name]) for path, _ in base_modules(model)), name
-
-
-def test_a_model_type_without_a_row_is_named():
-    model = tiny_model("gpt2")
-    model.config.model_type = "other"
-    assert architecture_of(model) is None
-    assert model_type(model) == "other"
-    assert model_type(object()) == "object"

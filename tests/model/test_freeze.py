@@ -1,18 +1,16 @@
 """Dropout and running statistics of the base while an adapter trains."""
 
 import copy
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
-from torch import Tensor, nn
 
 from tests.lora.test_conv import images, net
 from tests.tiny import CONFIGS, ids, shake
 from tests.tiny_types import lively_model, tiny_of
-from tsugiki import LoraConfig, disable_adapter, graft, load_adapter, save_adapter, ungraft
+from tsugiki import LoraConfig, graft, ungraft
 from tsugiki.model import disable_dropout, dropout_restored
 
 
@@ -45,30 +43,6 @@ def test_two_training_passes_of_the_base_are_equal(kind: str):
     with dropout_restored(saved):
         assert not torch.equal(first, output(model))
     assert torch.equal(first, output(model))
-
-
-@pytest.mark.parametrize("kind", ["opt", "falcon"])
-def test_dropout_of_the_base_is_switched_off_and_restored_in_all_forms(kind: str):
-    model = with_dropout(kind)
-    modules = list(model.modules())
-
-    def probabilities() -> list[float]:
-        return [
-            value
-            for module in modules
-            for owner in (module, getattr(module, "config", module))
-            for key, value in vars(owner).items()
-            if ("drop" in key or (isinstance(owner, nn.Dropout) and key == "p")) and isinstance(value, float)
-        ]
-
-    was = probabilities()
-    assert was.count(0.3) > 5
-    graft(model, LoraConfig(target_modules="all-linear"))
-    assert set(probabilities()) == {0.0}
-    ungraft(model)
-    assert probabilities() == was
-    graft(model, LoraConfig(target_modules="all-linear"), base_dropout=True)
-    assert probabilities() == was
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "falcon", "blt"])
@@ -118,27 +92,3 @@ def test_running_statistics_are_used_but_not_updated():
         assert torch.equal(tensor, state[name]), name
     model(x)
     assert not torch.equal(model.norm.running_mean, state["norm.running_mean"])
-
-
-def test_a_module_to_save_updates_its_own_statistics(tmp_path: Path):
-    def block() -> Any:
-        torch.manual_seed(0)
-        return nn.ModuleDict({"body": nn.Conv2d(3, 4, 3), "head": nn.Sequential(nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))})
-
-    def forward(model: Any, x: Tensor) -> Tensor:
-        return model["head"](model["body"](x))
-
-    model, x = block().eval(), images()
-    base = forward(model, x)
-    for name in ("one", "two"):
-        graft(model, LoraConfig(r=2, target_modules=["body"], modules_to_save=["head"]), name)
-        before = model["head"][0].running_mean.clone()
-        forward(model.train(), x)
-        assert not torch.equal(model["head"][0].running_mean, before)
-    adapted = forward(shake(model.eval()), x)
-    save_adapter(model, tmp_path)
-    other = block().eval()
-    load_adapter(other, tmp_path)
-    assert torch.equal(forward(other, x), adapted)
-    with disable_adapter(model):
-        assert torch.equal(forward(model, x), base)

@@ -57,12 +57,7 @@ def test_without_transformers_no_layer_is_a_conv1d(monkeypatch: pytest.MonkeyPat
 
 
 def test_the_device_and_dtype_are_known_without_dequantising(monkeypatch: pytest.MonkeyPatch):
-    class Wrapper(nn.Module):
-        def __init__(self, inner: nn.Module) -> None:
-            super().__init__()
-            self.inner = inner
-
     layer = Int8Linear(torch.randn(2, 2), None, torch.float32)
     monkeypatch.delattr(Int8Linear, "dequantize")
     assert device_of(layer) == torch.device("cpu")
-    assert device_of(Wrapper(layer.to("meta"))) == torch.device("meta")
+    assert device_of(nn.Sequential(layer.to("meta"))) == torch.device("meta")

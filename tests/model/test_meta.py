@@ -62,10 +62,9 @@ def test_a_model_without_values_draws_none_and_one_in_memory_does(kind: str):
         built()
     assert drawing.count > 0
     with Drawing() as drawing:
-        shapes = {name: tensor.shape for name, tensor in meta_model(config).state_dict().items()}
+        meta_model(config)
     assert drawing.count == 0
     expected = built().state_dict()
-    assert shapes == {name: tensor.shape for name, tensor in expected.items()}
     with NoRandomValues():
         found = built().state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())

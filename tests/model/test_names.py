@@ -70,14 +70,8 @@ EVIL = [r"([a-z._0-9]+)+!", r"(.?){40}.{40}!", r"((((.*)*)*)*)*!", r"(?:\w|\.|[a
 
 def test_an_expression_with_many_ways_gives_the_answers_of_re():
     matches = compile_pattern(UNSLOTH)
-    names = [
-        *(
-            f"model.language_model.layers.{i}.{layer}"
-            for i in (0, 17)
-            for layer in ("self_attn.q_proj", "norm", "mlp.act")
-        ),
-        *("model.layers.7.mlp.down_proj", "model.vision.layers.7.fc1", "model.layers.7.norm", "lm_head"),
-    ]
+    names = [f"model.language_model.layers.17.{layer}" for layer in ("self_attn.q_proj", "norm", "mlp.act")]
+    names += ["model.layers.7.mlp.down_proj", "model.vision.layers.7.fc1", "model.layers.7.norm", "lm_head"]
     assert [matches(name) for name in names] == [re.fullmatch(UNSLOTH, name) is not None for name in names]
     assert {matches(name) for name in names} == {True, False}
 
