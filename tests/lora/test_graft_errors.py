@@ -12,7 +12,7 @@ import torch
 from tests.lora.test_graft_undo import attributes
 from tests.tiny import ids, logits, shake, tiny_model
 from tsugiki import LoraConfig, disable_adapter, graft, merge, mixed_batch, set_adapter, ungraft, unmerge
-from tsugiki.lora import LowRank, active_names, is_grafted, is_merged, remove_adapter
+from tsugiki.lora import active_names, is_grafted, is_merged, remove_adapter
 from tsugiki.methods import BottleneckConfig, IA3Config, PromptTuningConfig, SelectiveConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -130,26 +130,3 @@ def test_an_interrupted_first_graft_leaves_the_plain_model(config: str):
         if is_grafted(model):  # at the very end
             ungraft(model)
         assert attributes(model) == before, line
-
-
-def test_memory_that_runs_out_leaves_the_adapter_active_that_was(monkeypatch: pytest.MonkeyPatch):
-    model = tiny_model()
-    base = logits(model)
-    a = logits(shake(graft(model, LoraConfig(r=2), "a")))
-    graft(model, LoraConfig(r=2), "b").train()
-    moved = []
-
-    def no_memory(pair: LowRank, *args: Any) -> LowRank:
-        moved.append(pair)
-        if len(moved) == 3:
-            raise torch.OutOfMemoryError("out of memory")
-        return pair
-
-    monkeypatch.setattr(LowRank, "train", no_memory)
-    with pytest.raises(torch.OutOfMemoryError):
-        set_adapter(model, "a")
-    assert active_names(model) == ["b"]
-    monkeypatch.undo()
-    assert torch.equal(logits(model), base), "b is untrained"
-    set_adapter(model, "a")
-    assert torch.equal(logits(model), a)

@@ -1,6 +1,5 @@
 """Several adapters on one base: switching, loading and unloading them many times."""
 
-import copy
 import gc
 
 import pytest
@@ -8,7 +7,7 @@ import torch
 
 from tests.tiny import logits, shake, tiny_model
 from tsugiki import LoraConfig, graft, load_adapter, save_adapter, set_adapter, trainable_parameters
-from tsugiki.lora import grafted_layers, remove_adapter
+from tsugiki.lora import remove_adapter
 from tsugiki.lowbit import Int8Linear, quantize
 
 
@@ -45,17 +44,9 @@ def test_an_activated_adapter_gets_the_models_device_and_mode():
     assert {pair.B.device.type for pair in b} == {"meta"}
 
 
-def test_a_copy_is_switched_independently_as_is_a_replaced_layer():
+def test_layers_that_are_moved_are_switched():
     model = two_adapters(tiny_model())
-    b, twin = logits(model), copy.deepcopy(model)
-    set_adapter(twin, "a")
-    a = logits(twin)
-    assert not torch.equal(a, b)
-    assert torch.equal(logits(model), b)
     set_adapter(model, "a")
-    set_adapter(twin, "b")
-    assert torch.equal(logits(model), a)
-    assert torch.equal(logits(twin), b)
     blocks = model.transformer.h
     blocks[0], blocks[1] = blocks[1], blocks[0]
     set_adapter(model, "b")
@@ -63,15 +54,10 @@ def test_a_copy_is_switched_independently_as_is_a_replaced_layer():
         assert model.get_submodule(path).lora is pair
 
 
-@pytest.mark.parametrize(
-    "with_another", [pytest.param(False, marks=pytest.mark.slow), True], ids=["alone", "with another"]
-)
-def test_loads_and_unloads_leave_nothing_behind(tmp_path, with_another: bool):
+def test_loads_and_unloads_leave_nothing_behind(tmp_path):
     # `benchmarks.serving.switching` measures the time and the memory of the process.
     save_adapter(two_adapters(tiny_model()), tmp_path, "a")
-    model = tiny_model()
-    if with_another:
-        graft(model, LoraConfig(r=2), "other")
+    model = graft(tiny_model(), LoraConfig(r=2), "other")
 
     def loaded_and_unloaded() -> torch.Tensor:
         load_adapter(model, tmp_path, "guest")
@@ -89,4 +75,3 @@ def test_loads_and_unloads_leave_nothing_behind(tmp_path, with_another: bool):
     for _ in range(10):
         assert torch.equal(first, loaded_and_unloaded())
     assert alive() <= before  # objects of other tests may have been freed in the meantime
-    assert bool(grafted_layers(model)) == with_another

@@ -42,45 +42,12 @@ def test_linear_and_its_gradients_equal_the_formula(layer: nn.Module, shape: tup
     found = [y, *torch.autograd.grad(y.sum(), [x, pair.A, pair.B])]
     for ours, exact in zip(found, [expected, *torch.autograd.grad(expected.sum(), moved)], strict=True):
         torch.testing.assert_close(ours.double(), exact, rtol=TOLERANCES[dtype], atol=TOLERANCES[dtype])
-
-
-@pytest.mark.parametrize("layer", LAYERS)
-def test_gradients_of_the_layer_pass_gradcheck(layer: nn.Module):
-    grafted = _grafted(copy.deepcopy(layer).double().requires_grad_(False)).train()
-    grafted.lora.dropout.p = 0.3
-
-    def forward(x: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
-        torch.manual_seed(3)  # the same dropout mask each time
-        return grafted(x)
-
-    x = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(forward, (x, grafted.lora.A, grafted.lora.B))
-    assert not torch.equal(grafted(x), grafted(x))
+    pair.dropout.p = 0.5
+    assert not torch.equal(grafted.train()(x), grafted(x))
     assert torch.equal(grafted.eval()(x), grafted(x))
-    grafted.lora.B.data.zero_()
-    assert torch.equal(grafted.train()(x), grafted.base_layer(x))
 
 
-def test_gradients_of_an_embedding_pass_gradcheck():
-    grafted = _grafted(nn.Embedding(6, 4).double().requires_grad_(False))
-    ids = torch.tensor([[0, 5, 2], [2, 2, 1]])
-    assert torch.autograd.gradcheck(lambda *_: grafted(ids), (grafted.lora.A, grafted.lora.B))
-
-
-def test_a_bias_of_the_branch_is_scaled_and_merged():
-    layer = nn.Linear(6, 5)
-    model = nn.Sequential(layer)
-    graft(model, LoraConfig(r=2, lora_alpha=6, target_modules=["0"], lora_bias=True))
-    pair = model[0].lora
-    with torch.no_grad():
-        for parameter in (pair.B, pair.bias):
-            parameter.normal_()
-    x = torch.randn(3, 6)
-    expected = layer(x) + 3 * (x @ pair.A.T @ pair.B.T + pair.bias)
-    assert torch.allclose(model(x), expected, atol=1e-6)
-    model(x).sum().backward()
-    assert torch.allclose(pair.bias.grad, torch.full((5,), 9.0))
-    assert torch.allclose(merge(model)(x), expected, atol=1e-5)
+def test_a_bias_of_the_branch_is_merged_into_a_bias_alone():
     plain = nn.Sequential(nn.Linear(6, 5, bias=False))
     graft(plain, LoraConfig(r=2, target_modules=["0"], lora_bias=True))
     with pytest.raises(TsugikiError, match="has no bias into which"):

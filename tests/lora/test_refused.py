@@ -12,7 +12,6 @@ from tsugiki import LoraConfig, TsugikiError, graft
 from tsugiki.lowbit import quantize
 
 MODELS: dict[str, Callable[[], Any]] = {
-    "layers without a config": lambda: nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2)),
     "no linear layer": lambda: nn.Sequential(nn.LayerNorm(3), nn.ReLU()),
     "conv": lambda: nn.Sequential(nn.Conv2d(4, 4, 3)),
     "conv of 2 groups": lambda: nn.Sequential(nn.Conv2d(4, 4, 3, groups=2)),
@@ -33,7 +32,6 @@ def experts(**more: Any) -> dict[str, Any]:
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("gpt2", {"target_modules": ["q_proj"]}, "target_modules=q_proj .* c_attn, c_fc"),
-    ("gpt2", {"target_modules": ["ln_1"]}, "ln_1.*LayerNorm"),
     ("gpt2", {"target_modules": ["c_attn"], "layers_to_transform": [9]}, r"c_attn.*\[9\]"),
     ("gpt2", {"target_modules": ["c_attn"], "modules_to_save": ["head"]}, "modules_to_save.*'head'"),
     ("gpt2", {"target_modules": ["lm_head"], "bias": "lora_only"}, "bias is 'lora_only'"),
@@ -42,28 +40,21 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("mamba", {"target_modules": ["conv1d"]}, "mixer.conv1d, a Conv1d, which cannot be grafted"),
     ("llama", {"target_modules": ["all-linear", "lm_head"]}, "'all-linear' is no name in a list.*q_proj"),
     ("qwen3_moe", {"target_modules": ["gate_proj"]}, r"gate_proj matches no layer.*\(target_parameters: down_proj, g"),
-    ("layers without a config", {}, "target_modules.*'Sequential'.* 0, 2"),
     ("no linear layer", {"target_modules": "all-linear"}, "no layer that can be grafted"),
     ("conv of 4 groups", {"r": 6, "target_modules": ["0"]}, "0 .*Conv2d .*4 groups.*rank 6"),
     ("conv of 2 groups", {"use_dora": True, "target_modules": ["0"]}, "use_dora.* 0 .*Conv2d .*2 groups"),
     ("circular conv", {"target_modules": ["0"]}, "0 is a Conv2d .*circular"),
     ("conv", {"init_lora_weights": "pissa", "target_modules": ["0"]}, "'pissa' .*linear.* 0 .*Conv2d"),
-    ("conv", {"init_lora_weights": "orthogonal", "target_modules": ["0"]}, "'orthogonal' .*linear"),
     ("transposed conv", {"target_modules": ["0"]}, " 0.*ConvTranspose2d"),
     ("qwen3_moe", experts(lora_dropout=0.1), r"lora_dropout is 0.1.*0 for target_parameters.*gate_up_proj"),
     ("qwen3_moe", experts(use_dora=True), "use_dora.*target_parameters"),
-    ("qwen3_moe", experts(lora_bias=True), "lora_bias.*target_parameters"),
     ("qwen3_moe", experts(init_lora_weights="pissa"), "'pissa'.*linear layers"),
     ("qwen3_moe", {"target_parameters": ["no_such"]}, "no_such.*down_proj, gate_up_proj"),
     ("qwen3_moe", {"target_parameters": ["input_layernorm.weight"]}, "input_layernorm.weight, which has 1 axis"),
     ("qwen3_moe", experts(target_parameters=["q_proj.weight"]), r"both select the weight of model.*q_proj \(2"),
     ("glm4_moe", {"use_dora": True}, "use_dora.*gate_proj"),  # PEFT takes the names of such layers for experts
-    ("glm4_moe", {"lora_bias": True}, "lora_bias.*gate_proj"),
-    ("gpt2", tokens([3, 3]), "different token ids"),
-    ("gpt2", tokens({"wte": "5"}), "trainable_token_indices"),
     ("gpt2", tokens([96]), "resize_token_embeddings.97."),
     ("gpt2", tokens({"foo": [1]}), "names 'foo'"),
-    ("gpt2", tokens({"ln_1": [1]}), "LayerNorm"),
     ("gpt2", tokens({"c_attn": [1]}), "has a bias"),
     ("gpt2", tokens([1], target_modules=["wte"]), "wte, which is in target_modules or modules_to_save"),
     ("gpt2", {"target_modules": ["wte"], "ensure_weight_tying": True}, "ensure_weight_tying"),

@@ -31,18 +31,17 @@ def test_names_in_the_file_are_longer_where_their_ends_select_more(tmp_path: Pat
     assert len([name for name, _ in theirs.named_parameters() if "lora_A" in name]) == 18
 
 
+SECOND_BLOCK = {"1.attn.c_proj", "1.mlp.c_proj"}
+
+
 @pytest.mark.parametrize(
     ("config", "layers"),
     [
         (LoraConfig(target_modules=["attn.c_proj"]), {"0.attn.c_proj", "1.attn.c_proj"}),
-        (LoraConfig(target_modules=r".*\.1\..*c_proj"), {"1.attn.c_proj", "1.mlp.c_proj"}),
-        (LoraConfig(target_modules=["c_proj"], layers_to_transform=[1]), {"1.attn.c_proj", "1.mlp.c_proj"}),
-        (
-            LoraConfig(target_modules=["c_proj"], layers_to_transform=0, layers_pattern="h"),
-            {"0.attn.c_proj", "0.mlp.c_proj"},
-        ),
+        (LoraConfig(target_modules=r".*\.1\..*c_proj"), SECOND_BLOCK),
+        (LoraConfig(target_modules=["c_proj"], layers_to_transform=1, layers_pattern="h"), SECOND_BLOCK),
         (LoraConfig(target_modules=["c_proj"], exclude_modules=["mlp.c_proj"]), {"0.attn.c_proj", "1.attn.c_proj"}),
-        (LoraConfig(target_modules=["c_proj"], exclude_modules=r".*\.0\..*"), {"1.attn.c_proj", "1.mlp.c_proj"}),
+        (LoraConfig(target_modules=["c_proj"], exclude_modules=r".*\.0\..*"), SECOND_BLOCK),
         (
             LoraConfig(target_modules="all-linear"),
             {f"{i}.{name}" for i in (0, 1) for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")},
