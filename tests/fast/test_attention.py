@@ -54,7 +54,6 @@ def added(mask: Tensor, dtype: torch.dtype = torch.float32, lowest: float = -tor
 
 MASKS = {
     "65": causal(65),
-    "128": causal(128),
     "129": causal(129),
     "documents": packed(3, 130, 1, 66, 100),
     "documents end with blocks": packed(128, 128, 20),
@@ -67,7 +66,6 @@ MASKS = {
     "some see what is before": after_keys(causal(100), 5) & (torch.arange(105) != torch.arange(100)[:, None] // 20),
     "padding before what is before": after_keys(causal(100), 5) & (torch.arange(105) > 1),
     "shared prompts": pairs((30, 5, 20), (60, 130, 140), (1, 1, 2)),
-    "shared prompts in a window": pairs((50, 60, 70), (9, 40, 30)) & window(259, 90),
     "a hole": causal(100) & ((torch.arange(100) != 5) | (torch.arange(100) < 6)[:, None]),
 }
 ALL = torch.ones(1, 1, 100, 100, dtype=torch.bool)

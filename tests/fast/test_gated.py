@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tests.fast.definition import assert_equals_formula, results
+from tests.fast.definition import assert_equals_formula
 from tests.fast.kept import kept_bytes
 from tests.tiny import in_pairs
 from tsugiki.fast import GELU_TANH, SILU, Swish, gated, plain_gated
@@ -33,17 +33,6 @@ def test_value_and_gradients_equal_the_definition(
     given = [tensor.requires_grad_(number != frozen) for number, tensor in enumerate(given)]
     ways = (partial(way, activation=activation) for way in (gated, plain_gated))
     assert_equals_formula(*ways, given, grad, TOLERANCES[dtype], (TOLERANCES[dtype] / 10,) * 2)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("activation", ACTIVATIONS.values(), ids=ACTIVATIONS)
-def test_gate_and_up_can_be_halves_of_one_tensor(dtype: torch.dtype, activation: Swish):
-    gate, up, grad = tensors(dtype)
-    joined = torch.cat([gate, up], dim=-1).detach().requires_grad_()
-    h, of_joined = results(lambda joined: gated(*joined.chunk(2, dim=-1), activation), [joined], grad)
-    expected, *of_parts = results(partial(gated, activation=activation), [gate, up], grad)
-    torch.testing.assert_close(h, expected)
-    torch.testing.assert_close(of_joined, torch.cat(of_parts, dim=-1))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -87,18 +87,6 @@ def test_generate_equals_each_row_alone(search: dict):
     assert not torch.equal(base, mixed), "the adapters change the output"
 
 
-def test_padded_prompts_generate_as_each_alone():
-    model, tokens, lengths = with_adapters("llama"), ids(3, 8), [8, 5, 3]
-    mask = torch.tensor([[0] * (8 - n) + [1] * n for n in lengths])
-
-    def generated(rows: slice):
-        cut = 0 if rows == slice(None) else 8 - lengths[rows.start]
-        given = {"attention_mask": mask[rows, cut:], **GREEDY}
-        return model.generate((tokens * mask)[rows, cut:], **given)[:, -10:]
-
-    assert_as_each_alone(model, ["a", None, "b"], generated, 0)
-
-
 def test_forward_and_generate_equal_pefts_mixed_batch(tmp_path):
     ours, names, tokens = with_adapters("llama"), ["b", "__base__", "c", "a"], ids(4)
     for name in "abc":

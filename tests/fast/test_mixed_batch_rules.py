@@ -1,7 +1,6 @@
 """The `with` block of a mixed batch: what is allowed before, within and after it."""
 
 import copy
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
@@ -109,16 +108,7 @@ def test_a_batch_of_another_size_is_refused_and_the_block_goes_on():
         for given in ({"input_ids": ids(4)}, {"inputs_embeds": torch.zeros(4, 3, 32)}):
             with pytest.raises(TsugikiError, match=r"GPT2LMHeadModel .*4 rows.* 3 adapter names"):
                 model(**given)
-        copied = copy.deepcopy(model)
-    assert logits(model, ids(4)).shape[0] == logits(ungraft(copied), ids(4)).shape[0] == 4
-
-
-def test_a_name_selects_neighbouring_rows():
-    model, tokens = with_adapters(), ids(6)
-    with mixed_batch(model, ["a", None, "b"]):
-        few = logits(model, tokens)
-    with mixed_batch(model, ["a", "a", None, None, "b", "b"]):
-        assert torch.equal(logits(model, tokens), few)
+    assert logits(model, ids(4)).shape[0] == 4
 
 
 def test_training_and_gradients_are_refused():
@@ -242,36 +232,26 @@ def test_a_deep_copy_within_the_block_is_independent():
     nn.init.zeros_(twin.transformer.h[0].attn.c_attn.base_layer.weight)
     assert not torch.equal(logits(twin), mixed), "it computes with its own layers"
     assert torch.equal(mixed_logits(model), mixed)
-    graft(ungraft(twin), LoraConfig())
+    assert logits(ungraft(twin), ids(4)).shape[0] == 4
 
 
 def test_two_threads_do_not_get_each_others_adapters():
-    model, tokens = with_adapters(), ids(2)
+    model = with_adapters()
     expected = mixed_logits(model, ["a", "b"])
-    inside, done = threading.Event(), threading.Event()
-
-    def first() -> torch.Tensor:
-        with mixed_batch(model, ["a", "b"]):
-            inside.set()
-            assert done.wait(60)
-            return logits(model, tokens)
-
     attempts = [
         lambda: mixed_logits(model, ["b", "c"]),
         lambda: disable_adapter(model).__enter__(),
         lambda: set_adapter(model, "b"),
         lambda: remove_adapter(model, "b"),
         lambda: ungraft(model),
-        lambda: logits(model, tokens),
+        lambda: logits(model),
     ]
-    with ThreadPoolExecutor(2) as pool:
-        one = pool.submit(first)
-        assert inside.wait(60)
-        for attempt in attempts:
-            with pytest.raises(TsugikiError, match="another thread is in a .* block of this model.*threading.Lock"):
-                pool.submit(attempt).result()
-        done.set()
-        assert torch.equal(one.result(), expected)
+    with ThreadPoolExecutor(1) as pool:
+        with mixed_batch(model, ["a", "b"]):
+            for attempt in attempts:
+                with pytest.raises(TsugikiError, match="another thread is in a .* block of this model.*threading.Lock"):
+                    pool.submit(attempt).result()
+            assert torch.equal(logits(model), expected)
         assert pool.submit(lambda: mixed_logits(model, ["b", "c"])).result().shape[0] == 2
 
 

@@ -1,7 +1,6 @@
 """Fused modules in models of many architectures, and that such a model can still be copied, saved and restored."""
 
 import copy
-import io
 import math
 import pickle
 from collections import Counter
@@ -26,7 +25,6 @@ GOT = {
     "qwen3": {"gated_silu": 2, "rms_norm": 9},
     "phi3": {"gated_silu": 2, "rms_norm": 5},
     "bloom": {"gelu_tanh": 2},
-    "olmo2": {"gated_silu": 2, "rms_norm": 9},
     "cohere": {"gated_silu": 2},  # its norms subtract the mean
     "opt": {},
 }
@@ -85,9 +83,6 @@ def test_copies_and_pickles_are_independent(kind: str):
     use_fused_modules(model, [])
     before, replaced = gradients(model), ["forward" in vars(module) for module in model.modules()]
     copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
-    torch.save(model, file := io.BytesIO())
-    file.seek(0)
-    copies.append(torch.load(file, weights_only=False))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()

@@ -45,19 +45,16 @@ def test_loss_and_gradients_are_the_same_to_the_last_bit(kind: str, rows: int, f
     assert any(gradient.abs().sum() > 0 for gradient in expected)
 
 
-@pytest.mark.parametrize("adapter", [True, False])
-def test_dropout_inside_the_base_is_the_same(adapter: bool):
-    model = tiny_model("gpt2")
-    if adapter:
-        torch.manual_seed(0)
-        shake(graft(model, LoraConfig(r=2, lora_dropout=0.3), base_dropout=True))
+def test_dropout_inside_the_base_is_the_same():
+    torch.manual_seed(0)
+    model = shake(graft(tiny_model("gpt2"), LoraConfig(r=2, lora_dropout=0.3), base_dropout=True))
     loss, expected = _step(model, 1, base_dropout=True)
-    other = _step(model, 1, base_dropout=False)[0] if adapter else None
+    other = _step(model, 1, base_dropout=False)[0]
     recompute_blocks(model, 2)
     again, found = _step(model, 1, base_dropout=True)
     assert torch.equal(again, loss)
     assert all(map(torch.equal, found, expected))
-    assert other is None or not torch.equal(other, loss)
+    assert not torch.equal(other, loss)
 
 
 def test_recomputed_blocks_keep_their_input_only():
