@@ -4,7 +4,8 @@ import errno
 import os
 import random
 import shutil
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -106,32 +107,21 @@ KINDS: dict[str, Callable[[Path, Path], Work]] = {
 }
 
 
-@pytest.mark.parametrize(("kind", "count"), [("run", 5), ("saving", 20), ("library", 20), ("cache", 10)])
+SOME = [("run", 5), ("saving", 20), ("library", 20), ("cache", 10)]
+EVERY = [pytest.param(kind, sys.maxsize, marks=pytest.mark.slow, id=f"{kind}-all") for kind in KINDS]
+
+
+@pytest.mark.parametrize(("kind", "count"), [*SOME, *EVERY])
 def test_a_failing_disk_loses_nothing(kind: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    generator = random.Random(kind)
-    _check(kind, tmp_path, monkeypatch, lambda points: generator.sample(points, min(count, len(points))))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_point_may_fail(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    _check(kind, tmp_path, monkeypatch, lambda points: points)
-
-
-def _check(
-    kind: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    choose: Callable[[list[tuple[int, int]]], Iterable[tuple[int, int]]],
-) -> None:
-    """Let the chosen points of some work fail, one at a time."""
+    """So many points of some work fail, one at a time."""
     folder, inputs = tmp_path / "work", tmp_path / "inputs"
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
     work = _new(kind, folder, inputs)
     with failing(folder) as counted:
         work.do()
     expected = work.results()
-    for point, code in choose([(point, code) for code in CODES for point in range(len(counted.done))]):
+    points = [(point, code) for code in CODES for point in range(len(counted.done))]
+    for point, code in random.Random(kind).sample(points, min(count, len(points))):
         where = f"{kind}, {errno.errorcode[code]} at {point}: {counted.done[point]}"
         work = _new(kind, folder, inputs)
         try:

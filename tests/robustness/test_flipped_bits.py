@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,31 +49,21 @@ WORKS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], Any], float]] = 
 """How files are made and read, and the largest share of flipped bits that may change nothing."""
 
 
-@pytest.mark.parametrize("name", WORKS)
-def test_a_flipped_bit_is_found(name: str, tmp_path: Path):
-    draw = random.Random(0)
-    _flip(name, tmp_path, lambda size: draw.sample(range(8 * size), 25))
+def _slow(name: str) -> Any:
+    return pytest.param(name, None, marks=pytest.mark.slow, id=f"{name}-all")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["checkpoint", "adapter"])
-def test_every_flipped_bit_is_found(name: str, tmp_path: Path):
-    _flip(name, tmp_path, lambda size: range(8 * size))
-
-
-def _files(folder: Path) -> list[Path]:
-    parts = (ADAPTER_CONFIG_FILE, ADAPTER_FILE, METADATA_FILE)
-    return [path for path in sorted(folder.iterdir()) if folder.name != "adapter" or path.name in parts]
-
-
-def _flip(name: str, tmp_path: Path, bits: Callable[[int], Iterable[int]]) -> None:
-    """Flip bits of each file, one at a time; what is read must be refused, or be the same."""
+@pytest.mark.parametrize(("name", "bits"), [*((name, 25) for name in WORKS), _slow("checkpoint"), _slow("adapter")])
+def test_a_flipped_bit_is_found(name: str, bits: int | None, tmp_path: Path):
+    """So many bits of each file are flipped, one at a time; what is read must be refused, or be the same."""
     make, read, may_be_harmless = WORKS[name]
-    folder = make(tmp_path)
+    folder, draw = make(tmp_path), random.Random(0)
     intact, found, harmless = read(folder), Counter[str](), 0
-    for path in _files(folder):
+    parts = (ADAPTER_CONFIG_FILE, ADAPTER_FILE, METADATA_FILE)
+    files = [path for path in sorted(folder.iterdir()) if name != "adapter" or path.name in parts]
+    for path in files:
         content = path.read_bytes()
-        for bit in bits(len(content)):
+        for bit in draw.sample(range(8 * len(content)), bits or 8 * len(content)):
             changed = bytearray(content)
             changed[bit // 8] ^= 1 << bit % 8
             path.write_bytes(changed)
@@ -86,7 +76,7 @@ def _flip(name: str, tmp_path: Path, bits: Callable[[int], Iterable[int]]) -> No
                 harmless += 1
         path.write_bytes(content)
     assert read(folder) is not None
-    assert set(found) == {path.name for path in _files(folder)}
+    assert set(found) == {path.name for path in files}
     assert harmless <= may_be_harmless * (found.total() + harmless)
 
 

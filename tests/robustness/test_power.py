@@ -8,7 +8,7 @@ import os
 import random
 import shutil
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -109,20 +109,8 @@ def watched(folder: Path) -> Iterator[Disk]:
             disk.close()
 
 
-def test_a_run_survives_a_power_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    _check(tmp_path, monkeypatch, lambda states: random.Random(0).sample(states, 5))
-
-
-@pytest.mark.slow
-def test_a_run_survives_a_power_failure_at_every_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    _check(tmp_path, monkeypatch, lambda states: states)
-
-
-def _check(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    choose: Callable[[list[tuple[str, str, int, State]]], Iterable[tuple[str, str, int, State]]],
-) -> None:
+@pytest.mark.parametrize("moments", [5, pytest.param(None, marks=pytest.mark.slow, id="all")])
+def test_a_run_survives_a_power_failure(moments: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder, inputs = tmp_path / "work", tmp_path / "inputs"
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
     folder.mkdir()
@@ -130,7 +118,7 @@ def _check(
     with watched(folder) as disk:
         work.do()
     expected = work.results()
-    for what, kind, saved, state in choose(disk.states):
+    for what, kind, saved, state in random.Random(0).sample(disk.states, moments or len(disk.states)):
         shutil.rmtree(folder)
         folder.mkdir()
         for name, content in state.items():
