@@ -26,9 +26,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     rows = [(TEXT[: len(TEXT) // 2], "000148"), (TEXT[len(TEXT) // 2 :], "000148"), (MARK + TEXT[200:500], "000040")]
     lines = (json.dumps({"text": text, "person_id": person}, ensure_ascii=False) for text, person in rows)
-    (tmp_path / "modern.jsonl").write_text("\n".join(lines), "utf-8")
-    (tmp_path / "learnable.jsonl").write_text((tmp_path / "modern.jsonl").read_text("utf-8"), "utf-8")
-    (tmp_path / "continue.jsonl").write_text((tmp_path / "modern.jsonl").read_text("utf-8"), "utf-8")
+    text = "\n".join(lines)
+    for name in ("modern", "learnable", "continue"):
+        (tmp_path / f"{name}.jsonl").write_text(text, "utf-8")
     return tmp_path
 
 

@@ -1,23 +1,15 @@
 """The example that switches adapters of all families on one model."""
 
-import sys
-from pathlib import Path
-
+import one_of_each
 import pytest
 
 from tsugiki.methods import METHODS
-
-FOLDER = Path(__file__).resolve().parents[2] / "examples" / "families"
 
 
 @pytest.mark.slow
 def test_adapters_of_all_families_are_switched_on_one_model(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.syspath_prepend(str(FOLDER))
-    monkeypatch.delitem(sys.modules, "one_of_each", raising=False)
-    import one_of_each  # type: ignore[import-not-found]
-
     monkeypatch.setattr(one_of_each, "STEPS", 4)
     one_of_each.main()
     lines = capsys.readouterr().out.splitlines()

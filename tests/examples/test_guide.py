@@ -31,12 +31,9 @@ def test_the_short_training_changes_a_and_b_only(monkeypatch: pytest.MonkeyPatch
         assert "\n".join(["train_tiny.py", count, first]) in guide.read_text(encoding="utf-8")
 
 
-def test_both_guides_have_the_same_blocks_the_same_rows_and_the_same_figures():
-    one, other = (guide.read_text(encoding="utf-8") for guide in GUIDES)
-    other = other.replace(".ja.md", ".md")
-    for pattern in (r"(?ms)^```.*?^```", r"\]\((?!from-scratch)[^)]+\)"):
-        assert re.findall(pattern, one) == re.findall(pattern, other)
-    figures = [[sorted(re.findall(r"\d[\d,.]*\d{2}", row)) for row in rows_of(text)] for text in (one, other)]
+def test_the_tables_of_both_guides_have_the_same_figures():
+    texts = (guide.read_text(encoding="utf-8") for guide in GUIDES)
+    figures = [[sorted(re.findall(r"\d[\d,.]*\d{2}", row)) for row in rows_of(text)] for text in texts]
     assert figures[0] == figures[1]
 
 

@@ -1,18 +1,14 @@
 """The loop of examples/preference_loop.py begins at the reference, learns the choice, and keeps the text."""
 
 import math
-import sys
 from pathlib import Path
 
+import preference_loop
 import pytest
 
 from tests.tiny import save_tiny
 from tsugiki import disable_adapter, load_adapter
 from tsugiki.base import load_model
-
-LOOP = Path(__file__).resolve().parents[2] / "examples" / "preference_loop.py"
-sys.path.insert(0, str(LOOP.parent))
-import preference_loop  # noqa: E402
 
 
 @pytest.fixture

@@ -1,20 +1,15 @@
 """The loop of examples/reward_loop.py asks and learns as the command does."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
+import reward_loop
 
-from tests.examples.test_preference_loop import LOOP as PREFERENCE_LOOP
 from tests.runs import one_thread
 from tsugiki.training import RunConfig
 from tsugiki.training.record.run_record import read_record
 from tsugiki.training.run.reward import train_by_reward
-
-LOOP = PREFERENCE_LOOP.with_name("reward_loop.py")
-sys.path.insert(0, str(LOOP.parent))
-import reward_loop  # noqa: E402
 
 
 @pytest.mark.slow
@@ -29,7 +24,7 @@ def test_the_steps_are_those_of_the_command(tmp_path: Path, monkeypatch: pytest.
         model="embedded",
         data=(str(data),),
         out=str(tmp_path / "run"),
-        reward=(str(LOOP),),
+        reward=(reward_loop.__file__,),
         reward_settings={"rounds": 2, "samples": 4, "tokens": 12, "forgetting": 9},  # type: ignore[arg-type]
         epochs=settings.epochs,
         batch_size=settings.batch_size,

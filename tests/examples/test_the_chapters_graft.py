@@ -6,6 +6,7 @@ changes.
 
 import math
 
+import audit
 import pytest
 import torch
 from gpt2 import count_parameters
@@ -60,7 +61,8 @@ def graft_as_the_chapter_does(model: GPT2LMHeadModel, rank: int = 8, alpha: floa
 def test_it_trains_29_346_440_parameters():
     with torch.device("meta"):
         model = graft_as_the_chapter_does(GPT2LMHeadModel(GPT2Config()))
-    assert count_parameters(model)[0] == 29_346_440
+    counted = audit.chapters_attention(audit.SMALL) + audit.chapters_head(audit.SMALL)
+    assert count_parameters(model)[0] == counted == 29_346_440
     trains = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
     whole = sum(size for name, size in trains.items() if ".attn." in name and ".layer." in name)
     assert whole == 12 * 4 * (768 * 768 + 768), "new weights and biases, 97 % of the trainable parameters"

@@ -1,17 +1,13 @@
 """The plain loop of examples/training_loop.py gives the losses of `tsugiki train`."""
 
-import sys
 from importlib.resources import files
 from pathlib import Path
 
 import pytest
+import training_loop
 from safetensors.torch import load_file
 
 from tsugiki.training import RunConfig, train
-
-LOOP = Path(__file__).resolve().parents[2] / "examples" / "training_loop.py"
-sys.path.insert(0, str(LOOP.parent))
-import training_loop  # noqa: E402
 
 
 @pytest.fixture

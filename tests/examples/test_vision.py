@@ -1,25 +1,13 @@
 """The vision example, with a few steps and in full."""
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import train_vision
 
 from tsugiki import LoraConfig
-
-SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "vision" / "train_vision.py"
-
-
-@pytest.fixture(scope="module")
-def script() -> Any:
-    spec = importlib.util.spec_from_file_location("train_vision", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.parametrize(
@@ -30,12 +18,10 @@ def script() -> Any:
         ("small_vit", ["projection", "q_proj", "fc1"], 2 * (16 + 64 + 2 * (64 + 64) + 2 * (64 + 128))),
     ],
 )
-def test_a_few_steps_of_it(
-    script: Any, name: str, targets: Any, trained: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_a_few_steps_of_it(name: str, targets: Any, trained: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     torch.manual_seed(0)
     config = LoraConfig(r=2, target_modules=targets)
-    script.adapt("a model", getattr(script, name), config, 4, tmp_path)
+    train_vision.adapt("a model", getattr(train_vision, name), config, 4, tmp_path)
     said = capsys.readouterr().out
     assert f"  adapter: {trained:,} trainable parameters" in said
     assert "the logits agree" in said
@@ -43,8 +29,8 @@ def test_a_few_steps_of_it(
 
 
 @pytest.mark.slow
-def test_the_adapters_reach_the_accuracy_of_the_docstring(script: Any, capsys: pytest.CaptureFixture[str]):
-    script.main()
+def test_the_adapters_reach_the_accuracy_of_the_docstring(capsys: pytest.CaptureFixture[str]):
+    train_vision.main()
     said = capsys.readouterr().out
     found = [int(line.split()[3].rstrip("%")) for line in said.splitlines() if "with the adapter: " in line]
     assert len(found) == 2
