@@ -8,13 +8,12 @@ import pytest
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
-from tests.report import pages
+from tests.report.pages import evaluation, record
 from tsugiki import LoraConfig
 from tsugiki.adapters import BaseReference, Provenance
 from tsugiki.hub import CardData, is_own_card, model_card
 from tsugiki.language import speaking
 from tsugiki.methods import BottleneckConfig
-from tsugiki.training import RunRecord
 
 AWKWARD = [
     "```\n# not a heading\n```",
@@ -28,33 +27,6 @@ AWKWARD = [
     "{{ config }} {% raw %}",
     "",
 ]
-
-
-def evaluation(step: int, loss: float, **more: Any) -> dict[str, Any]:
-    """An evaluation on twelve documents whose bits per character are half the loss."""
-    return {
-        **pages.evaluation(step, loss),
-        "bits_per_char": loss / 2,
-        "documents": [[loss * 10 * i * (1.01 if i % 2 else 0.99), 10 * i, 20 * i] for i in range(1, 13)],
-        "characters": 2000,
-        **more,
-    }
-
-
-def record(**changed: Any) -> RunRecord:
-    """A finished run, with some of its fields replaced."""
-    config = {"data": "soseki.jsonl", "learning_rate": 1e-4, "seed": 7, **changed.pop("config", {})}
-    machine = {"processor": "A | B", "cores": 2, "threads": 2, "accelerator": None, "system": "S", "python": "3"}
-    training = {"steps": 8, "loss": 3.5, "tokens": 305, "seconds": 61.0, "tokens_per_second": 5.0}
-    fields: dict[str, Any] = {
-        "machine": machine,
-        "parameters": {"trainable": 10, "total": 100, "share": 0.1},
-        "evaluations": [evaluation(0, 4.0), evaluation(8, 3.0)],
-        "samples": [{"step": step, "prompt": "雨が", "text": f"降る{step}\n"} for step in (0, 4, 8)],
-        "training": {**training, "peak_memory": 10**9},
-        **changed,
-    }
-    return pages.record(config=config, **fields)
 
 
 def described(**changed: Any) -> CardData:
@@ -97,7 +69,8 @@ def test_the_metadata_are_read_back():
     assert data.tags == ["lora", "tsugiki"]
     assert data.model_name == "soseki"
     figures = {result.metric_type: result.metric_value for result in data.eval_results}
-    assert figures == {"loss": 3.0, "bits_per_char": 1.5, "perplexity": pytest.approx(math.exp(3), rel=1e-5)}
+    expected = {"loss": 4.9, "bits_per_char": 4.9 * 100 / 160 / math.log(2), "perplexity": math.exp(4.9)}
+    assert figures == pytest.approx(expected, rel=1e-3)
 
 
 def test_the_page_tells_the_run():
@@ -105,15 +78,14 @@ def test_the_page_tells_the_run():
     of_run = ["Samples", "Result", "Held-out text and loss", "Data", "Model and method", "Settings", "Machine"]
     assert headings(card) == ["soseki", *of_run, "Adapter", "Usage", "Licence"]
     page = page_of(card)
-    (low, high), (least, most) = (entry.loss_interval for entry in record().evaluations if entry.loss_interval)
-    loss = f"| loss | 4.000 [{low:.3f}, {high:.3f}] | 3.000 [{least:.3f}, {most:.3f}] | -25.0% |"
-    assert loss in page
-    assert "| perplexity | 54.60 [" in page
+    (low, high), _, (least, most) = (entry.loss_interval for entry in record().evaluations if entry.loss_interval)
+    assert f"| loss | 5.600 [{low:.3f}, {high:.3f}] | 4.900 [{least:.3f}, {most:.3f}] | -12.5% |" in page
+    assert f"| perplexity | {math.exp(5.6):.1f} [" in page
     assert "In brackets: 95 %" in page
-    assert "On 12 texts that it has not seen, the adapter needs 25.0 % fewer bits per character (95 % interval" in page
+    assert "On 12 texts that it has not seen, the adapter needs 12.5 % fewer bits per character (95 % interval" in page
     assert "sha256:cd" in page
     assert "`sha256:123`" in page
-    assert code_of(card)[:2] == ["降る0\n", "降る8\n"]
+    assert [text[:2] for text in code_of(card)[:2]] == ["0輪", "40"]
     assert 'PeftModel.from_pretrained(model, "me/soseki")' in page
     assert "llama-cli -m base.gguf --lora soseki.gguf" in page
 
@@ -121,9 +93,9 @@ def test_the_page_tells_the_run():
 @pytest.mark.parametrize("text", AWKWARD)
 def test_what_a_model_wrote_stays_in_its_block(text: str):
     valid = text.encode(errors="replace").decode()  # a record has no half surrogate pairs
-    samples = [{"step": step, "prompt": valid, "text": valid} for step in (0, 8)]
-    last = evaluation(8, 3.0, warning=valid)
-    odd = record(samples=samples, config={"data": valid}, evaluations=[evaluation(0, 4.0), last])
+    samples = [{"step": step, "prompt": valid, "text": valid} for step in (0, 40)]
+    evaluations = [evaluation(0, 5.6), {**evaluation(40, 4.9), "warning": valid}]
+    odd = record(samples=samples, config={"data": valid}, evaluations=evaluations)
     assert odd.machine is not None
     odd.machine.processor = valid
     provenance = Provenance(operation="test", settings={text or "made": text})

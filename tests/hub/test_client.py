@@ -7,10 +7,11 @@ import peft
 import pytest
 import torch
 
+from tests.errors import assert_refused
 from tests.files import contents
 from tests.hub_server import READER, HubServer
 from tests.tiny import logits, save_grafted, tiny_model
-from tsugiki import LoraConfig, TsugikiError, load_adapter
+from tsugiki import LoraConfig, load_adapter
 from tsugiki.hub import HUB_FILES, pull, push, refuse_unknown_base
 from tsugiki.io import ADAPTER_CONFIG_FILE, ADAPTER_FILE, CHAT_TEMPLATE_FILE, METADATA_FILE
 from tsugiki.io.file_names import RECORD_FILE
@@ -78,23 +79,13 @@ def test_a_card_of_somebody_stays(hub: HubServer, files: dict[str, bytes]):
     assert hub.repositories["me/it"].files["README.md"] == CARD
 
 
-def test_private_is_private_or_nothing(hub: HubServer, files: dict[str, bytes]):
-    send(files, "me/new", private=True)
-    assert hub.repositories["me/new"].private
-    hub.add("me/old", {})
-    with pytest.raises(TsugikiError, match="me/old.*private"):
-        send(files, "me/old", private=True)
-    assert hub.repositories["me/old"].files == {}
-
-
 def test_a_change_meanwhile_is_not_overwritten(hub: HubServer, files: dict[str, bytes]):
     def edit(_: str) -> bool:
         hub.repositories["me/it"].commit({"README.md": b"new"})
         return True
 
     hub.add("me/it", {"README.md": b"old"})
-    with pytest.raises(TsugikiError, match="me/it"):
-        send(files, may_replace=edit)
+    assert_refused("me/it", send, files, may_replace=edit)
     assert hub.repositories["me/it"].files == {"README.md": b"new"}
 
 
@@ -113,9 +104,7 @@ def test_a_push_that_the_hub_refuses_is_one_sentence(
 ):
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
     hub.failures[part] = status
-    with pytest.raises(TsugikiError, match=said) as caught:
-        send(files)
-    assert "\n" not in str(caught.value)
+    assert_refused(said, send, files)
     assert all(set(one.files) == {".gitattributes"} for one in hub.repositories.values())
 
 
@@ -128,17 +117,29 @@ def test_a_token_that_may_not_write(
     monkeypatch.delenv("HF_TOKEN")
     if token:
         monkeypatch.setenv("HF_TOKEN", token)
-    with pytest.raises(TsugikiError, match=said):
-        send(files)
+    assert_refused(said, send, files)
     assert hub.repositories == {}
+
+
+def test_what_the_hub_has_or_does_not_take_is_refused(hub: HubServer, files: dict[str, bytes]):
+    hub.add("me/model", {"config.json": b"{}", "model.safetensors": b""})
+    hub.add("me/open", {})
+    hub.add("them/base", {})
+    assert_refused("me/model .* model", send, files, "me/model")
+    assert_refused("me/open.*private", send, files, "me/open", private=True)
+    assert_refused('"license" must be one of', send, files, "me/open", card=b"---\nlicense: wtf-1.0\n---\n")
+    assert set(hub.repositories["me/model"].files) == {"config.json", "model.safetensors"}
+    assert hub.repositories["me/open"].files == {}
+    send(files, "me/new", private=True)
+    assert hub.repositories["me/new"].private
+    refuse_unknown_base("them/base")
+    assert_refused("them/typo.*--base", refuse_unknown_base, "them/typo")
 
 
 @pytest.mark.parametrize("repo_id", ["it", "me/../it", "me/it/there", "", "me/日本"])
 def test_names_that_cannot_be_are_not_asked_for(repo_id: str, hub: HubServer, tmp_path: Path):
-    with pytest.raises(TsugikiError, match="USER/NAME"):
-        send({}, repo_id)
-    with pytest.raises(TsugikiError, match="USER/NAME"):
-        pull(repo_id, tmp_path / "b")
+    assert_refused("USER/NAME", send, {}, repo_id)
+    assert_refused("USER/NAME", pull, repo_id, tmp_path / "b")
     assert hub.requests == []
 
 
@@ -158,8 +159,7 @@ def test_what_is_no_whole_adapter_is_not_pulled(
     there = {**files, **changed, METADATA_FILE: None}
     hub.add("me/it", {name: content for name, content in there.items() if content is not None})
     (tmp_path / "library").mkdir()
-    with pytest.raises(TsugikiError, match=said):
-        pull("me/it", tmp_path / "library" / "b")
+    assert_refused(said, pull, "me/it", tmp_path / "library" / "b")
     assert list((tmp_path / "library").iterdir()) == []
     assert not any("adapter_model.bin" in request for request in hub.requests)
 
@@ -178,16 +178,14 @@ def test_what_was_cut_short_is_not_there(name: str, hub: HubServer, files: dict[
     hub.add("me/it", files)
     hub.cut.add(name)
     (tmp_path / "library").mkdir()
-    with pytest.raises(TsugikiError, match=f"me/it.*again|{ADAPTER_CONFIG_FILE}.*JSON"):
-        pull("me/it", tmp_path / "library" / "b")
+    assert_refused(f"me/it.*again|{ADAPTER_CONFIG_FILE}.*JSON", pull, "me/it", tmp_path / "library" / "b")
     assert list((tmp_path / "library").iterdir()) == []
 
 
 def test_a_taken_name_is_refused_before_anything_is_fetched(hub: HubServer, files: dict[str, bytes], tmp_path: Path):
     hub.add("me/it", files)
     (tmp_path / "mine").write_text("x")
-    with pytest.raises(TsugikiError, match="exists"):
-        pull("me/it", tmp_path)
+    assert_refused("exists", pull, "me/it", tmp_path)
     assert hub.requests == []
     assert contents(tmp_path) == {"mine": b"x"}
 
@@ -195,10 +193,8 @@ def test_a_taken_name_is_refused_before_anything_is_fetched(hub: HubServer, file
 def test_revisions_and_repositories_that_are_not_there(
     hub: HubServer, files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def refused(said: str, *asked: str) -> None:
-        repo_id, *revision = asked
-        with pytest.raises(TsugikiError, match=said):
-            pull(repo_id, tmp_path / "b", *revision)
+    def refused(said: str, repo_id: str, *revision: str) -> None:
+        assert_refused(said, pull, repo_id, tmp_path / "b", *revision)
 
     hub.add("me/it", files)
     hub.add("me/gated", files, gated=True)
@@ -214,22 +210,3 @@ def test_revisions_and_repositories_that_are_not_there(
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     refused("http://127.0.0.1:9 ", "me/it")
     assert not (tmp_path / "b").exists()
-
-
-def test_a_repository_of_a_model_gets_no_adapter(hub: HubServer, files: dict[str, bytes]):
-    hub.add("me/model", {"config.json": b"{}", "model.safetensors": b""})
-    with pytest.raises(TsugikiError, match="me/model .* model"):
-        send(files, "me/model")
-    assert set(hub.repositories["me/model"].files) == {"config.json", "model.safetensors"}
-
-
-def test_a_card_that_the_hub_does_not_take(hub: HubServer, files: dict[str, bytes]):
-    with pytest.raises(TsugikiError, match='"license" must be one of'):
-        send(files, card=b"---\nlicense: wtf-1.0\n---\n")
-
-
-def test_bases_are_looked_up(hub: HubServer):
-    hub.add("them/base", {})
-    refuse_unknown_base("them/base")
-    with pytest.raises(TsugikiError, match="them/typo.*--base"):
-        refuse_unknown_base("them/typo")

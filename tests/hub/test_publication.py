@@ -9,9 +9,10 @@ import peft
 import pytest
 import torch
 
-from tests.hub.test_card import record
+from tests.errors import assert_refused
+from tests.report.pages import record
 from tests.tiny import logits, save_grafted, tiny_model
-from tsugiki import LoraConfig, TsugikiError, load_adapter
+from tsugiki import LoraConfig, load_adapter
 from tsugiki.hub import Publication, published_base
 from tsugiki.hub.publication import publication
 from tsugiki.report import write_report
@@ -111,8 +112,7 @@ def test_what_is_a_name_of_the_hub(
 
 
 def test_a_base_that_cannot_be_a_name(tmp_path: Path):
-    with pytest.raises(TsugikiError, match="--base.*./mine"):
-        published_base(saved(tmp_path / "run", "them/base"), "./mine")
+    assert_refused("--base.*./mine", published_base, saved(tmp_path / "run", "them/base"), "./mine")
 
 
 def test_peft_and_tsugiki_load_what_is_sent_without_a_base(tmp_path: Path):
