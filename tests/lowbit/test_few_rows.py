@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from tests.runs import threads
 from tsugiki.lowbit import (
     FEW_AMX_ROWS,
     FEW_FLOAT_ROWS,
@@ -135,14 +136,8 @@ def test_elsewhere_it_is_torchs_product(rows: int, monkeypatch: pytest.MonkeyPat
         few_rows_product(x.bfloat16(), weight.bfloat16(), torch.ones(4).bfloat16())
     with torch.enable_grad():
         assert few_rows_product(x.bfloat16(), weight.bfloat16().requires_grad_(), None).requires_grad
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(2)
-        monkeypatch.setattr(few_rows, "native_for", lambda *_: pytest.fail("the C function was looked up"))
-        assert torch.equal(few_rows_product(x, weight, bias), F.linear(x, weight, bias))
-        assert few_integer_rows(x, torch.ones(3, 8, dtype=torch.int8), torch.ones(3), None, 1) is None
-    finally:
-        torch.set_num_threads(before)
-    monkeypatch.setattr(few_rows, "native_for", lambda *_: None)  # no compiler
-    assert torch.equal(few_rows_product(x, weight, bias), F.linear(x, weight, bias))
-    assert few_integer_rows(x, torch.ones(3, 8, dtype=torch.int8), torch.ones(3), None, 1) is None
+    for count, found in ((2, lambda *_: pytest.fail("the C function was looked up")), (1, lambda *_: None)):
+        monkeypatch.setattr(few_rows, "native_for", found)
+        with threads(count):
+            assert torch.equal(few_rows_product(x, weight, bias), F.linear(x, weight, bias))
+            assert few_integer_rows(x, torch.ones(3, 8, dtype=torch.int8), torch.ones(3), None, 1) is None

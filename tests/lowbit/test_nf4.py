@@ -12,13 +12,9 @@ from tsugiki.lowbit import Nf4Linear, decode, decode_by_pairs, encode, nf4
 from tsugiki.lowbit.nf4 import plain_levels
 
 
-def _weight(out: int = 40, into: int = 128) -> Tensor:
+def _weight(out: int, into: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     return torch.randn(out, into, generator=generator) * torch.logspace(-2, 1, out)[:, None]
-
-
-def _layer(out: int = 40, into: int = 128, bias: bool = True) -> Nf4Linear:
-    return Nf4Linear(_weight(out, into), nn.Parameter(torch.randn(out)) if bias else None, torch.bfloat16)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -47,14 +43,14 @@ def test_bounds_between_codes_are_decided_as_by_bucketize():
 
 
 @pytest.mark.parametrize("decoding", [decode, decode_by_pairs])
-@pytest.mark.parametrize("shape", [(37, 4), (1, 1), (0, 3), (300, 1)])
+@pytest.mark.parametrize("shape", [(256, 9), (1, 1), (0, 3), (300, 1)])
 def test_decoding_equals_the_definition(
     decoding: Callable[..., None], shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(nf4, "_PIECE", 512)  # several pieces
-    packed = torch.randint(0, 256, (shape[0], shape[1] * 32), dtype=torch.uint8)
-    blocks = torch.randint(0, 256, shape, dtype=torch.uint8)
-    scale = torch.rand(shape[0]) * 1e-3
+    packed = torch.arange(shape[1] * 32).to(torch.uint8).repeat(shape[0], 1)
+    blocks = torch.arange(shape[0]).to(torch.uint8)[:, None].repeat(1, shape[1])  # in the first shape, every pair
+    scale = torch.randn(shape[0]) * torch.logspace(-30, 30, shape[0])
     expected = plain_levels(packed, blocks)
     levels = torch.empty(expected.shape, dtype=torch.int8)
     decoding(packed, blocks, None, levels)
@@ -81,7 +77,7 @@ def test_products_in_floats_equal_those_with_the_dequantised_weight(
     monkeypatch.setattr(nf4, "integers_pay", lambda x: False)
     monkeypatch.setattr(nf4, "CHANNELS", 16)
     torch.manual_seed(1)
-    layer = _layer(40, into)
+    layer = Nf4Linear(_weight(40, into), nn.Parameter(torch.randn(40)), torch.bfloat16)
     x, dy = torch.randn(6, into).to(dtype), torch.randn(6, 40).to(dtype)
     weight = layer.dequantize()
     expected = F.linear(x.float(), weight, layer.bias), dy.float() @ weight

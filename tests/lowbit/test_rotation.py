@@ -21,8 +21,3 @@ def test_rows_are_multiplied_by_the_hadamard_matrix(width: int, blocks: int):
     expected = x.double() @ _matrix(width, blocks)
     for result in (plain_rotated(x, blocks), rotated(x.clone(), blocks)):
         torch.testing.assert_close(result.double(), expected, rtol=1e-5, atol=1e-5)
-
-
-def test_no_rows_and_rows_of_one_number():
-    for shape in ((0, 64), (3, 1)):
-        assert rotated(torch.ones(shape), blocks_of(shape[1])).shape == shape
