@@ -222,22 +222,16 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str
 def main() -> int:
     """Compute the values, write them, and compare them; returns the exit status."""
     parser = argparse.ArgumentParser(description="Compute what a reorganisation must leave equal.")
-    parser.add_argument("--out", type=Path, help="file of the result; printed if unset")
+    parser.add_argument("--out", type=Path, required=True, help="file of the result")
     parser.add_argument("--like", type=Path, help="earlier result; differences are printed")
     given = parser.parse_args()
-    before = json.loads(given.like.read_text("utf-8")) if given.like else None
-    out = given.out and given.out.absolute()
+    out, like = given.out.absolute(), (given.like or given.out).absolute()
     with tempfile.TemporaryDirectory() as folder:
         values = results(Path(folder).resolve())
         os.chdir("/")
-    text = json.dumps(values, indent=1, ensure_ascii=False)
-    if out:
-        out.write_text(text + "\n", encoding="utf-8")
-    elif before is None:
-        print(text)
-    if before is None:
-        return 0
-    lines = differences(before, json.loads(text))
+    out.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    before, after = (json.loads(path.read_text("utf-8")) for path in (like, out))
+    lines = differences(before, after)
     print("\n".join([*lines, f"{len(lines)} of {len(before)} values differ"]))
     return 1 if lines else 0
 

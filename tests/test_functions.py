@@ -9,7 +9,6 @@ import tsugiki
 from tests.errors import assert_refused
 from tests.runs import run_config
 from tests.tiny import TEXT
-from tsugiki import TsugikiError
 from tsugiki.training import RunConfig
 
 
@@ -36,11 +35,6 @@ def test_train_returns_the_record_and_writes_the_report(folder: Path):
     assert "枝を" in html
     assert (folder / "again" / "report.html").is_file()
     assert_refused("already holds a run", tsugiki.train, **settings(folder, out="again"))
-
-
-def test_a_wrong_setting_is_named():
-    with pytest.raises(TsugikiError, match=r"data: .*promts: unknown setting|promts: unknown setting"):
-        tsugiki.train(model="embedded", data="x", out="y", promts=["a"])
 
 
 def test_the_settings_are_in_the_signature_and_the_docstring():

@@ -17,15 +17,9 @@ from tsugiki.data import RecordIndex, TokenStore
 from tsugiki.lora import LoraConv2d, LoraLinear
 from tsugiki.model import IGNORE_INDEX
 
-_LLAMA: dict[str, Any] = {
-    "vocab_size": 96,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-}
+_WIDTHS: dict[str, Any] = {"vocab_size": 96, "hidden_size": 32}
+_SIZES = {**_WIDTHS, "num_hidden_layers": 2, "num_attention_heads": 4}
+_LLAMA = {**_SIZES, "intermediate_size": 48, "num_key_value_heads": 2, "max_position_embeddings": 64}
 _SLIDING = {**_LLAMA, "head_dim": 8, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
 _GPT2 = {"vocab_size": 96, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -37,27 +31,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("gemma2", "gemma3_text", "ministral"), _SLIDING),
     "phi": {**_LLAMA, "num_key_value_heads": 4, "pad_token_id": 0, "eos_token_id": 0},
     "gpt_neox": {**_LLAMA, "num_key_value_heads": 4},
-    "opt": {
-        "vocab_size": 96,
-        "hidden_size": 32,
-        "ffn_dim": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "word_embed_proj_dim": 32,
-        "max_position_embeddings": 64,
-    },
-    "bloom": {"vocab_size": 96, "hidden_size": 32, "n_layer": 2, "n_head": 4},
+    "opt": {**_SIZES, "ffn_dim": 48, "word_embed_proj_dim": 32, "max_position_embeddings": 64},
+    "bloom": {**_WIDTHS, "n_layer": 2, "n_head": 4},
     "gpt_neo": {
-        "vocab_size": 96,
-        "hidden_size": 32,
-        "num_layers": 2,
-        "num_heads": 4,
-        "max_position_embeddings": 64,
-        "attention_types": [[["global", "local"], 1]],
-        "window_size": 8,
+        **{**_WIDTHS, "num_layers": 2, "num_heads": 4, "max_position_embeddings": 64},
+        **{"attention_types": [[["global", "local"], 1]], "window_size": 8},
     },
     "gptj": {**_GPT2, "rotary_dim": 4},
-    "falcon": {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4},
+    "falcon": _SIZES,
     "phi3": {**_LLAMA, "pad_token_id": 0},
     "smollm3": {**_LLAMA, "pad_token_id": 0},
 }

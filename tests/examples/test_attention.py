@@ -51,13 +51,3 @@ def test_equals_transformers_on_merged_projections_after_training(x: Tensor):
     other.c_attn, other.c_proj = ours.c_attn.merged(), ours.c_proj.merged()
     torch.testing.assert_close(ours(x), theirs(other, x))
     assert not torch.isclose(ours(x), before).any()
-
-
-def test_a_later_token_changes_no_earlier_output(x: Tensor):
-    ours = SelfAttentionWithLoRA(pretrained(), rank=4, alpha=8)
-    nn.init.normal_(ours.c_attn.lora.B)
-    for changed in range(TOKENS):
-        other = x.clone()
-        other[:, changed] += 1
-        differs = (ours(other) - ours(x)).abs().amax(dim=(0, 2)) > 1e-4  # [tokens]
-        assert differs.tolist() == [i >= changed for i in range(TOKENS)]

@@ -1,27 +1,17 @@
 """The plain loop of examples/training_loop.py gives the losses of `tsugiki train`."""
 
-from importlib.resources import files
 from pathlib import Path
 
 import pytest
 import training_loop
 from safetensors.torch import load_file
 
+from tests.runs import short_texts
 from tsugiki.training import RunConfig, train
 
 
-@pytest.fixture
-def texts(tmp_path: Path) -> str:
-    """The beginnings of four of the quickstart's texts."""
-    folder = tmp_path / "texts"
-    folder.mkdir()
-    for path in sorted(Path(str(files("tsugiki") / "assets" / "quickstart")).glob("*.txt"))[:4]:
-        (folder / path.name).write_text(path.read_text(encoding="utf-8")[:400], encoding="utf-8")
-    return str(folder)
-
-
-def test_the_loop_gives_the_losses_and_the_adapter_of_tsugiki_train(texts: str, tmp_path: Path):
-    same = {"data": texts, "held_out": 0.25, "batch_size": 6, "block_size": 48}
+def test_the_loop_gives_the_losses_and_the_adapter_of_tsugiki_train(tmp_path: Path):
+    same = {"data": short_texts(tmp_path), "held_out": 0.25, "batch_size": 6, "block_size": 48}
     loop = training_loop.train(training_loop.Settings(out=str(tmp_path / "loop"), micro_batch_size=3, **same))
     settings = {
         **{"model": "embedded", "out": str(tmp_path / "run"), "base_dtype": "fp32", "validation": "none"},

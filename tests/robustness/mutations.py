@@ -24,14 +24,17 @@ VALUES: Sequence[Any] = (
 )
 """Values of every type, and at the ends of their ranges."""
 
-BYTES: Sequence[bytes] = (
-    *(b"", b"\0", b"\xff", b"\n", b"\r", b"\r\n", b",", b'"', b"'", b"\t", b" ", b":", b"-", b"[", b"]", b"{", b"}"),
-    *(b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff", b"\x81", b"\x8e", b"\x8f", b"\xa1\xa1", b"0", b"1e999", b"null"),
+PIECES: Sequence[bytes] = (
+    *(b"", b"\0", b"\xff", b"\n", b"\r\n", b"\t", b" ", b",", b":", b"- ", b'"', b"'", b"[", b"]", b"{", b"}"),
+    *(b"\xef\xbb\xbf", b"\xff\xfe", b"\x81\xff", b"\xa1\xa1", b"\\ud800", b"\\u0000", b"NaN", b"1e999", b"9" * 200),
+    *(b"&a ", b"*a", b"<<: ", b"!!python/name:os.system ", b"%YAML 1.1\n", b"\\U0011FFFF"),
+    *(piece.encode() for piece in ("《", "》", "｜", "※", "［＃", "］", "〔", "／＼", "底本：", "U+4E16", "e\u0301")),
+    *(b"{% for m in messages %}", b"{% endfor %}", b"{{", b"}}", b"{{ ''.__class__ }}", b"(" * 300),
 )
-"""Pieces that have a meaning in some format."""
+"""Pieces that have a meaning in some format: of bytes and encodings, JSON, YAML, Aozora Bunko, templates."""
 
 
-def mutate_bytes(rng: random.Random, data: bytes, pieces: Sequence[bytes] = BYTES) -> bytes:
+def mutate_bytes(rng: random.Random, data: bytes, pieces: Sequence[bytes] = PIECES) -> bytes:
     """Change a few places of the bytes; sometimes a piece is repeated up to the largest size."""
     for _ in range(rng.choice((1, 1, 1, 2, 4))):
         data = _mutate_once(rng, data, pieces)

@@ -84,14 +84,6 @@ SETTINGS: Sequence[Any] = (
     *({"(a|a)+b": 10**9}, {"rope_type": "dynamic", "factor": 0}, {"AutoConfig": "own.Config"}, "../model.safetensors"),
 )
 HEADERS: Sequence[Any] = (*VALUES, "F32", "BF16", "F8_E4M3", "I64", "Q4_K", [0], [0, 2**40], [1 << 62] * 2, [1] * 99)
-PIECES: Sequence[bytes] = (
-    *(b'"', b"\\ud800", b"\\u0000", b"[", b"{", b"}", b"\n", b",", b":", b"NaN", b"1e999", b"9" * 200, b"\0", b"\xff"),
-    *(b"&a ", b"*a", b"<<: ", b"!!python/name:os.system ", b"- ", b"%YAML 1.1\n", b"\\U0011FFFF", b"\t", b"\x81\xff"),
-    *(piece.encode() for piece in ("《", "》", "｜", "※", "［＃", "］", "〔", "／＼", "底本：", "U+4E16", "e\u0301")),
-    *(b"{% for m in messages %}", b"{% endfor %}", b"{{", b"}}", b"{{ ''.__class__ }}", b"(" * 300),
-)
-
-
 GGUF_NUMBERS: Sequence[bytes] = (
     *(struct.pack("<I", number) for number in (0, 1, 8, 9, 12, 30, 99, 60_000, 2**32 - 1)),
     *(struct.pack("<Q", number) for number in (0, 1, 100, 10**6, 2**32, 2**62, 2**63, 2**64 - 1)),
@@ -118,7 +110,7 @@ def mutated(rng: random.Random, name: str, content: bytes) -> bytes:
         length = rng.choice((40, 200, 2_000, len(content)))  # the header is at the beginning
         return mutate_bytes(rng, content[:length], GGUF_NUMBERS) + content[length:]
     if rng.random() < 0.3:
-        return mutate_bytes(rng, content, PIECES)
+        return mutate_bytes(rng, content)
     if name.endswith(".safetensors"):
         length = int.from_bytes(content[:8], "little")
         header = json_bytes(mutate_value(rng, json.loads(content[8 : 8 + length]), HEADERS))
@@ -128,7 +120,7 @@ def mutated(rng: random.Random, name: str, content: bytes) -> bytes:
     if name.endswith(".jsonl"):
         rows = mutate_value(rng, list(map(json.loads, content.splitlines())))
         return b"\n".join(map(json_bytes, rows if isinstance(rows, list) else [rows]))
-    return mutate_bytes(rng, content, PIECES)
+    return mutate_bytes(rng, content)
 
 
 def written(folder: Path, files: Files) -> Files:
