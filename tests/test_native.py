@@ -164,6 +164,15 @@ def test_scaling_gives_the_bits_of_the_definition(dtype: torch.dtype, shape: tup
             assert _same_bits(ours, plain)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_looking_up_an_activation_gives_the_bits_of_the_definition(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
+    x = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(dtype)
+    ours = activations.value_and_slope(x, activations.GELU_TANH, times=x)
+    monkeypatch.setattr(activations, "native", lambda kind: None)
+    plain = activations.value_and_slope(x, activations.GELU_TANH, times=x)
+    assert all(_same_bits(a, b) for a, b in zip(ours, plain, strict=True))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("width", [64, 1, 100, 4096])
 def test_coding_4_bits_gives_the_bits_of_the_definition(dtype: torch.dtype, width: int):

@@ -1,6 +1,7 @@
 """A trained tokenizer reproduces every text, has no unknown token, and has the requested size."""
 
 import random
+from collections.abc import Iterable
 
 import pytest
 from transformers import AutoTokenizer
@@ -56,3 +57,17 @@ def test_too_large_and_too_small_a_vocabulary_is_an_error_with_the_possible_size
         train_vocabulary(lambda: [TEXT], 5000)
     with pytest.raises(ValueError, match=r"256 bytes and \d+ characters .*\d+"):
         train_vocabulary(lambda: [TEXT], 370)
+
+
+def test_texts_are_streamed_and_the_sample_is_spread():
+    reads = 0
+
+    def texts() -> Iterable[str]:
+        nonlocal reads
+        reads += 1
+        for i in range(40):
+            yield TEXT.replace("庭師", "漁師" if i % 2 else "庭師")
+
+    sampled = train_vocabulary(texts, 420, common_characters=60, sample_characters=20 * len(TEXT))
+    assert reads == 2
+    assert len(sampled) == 420
