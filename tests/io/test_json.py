@@ -58,8 +58,6 @@ def test_a_missing_file_has_the_callers_message(tmp_path: Path):
     ("text", "place"),
     [
         ('{"a": }', "7 文字目"),
-        ('{"a" 1}', "6 文字目"),
-        ('{"a": 1', "8 文字目"),
         ("{\n'a': 1}", "2 行目の 1 文字目"),
         ('{"a": "\t"}', "8 文字目"),
         ('{"a": "', "7 文字目"),

@@ -9,7 +9,6 @@ from pathlib import Path, PureWindowsPath
 import pytest
 
 from tsugiki.base import code_digest
-from tsugiki.cli.main import main
 from tsugiki.errors import TsugikiError
 from tsugiki.io import new_folder, system, write_text
 from tsugiki.training.tools import memory
@@ -97,13 +96,3 @@ def test_memory_is_known_without_the_files_of_linux(monkeypatch: pytest.MonkeyPa
     assert (memory.peak() or 0) > 10_000_000
     monkeypatch.setitem(sys.modules, "resource", None)  # Windows, where psutil knows it; psutil knows no peak here
     assert memory._read_process_peak() == 0
-
-
-def test_a_console_without_some_characters_shows_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    with (tmp_path / "console").open("w", encoding="cp1252") as console:
-        monkeypatch.setattr(sys, "stdout", console)
-        monkeypatch.setattr(sys, "argv", ["tsugiki", "methods", "lora"])
-        with pytest.raises(SystemExit) as end:
-            main()
-    assert end.value.code == 0
-    assert "lora" in (tmp_path / "console").read_text("cp1252")
