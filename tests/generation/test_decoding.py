@@ -29,6 +29,11 @@ def close(found: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
 
 
+def step() -> tuple[torch.Tensor, ...]:
+    """Queries, keys, values, and the cosines and sines of a token of two rows: 4 heads, 2 of keys, 8 wide."""
+    return *(torch.randn(2, 1, size) for size in (32, 16, 16)), torch.ones(2, 1, 8), torch.zeros(2, 1, 8)
+
+
 def caches(*shape: int, dtype: torch.dtype = torch.float32) -> tuple[GrowingCache, GrowingCache]:
     """Two caches that hold the same random keys and values."""
     both, states = (GrowingCache(), GrowingCache()), [torch.randn(shape).to(dtype) for _ in range(2)]
@@ -66,9 +71,7 @@ def test_it_is_the_definition(shape, masked, dtype, monkeypatch):
 @torch.no_grad()
 @pytest.mark.parametrize("case", ["a mask of floats", "strides"])
 def test_what_the_c_function_cannot_read_is_left_to_torch(case: str, monkeypatch: pytest.MonkeyPatch):
-    one, other = caches(2, 2, 5, 8)
-    q, k, v = (torch.randn(2, 1, size) for size in (32, 16, 16))
-    cos, sin = torch.ones(2, 1, 8), torch.zeros(2, 1, 8)
+    (one, other), (q, k, v, cos, sin) = caches(2, 2, 5, 8), step()
     mask = torch.tensor([0.0, -1e9]).repeat(2, 3).view(2, 1, 1, 6) if case == "a mask of floats" else None
     if case == "strides":
         k, v = torch.randn(2, 1, 32)[..., ::2], torch.randn(1, 1, 16).expand(2, 1, 16)
@@ -79,12 +82,10 @@ def test_what_the_c_function_cannot_read_is_left_to_torch(case: str, monkeypatch
 
 @torch.no_grad()
 def test_keys_that_other_code_has_replaced_are_read_right():
-    one, other = caches(2, 2, 50, 8)
-    q, k, v = (torch.randn(2, 1, size) for size in (32, 16, 16))
-    cos, sin = torch.ones(2, 1, 8), torch.zeros(2, 1, 8)
-    for _step in range(2):
-        found = decode_attention(q, k, v, cos, sin, one.layers[0], None, 0.3)
-        close(found, plain_decode_attention(q, k, v, cos, sin, other.layers[0], None, 0.3))
+    (one, other), tensors = caches(2, 2, 50, 8), step()
+    for _ in range(2):
+        found = decode_attention(*tensors, one.layers[0], None, 0.3)
+        close(found, plain_decode_attention(*tensors, other.layers[0], None, 0.3))
         assert torch.equal(one.layers[0].keys, other.layers[0].keys)
         one.layers[0].keys = one.layers[0].keys.clone()
 
@@ -144,11 +145,3 @@ def test_otherwise_the_layers_class_computes(case: str, monkeypatch: pytest.Monk
         model(torch.arange(5)[None], past_key_values=cache, use_cache=True)
         model(torch.arange(1)[None], past_key_values=cache, use_cache=True)
     assert cache.get_seq_length() == 6
-
-
-def test_several_threads_need_no_trial(monkeypatch: pytest.MonkeyPatch):
-    model, undo = tiny_model("llama").eval(), list[Undo]()
-    monkeypatch.setattr(decoding, "_passes_trial", lambda _: pytest.fail("a layer was tried"))
-    with threads(2):
-        use_decode_attention(model, undo)
-    assert undo == []

@@ -13,11 +13,10 @@ from transformers import DynamicCache
 
 from tests.errors import assert_refused
 from tests.tiny import byte_tokenizer, shake, tiny_model
-from tsugiki import LoraConfig, disable_adapter, graft, mixed_batch, set_adapter
+from tsugiki import LoraConfig, disable_adapter, graft, mixed_batch
 from tsugiki.base.loading import load_model, load_tokenizer
 from tsugiki.generation import (
     Engine,
-    EngineStopped,
     Event,
     Failed,
     Limits,
@@ -29,7 +28,6 @@ from tsugiki.generation import (
     WaitedTooLong,
     bytes_per_token,
 )
-from tsugiki.methods import IA3Config
 
 GREEDY = Sampling(temperature=0)
 TOKENIZER = byte_tokenizer()
@@ -150,22 +148,6 @@ def test_a_short_prompt_does_not_wait_for_the_whole_of_a_long_one(monkeypatch: p
     assert list(dict.fromkeys(began))[:2] == [1, 3]
 
 
-def test_a_seed_gives_the_same_text_alone_and_in_a_batch():
-    model, ids = model_with_adapters("llama"), prompts([9])[0]
-
-    def client(seed: int | None) -> Client:
-        return Client(ids, "a", 12, sampling=Sampling(temperature=0.8, top_p=0.9, seed=seed), ends={0})
-
-    with serving(model) as engine:
-        texts = []
-        for seeds in ([7], [7, 8, 7, None]):
-            clients = [client(seed) for seed in seeds]
-            engine.submit([one.request for one in clients])
-            texts.append([one.text() for one in clients])
-    (alone,), (first, other, again, _) = texts
-    assert first == again == alone != other
-
-
 def test_a_seed_nearly_always_gives_the_same_text_in_16_bits():
     model, tokenizer = load_model("embedded", "bf16"), load_tokenizer("embedded")
     for seed, name in enumerate("abcd"):
@@ -222,39 +204,24 @@ def test_log_probabilities_are_those_of_the_model():
         assert [token for token, _ in one.top] == expected[place].topk(2).indices.tolist()
 
 
-def test_what_ends_a_text():
+def test_no_token_ends_a_text_before_its_least_length():
     model, prompt = model_with_adapters("llama"), prompts([6])[0]
-    tokens = alone(model, prompt, "a", 12)
+    ends = set(alone(model, prompt, "a", 12))
     with serving(model) as engine:
-
-        def ask(**fields: Any) -> list[Any]:
-            client = Client(prompt, "a", 12, **fields)
-            engine.submit([client.request])
-            return client.all()
-
-        length = ask()
-        assert (len(length), length[-1].finish_reason) == (12, "length")
-        ended = ask(ends={tokens[4]})
-        assert (len(ended), ended[-1].finish_reason) == (tokens.index(tokens[4]) + 1, "stop")
-        assert ask(ends=set(tokens), min_tokens=3)[2].token.token not in tokens
-        whole = "".join(event.text for event in length)
-        stopped = ask(stops=[whole[3:5]])
-        assert stopped[-1].finish_reason == "stop"
-        assert "".join(event.text for event in stopped) == whole[: whole.find(whole[3:5])]
+        client = Client(prompt, "a", 12, ends=ends, min_tokens=3)
+        engine.submit([client.request])
+        assert not ends & set(client.tokens()[:3])
 
 
 def test_a_cancelled_request_frees_its_row():
-    model = model_with_adapters("gpt2")
-    with serving(model, rows=1) as engine:
+    with serving(model_with_adapters("gpt2"), rows=1) as engine:
         endless, waiting = Client([5], None, 63), Client(prompts([9])[0], "a", 5)
         engine.submit([endless.request])
         endless.events.get(timeout=60)
         engine.submit([waiting.request])
         engine.cancel(endless.request)
-        tokens = waiting.tokens()
-        assert (engine.running, engine.waiting) == (0, 0)
+        assert len(waiting.tokens()) == 5
         assert endless.events.qsize() < 62
-    assert tokens == alone(model, list(waiting.request.prompt), "a", 5)
 
 
 def test_an_exception_is_answered_to_its_owner_alone(monkeypatch: pytest.MonkeyPatch):
@@ -284,25 +251,6 @@ def test_an_exception_is_answered_to_its_owner_alone(monkeypatch: pytest.MonkeyP
                 client.all()
         assert [client.tokens() for client in clients] == expected
         assert engine.alive
-
-
-def test_adapters_that_rows_cannot_have_take_turns():
-    model = model_with_adapters("llama")
-    graft(model, IA3Config(), "i")
-    shake(model, 5)
-    given = list(zip(prompts([6, 9, 5, 8]), ["a", "i", "i", None], [6] * 4, strict=True))
-    with serving(model) as engine:
-        clients = [Client(*one, batch_mode="same" if one[1] == "i" else "mixed") for one in given]
-        for client in clients:
-            engine.submit([client.request])
-        found = [client.tokens() for client in clients]
-    for (prompt, adapter, new), tokens in zip(given, found, strict=True):
-        if adapter == "i":
-            set_adapter(model, "i")
-            out = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=new, eos_token_id=None)
-            assert tokens == out[0, len(prompt) :].tolist()
-        else:
-            assert tokens == alone(model, prompt, adapter, new)
 
 
 def test_limits():
@@ -343,17 +291,3 @@ def test_the_cache_holds_no_more_than_it_may(monkeypatch: pytest.MonkeyPatch):
         for client in clients:
             client.all()
     assert 50 < max(sizes) <= 100
-
-
-def test_stop_ends_requests():
-    model = tiny_model("gpt2", vocab_size=257)
-    engine = Engine(model, Limits(rows=1))
-    engine.start()
-    clients = [Client([1], max_tokens=60), Client([1], max_tokens=60)]
-    engine.submit([client.request for client in clients])
-    engine.stop()
-    with pytest.raises(EngineStopped):
-        clients[1].all()
-    with pytest.raises(EngineStopped):
-        engine.submit([clients[0].request])
-    assert not engine.alive

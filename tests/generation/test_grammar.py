@@ -103,16 +103,12 @@ def begun(grammar: str, text: str) -> Any:
     return matcher
 
 
-def test_texts_that_match_a_regular_expression():
+def test_texts_that_match_a_regular_expression_and_one_of_some_texts():
     model = tiny_model("gpt2", vocab_size=WORDS, n_positions=256)
     pattern = r"(春|夏){2,3}/\d{3}[^ \u3040-\U0010ffff]?(?:a+|b*)"
     for text, reason in written(model, regex_grammar(pattern), 20):
         assert reason == "stop"
         assert re.fullmatch(pattern, text)
-
-
-def test_one_of_some_texts():
-    model = tiny_model("gpt2", vocab_size=WORDS)
     texts = ["はい", "いいえ", 'a "b" \\ c\n', "[x]+|y", "は"]
     found = {text for text, _ in written(model, choice_grammar(texts), 40, max_tokens=40)}
     assert found <= set(texts)
@@ -196,14 +192,11 @@ def test_what_a_grammar_prescribes_has_the_tokens_that_the_tokenizer_gives_it():
     ("grammar", "named"),
     [
         (lambda: json_grammar({"type": "array", "uniqueItems": True}), "uniqueItems"),
-        (lambda: json_grammar({"not": {"type": "string"}}), "not"),
         (lambda: json_grammar({"$ref": "https://example.org/schema"}), "example.org"),
         (lambda: json_grammar({"type": "string", "pattern": "(?=a)b"}), "look-around"),
         (lambda: json_grammar("[1"), "list"),
-        (lambda: json_grammar({"$ref": "#"}), "refers to itself"),
         (lambda: json_grammar({"$defs": {"a": {"anyOf": [{"$ref": "#/$defs/a"}]}}, "$ref": "#/$defs/a"}), "to itself"),
         (lambda: regex_grammar("("), "unclosed group"),
-        (lambda: regex_grammar(r"(a)\1"), "backreferences"),
         (lambda: regex_grammar("\ud800"), "surrogate"),
         (lambda: choice_grammar(["檸" * 500_000] * 2), "large"),
     ],
