@@ -114,13 +114,6 @@ def test_a_turn_of_weight_zero_and_text_after_the_last_answer_do_not_count(name:
     assert whole == render(template, conversation(*ANSWERED), "all")
 
 
-def test_one_of_two_answers_has_weight_zero():
-    tokenizer = tokenizer_of(SHAPES["chatml"])
-    record = conversation(("user", "a"), Message("assistant", "one", in_loss=False), *TWICE[2:])
-    assert learned(tokenizer, record) == ["d<|im_end|>"]
-    assert "one" in tokenizer.decode(encode_records(tokenizer, [record], "all")[0].ids)
-
-
 @pytest.mark.parametrize("content", ["a ", "\na\n", "a\n\n", "b"])
 @pytest.mark.parametrize("name", ["chatml", "llama 3", "chatml, marks without the end", "plain text"])
 def test_white_space_at_the_edges_of_an_answer(name: str, content: str):
@@ -171,7 +164,6 @@ REFUSED = {
         SHAPES["gemma"].template, [("system", "a"), *ANSWERED], r".*chat template .*roles must alternate"
     ),
     "a template that is broken": ("{% for m in messages %}", ANSWERED, r".*chat template .*endfor"),
-    "a template that fails in its own way": ("{{ messages[0]['content'] + 1 }}", ANSWERED, r".*chat template .*: "),
     "an earlier turn without end": (
         SHAPES["plain text"].template, TWICE, r"turn 2 .*special token.* \(assistant_turns: last\)"
     ),
@@ -190,10 +182,6 @@ REFUSED = {
     "a prompt that is not how an answer begins": (
         "{% for m in messages %}{{ m['role'] }}:{{ m['content'] }}{{ eos_token }}{% endfor %}"
         "{% if add_generation_prompt %}assistant:<think>{% endif %}",
-        ANSWERED, r"turn 2: .*generation prompt",
-    ),
-    "a template that does not show answers": (
-        "{% for m in messages if m['role'] == 'user' %}{{ m['content'] }}{% endfor %}",
         ANSWERED, r"turn 2: .*generation prompt",
     ),
 }  # fmt: skip

@@ -18,7 +18,7 @@ from tsugiki.data import (
     split_document,
     split_records,
 )
-from tsugiki.data.splits import VALIDATION, near_duplicate_records, numbered_facts, split_validation
+from tsugiki.data.splits import near_duplicate_records, numbered_facts
 from tsugiki.data.store import read_index
 
 
@@ -34,10 +34,6 @@ def documents(count: int) -> list[Document]:
     ]
 
 
-def held(index: RecordIndex, fraction: float, seed: int, groups: list[list[int]] | None = None) -> set[int]:
-    return set(split_records(index, fraction, seed, groups or []).tolist())
-
-
 @pytest.mark.parametrize("fraction", [0.01, 0.1, 0.5])
 def test_records_are_taken_by_the_digest_of_seed_and_text(fraction: float):
     records = documents(40)
@@ -48,7 +44,8 @@ def test_records_are_taken_by_the_digest_of_seed_and_text(fraction: float):
         if len(texts[number]) <= left:
             expected.add(number)
             left -= len(texts[number])
-    assert held(read_index(records), fraction, 3) == (expected or {min(range(40), key=lambda i: len(texts[i]))})
+    found = set(split_records(read_index(records), fraction, 3, []).tolist())
+    assert found == (expected or {min(range(40), key=lambda i: len(texts[i]))})
 
 
 def of_lengths(lengths: list[int]) -> RecordIndex:
@@ -67,19 +64,6 @@ def test_automatically_several_documents_near_the_median_length_are_held_out(see
     assert len(few) == 2, "not more than a quarter of the text"
     assert len(split_records(of_lengths([1000] * 3), parse_held_out("auto"), seed, [])) == 1
     assert len(split_records(of_lengths([1000] * 200), parse_held_out("auto"), seed, [])) == 20, "a tenth"
-
-
-@pytest.mark.parametrize("seed", range(2))
-def test_several_short_documents_are_for_validation(seed: int):
-    lengths = [300] * 15 + [1000] * 15 + [9000] * 2
-    index = of_lengths(lengths)
-    held_out = split_records(index, parse_held_out("auto"), seed, [])
-    among = np.setdiff1d(np.arange(len(lengths)), held_out)
-    chosen = split_validation(index, among, VALIDATION, seed, [])
-    assert len(chosen) >= 8
-    assert max(lengths[number] for number in chosen) <= 1000
-    assert sum(lengths[number] for number in chosen) <= 0.125 * sum(lengths[number] for number in among)
-    assert not np.intersect1d(chosen, held_out).size
 
 
 def facts(count: int, phrasings: int) -> RecordIndex:
@@ -108,18 +92,6 @@ def test_answers_that_many_rows_have_are_labels_and_no_facts():
     assert len(set(numbered_facts(labels).tolist())) == 40
     assert len(set(numbered_facts(facts(20, 3)).tolist())) == 20
     assert len(set(numbered_facts(of_lengths([50] * 5)).tolist())) == 5
-
-
-def test_near_duplicates_stay_together():
-    records = documents(30)
-    near = records[3].text[:-2] + "変更"
-    index = read_index([*records, Document(records[5].text, "copy"), Document(near, "near")])
-    groups = near_duplicates(index.signatures)
-    assert groups == [[3, 31], [5, 30]]
-    for seed in range(8):
-        chosen = held(index, 0.3, seed, groups)
-        assert (3 in chosen) == (31 in chosen)
-        assert (5 in chosen) == (30 in chosen)
 
 
 def test_a_single_record_or_near_duplicates_only_cannot_be_split():

@@ -116,14 +116,6 @@ def test_a_zip_of_several_texts_and_tables(tmp_path: Path):
     assert reading.without_fields == [f"{path}/package.json"]
 
 
-def encrypted() -> bytes:
-    """A zip whose member has the mark of a password."""
-    content = bytearray(zip_bytes({"a.txt": b"abc"}))
-    for mark, place in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
-        content[content.index(mark) + place] |= 1
-    return bytes(content)
-
-
 def zip_bytes(members: dict[str, bytes]) -> bytes:
     """The same bytes at every time, because they name tests, and all processes must collect the same ones."""
     file = io.BytesIO()
@@ -187,12 +179,8 @@ def changed(path: str, content: bytes | None) -> bytes:
 @pytest.mark.parametrize(
     ("name", "content", "fact"),
     [
-        ("x.zip", encrypted(), "protected by a password"),
         ("x.zip", zip_bytes({"a.txt": b"a" * 50_000_000}), "unpacks to more than"),
-        ("x.zip", zip_bytes({f"{n}.txt": b"a" * 1_000_000 for n in range(9)}), "unpacks to more than"),
         ("x.zip", zip_bytes({"../a.txt": b"a"}), r"\.\./a\.txt.*leads out"),
-        ("x.zip", zip_bytes({"C:\\a.txt": b"a"}), "leads out"),
-        ("x.zip", zip_bytes({"a.png": b"a"}), "contains no .txt"),
         ("x.zip", b"PK\x03\x04 broken", "damaged zip"),
         ("x.zip", zip_bytes({"a.txt": "字".encode("utf-32-le") * 9 + b"\xff"}), "not text in UTF-8"),
         ("x.epub", changed("META-INF/encryption.xml", encryption("http://www.w3.org/2001/04/xmlenc")), "DRM"),

@@ -20,7 +20,6 @@ TURNS = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}
         ("a.csv", "prompt,completion,label\na,b,true\n", "labels"),
         ("a.csv", "prompt,completion,label\na,b,greeting\n", "questions"),
         ("a.csv", "question,chosen,rejected\na,b,c\n", "pairs"),
-        ("a.csv", "id,size\n1,2\n", "table"),
         ("a.jsonl", json.dumps({"messages": TURNS}), "conversations"),
     ],
 )

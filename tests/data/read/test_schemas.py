@@ -68,18 +68,10 @@ def test_known_rows(row: dict[str, Any], record: Any):
 
 @pytest.mark.parametrize("row", [{"text": "t"}, {"prompt": "p", "completion": "c"}, {"messages": [USER, ASSISTANT]}])
 def test_other_short_texts_are_the_fields(row: dict[str, Any]):
-    beside = {
-        "author": "A",
-        "title": "t" * 200,
-        "note": "n" * 201,
-        "year": 1900,
-        "old": True,
-        "empty": "",
-        "none": None,
-    }
-    record = read_row({**beside, **row}, "f:1")
+    kept = {"title": "t" * 200, "year": 1900}
+    record = read_row({**kept, "note": "n" * 201, "old": True, "empty": "", "none": None, **row}, "f:1")
     assert record is not None
-    assert record.fields == {"author": "A", "title": "t" * 200, "year": "1900"}
+    assert record.fields == {"title": "t" * 200, "year": "1900"}
 
 
 def messages(*turns: Any) -> dict[str, Any]:
@@ -90,12 +82,8 @@ def messages(*turns: Any) -> dict[str, Any]:
     ("row", "fact"),
     [
         ({}, "f:1 .*text, instruction and output, prompt and completion, conversations, messages"),
-        ({"text": 5}, "f:1 has a number as text"),
-        ({"prompt": "x"}, "f:1 .*prompt.*completion"),
         ({"prompt": "x", "completion": None}, "f:1 has null as completion"),
-        ({"prompt": "x", "completion": " \n"}, "f:1 has an empty completion"),
         ({"prompt": [USER], "completion": "x"}, "f:1: completion is a text"),
-        ({"instruction": "x"}, "f:1 .*instruction.*output"),
         ({"instruction": "x", "output": "y", "history": [["a", "b"]]}, "f:1 has a history"),
         ({"messages": [USER, ASSISTANT], "tools": [{"type": "function"}]}, "f:1 has tools of another shape"),
         ({"text": "a", "tools": [{"name": "f"}]}, "f:1 has tools, "),
@@ -105,12 +93,9 @@ def messages(*turns: Any) -> dict[str, Any]:
         (messages(USER), "f:1 .*assistant"),
         (messages(ASSISTANT, USER), "f:1 begins with .*assistant"),
         (messages(USER, ASSISTANT, ASSISTANT), "f:1: turn 3 .*assistant"),
-        ({"prompt": [USER, ASSISTANT], "completion": [ASSISTANT]}, "f:1: turn 3 .*assistant"),
         (messages(USER, {"role": "bot", "content": "x"}), "f:1: turn 2 .*'bot'.* system, "),
-        (messages(USER, "hello"), "f:1: turn 2 is a text"),
         (messages(USER, {**ASSISTANT, "content": " \n"}), r"f:1: turn 2 \(assistant\) is empty"),
         (messages(USER, {**ASSISTANT, "content": 5}), r"f:1: turn 2 \(assistant\) .*number.*content"),
-        (messages(USER, {**ASSISTANT, "tool_calls": [{}]}), r"turn 2 \(assistant\) .*tool_calls"),
         (messages(USER, {**ASSISTANT, "weight": 0.5}), r"turn 2 \(assistant\) .*weight 0.5.* 0 or 1"),
         (messages({**USER, "content": [{"type": "text"}]}, ASSISTANT), r"turn 1 \(user\) .*part.* text"),
         (messages({**USER, "content": [{"type": "image_url"}]}, ASSISTANT), r"f:1: turn 1 \(user\) .*'image_url'"),

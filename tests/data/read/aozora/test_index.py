@@ -60,7 +60,6 @@ def test_files_of_other_sites_keep_their_url(url):
     ("data", "message"),
     [
         (index_csv(ROWS).replace("作品名".encode(), b"title"), "no column 作品名"),
-        (b"", "no column 作品ID, 作品名, "),
         (b"PK broken", "a damaged zip"),
         (zipped("読", "readme.txt"), "0 .csv files"),
         (b"\r\n<!DOCTYPE html><html></html>", "a web page"),

@@ -4,7 +4,6 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -16,44 +15,44 @@ from tsugiki.data import INDEX, Query, Site, SiteUnreachable, Work, read_entries
 from tsugiki.data.read.aozora import site as site_module
 
 
-@dataclass
-class Stub:
+class Stub(ThreadingHTTPServer):
     """A server with `files`, whose requests fail as `failures` defines."""
 
-    url: str
-    files: dict[str, bytes]
-    failures: dict[str, list[int]] = field(default_factory=dict)
-    asked: Counter[str] = field(default_factory=Counter)
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        self.files = {f"/{name}": data for name, data in FILES.items()}
+        self.files[f"/index_pages/{INDEX}.zip"] = index_zip(ROWS[:3])
+        self.failures: dict[str, list[int]] = {}
+        self.asked = Counter[str]()
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Stub
+
+    def do_GET(self) -> None:
+        site = self.server
+        site.asked[self.path] += 1
+        failures = site.failures.get(self.path, [])
+        status = failures.pop(0) if failures else 200 if self.path in site.files else 404
+        body = site.files[self.path] if status == 200 else b""
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
 
 
 @pytest.fixture
 def stub() -> Iterator[Stub]:
-    files = {f"/{name}": data for name, data in FILES.items()}
-    files[f"/index_pages/{INDEX}.zip"] = index_zip(ROWS[:3])
-    site = Stub("", files)
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            site.asked[self.path] += 1
-            failures = site.failures.get(self.path, [])
-            status = failures.pop(0) if failures else 200 if self.path in site.files else 404
-            body = site.files[self.path] if status == 200 else b""
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    site.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield site
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with Stub() as site:
+        thread = threading.Thread(target=site.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield site
+        site.shutdown()
+        thread.join()
 
 
 def site_works(stub: Stub, cache: Path, missing: Callable[[str], None] | None = None) -> tuple[list[Work], list[str]]:

@@ -78,17 +78,6 @@ def test_a_manifest_names_files_persons_and_kana(mirror):
     ]
 
 
-@pytest.mark.parametrize("indexed", [False, True])
-def test_selection_by_author_title_and_kana(mirror, indexed):
-    if indexed:
-        (mirror / f"{INDEX}.csv").write_bytes(index_csv(ROWS[:3]))
-    assert titles(mirror, author="山田一") == ["坂の上", "海の底"]
-    assert titles(mirror, author="山田　一 ") == ["坂の上", "海の底"]
-    assert titles(mirror, title="の上") == ["坂の上"]
-    assert titles(mirror, kana="old") == ["海の底"]
-    assert titles(mirror, author="山田一", title="海", kana="old") == ["海の底"]
-
-
 def test_a_folder_without_cards_is_an_error(tmp_path):
     assert_refused("cards/", open_source, str(tmp_path))
     (tmp_path / "cards").mkdir()
@@ -126,13 +115,6 @@ def test_files_outside_the_mirror_are_not_read(mirror, path):
     with pytest.raises(TsugikiError):
         MirrorFolder(mirror).fetch(IndexEntry(path.replace("ABS", str(secret)), (Person("000001"),)))
     assert "秘密" not in titles(mirror)
-
-
-def test_a_missing_file_is_an_error(mirror):
-    index, name = mirror / f"{INDEX}.csv", list(FILES)[1]
-    index.write_bytes(index_csv(ROWS[:3]))
-    (mirror / name).unlink()
-    assert_refused(f"{index}: line 3: .*{name}.*--skip-missing", titles, mirror)
 
 
 def test_a_work_of_several_people_is_read_once(mirror):
