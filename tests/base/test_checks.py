@@ -144,7 +144,6 @@ def test_buffers_of_old_releases_and_heads_of_other_tasks_may_be_in_the_files(ba
     [
         ("config.json", {"auto_map": {"AutoModelForCausalLM": "some/one--own.Model"}}, "some/one--own.Model"),
         ("config.json", {"attn_implementation": "some/kernel"}, "hub.*never"),
-        ("config.json", {"_attn_implementation": "some/kernel"}, "hub.*never"),
         ("config.json", {"transformers_weights": "../outside.safetensors"}, "transformers_weights"),
         ("adapter_config.json", {"peft_type": "LORA", "base_model_name_or_path": "a/b"}, "adapter_config.json"),
     ],

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, T5Tokenizer
 
+import tsugiki.base.streaming  # noqa: F401 - before a test replaces what it imports
 from tests.errors import assert_refused
 from tests.tiny import DIFFERENT, grafted, ids, logits, relative_error, save_tiny, tiny_model
 from tests.tiny_types import tiny_of

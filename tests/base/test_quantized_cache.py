@@ -74,18 +74,6 @@ def test_a_changed_model_is_quantised_again_and_the_old_entry_removed(folder: st
     assert len(entries()) == 1
 
 
-def test_a_damaged_entry_is_said_and_made_again(folder: str, monkeypatch: pytest.MonkeyPatch):
-    expected = logits(load_model(folder, "nf4"))
-    path = entries()[0] / streaming._WEIGHTS
-    content = path.read_bytes()
-    path.unlink()  # another inode, because the first one may still be mapped
-    path.write_bytes(content[:-5] + b"\0\1\2\3\4")
-    cache._check.cache_clear()
-    with pytest.warns(UserWarning, match=f"{streaming._WEIGHTS}.*again"):
-        assert torch.equal(logits(load_model(folder, "nf4")), expected)
-    assert torch.equal(logits(_from_cache(folder, "nf4", monkeypatch)), expected)
-
-
 def test_a_full_disk_is_one_line_and_nothing_is_left(folder: str, monkeypatch: pytest.MonkeyPatch):
     def fill(tensors: Any, path: Path) -> None:
         path.write_bytes(b"a part")

@@ -38,10 +38,8 @@ def no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ("name", "message"),
     [
         ("", "empty"),
-        ("./nowhere", "'./nowhere'.*folder"),
         ("embeded", "did you mean 'embedded'"),
         ("rinna/japanese-gpt2-medium", "'rinna/japanese-gpt2-medium'.*hub"),
-        ("not a name/at all", "'not a name/at all'.*hub"),
         ("a\0b", "no model called"),
         ("a" * 5_000, "File name too long"),
     ],

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import GptOssConfig, GptOssForCausalLM
 
 from tests.errors import assert_refused
 from tests.tiny import CONFIGS, logits, save_tiny, tiny_model
+from tests.tiny_types import tiny_of
 from tsugiki.base import load_model, loading
 from tsugiki.lowbit import Nf4Linear, count_parameters
 
@@ -105,12 +105,7 @@ def test_transformers_dequantises_fp8(tmp_path: Path):
 
 
 def test_transformers_dequantises_mxfp4(tmp_path: Path):
-    config = GptOssConfig(
-        vocab_size=96, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=8, num_local_experts=4, num_experts_per_tok=2, layer_types=["full_attention"],
-        pad_token_id=0, eos_token_id=0,
-    )  # fmt: skip
-    model = GptOssForCausalLM(config).eval()
+    model = tiny_of("gpt_oss", hidden_size=32, intermediate_size=32)
     model.save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     for key in [key for key in tensors if key.endswith(("gate_up_proj", "down_proj"))]:

@@ -17,7 +17,6 @@ from transformers.utils import logging
 
 from tests.base.gguf.files import Kind, tiny_base, write_gguf
 from tests.errors import assert_refused
-from tests.processes import start
 from tests.tiny import logits
 from tsugiki import TsugikiError
 from tsugiki.base import converted_folder, gguf_fingerprint, identity_of, load_model, local_folder
@@ -125,15 +124,6 @@ def test_disk_space_is_checked_before_the_conversion(path: Path, cache: Path, mo
     assert not debris(cache)
     monkeypatch.setenv("XDG_CACHE_HOME", str(path))
     assert_refused("tiny.gguf/tsugiki/gguf: Not a directory.*XDG_CACHE_HOME", converted_folder, path)
-
-
-def test_of_several_processes_one_converts(path: Path, cache: Path, tmp_path: Path):
-    processes = [start(converted_folder, path, output=tmp_path / f"{number}.txt") for number in range(2)]
-    outcomes = [process.wait() for process in processes]
-    assert [status for status, _ in outcomes] == [0, 0]
-    assert sum(printed.count("converting tiny.gguf") for _, printed in outcomes) == 1
-    assert load_model(str(path)).config.model_type == "llama"
-    assert not debris(cache)
 
 
 def test_patched_packages_are_restored(path: Path, tmp_path: Path):

@@ -48,7 +48,6 @@ def test_a_truncated_file_is_noticed_at_every_length(path: Path, tmp_path: Path)
     [
         (0, b"hello", "GGUF"),
         (4, struct.pack("<I", 1), "version 1 .* 2 and 3"),
-        (4, struct.pack(">I", 3), "version 50331648"),
         (8, struct.pack("<Q", 1 << 60), "truncated or damaged"),
         (24, struct.pack("<Q", 1 << 63), "truncated or damaged"),
     ],
