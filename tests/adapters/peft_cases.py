@@ -3,7 +3,6 @@
 PEFT's source distribution on PyPI has its tests; the wheel does not. For the installed release:
 
     pip download --no-deps --no-binary :all: peft==0.21.2 && tar xzf peft-0.21.2.tar.gz
-    TSUGIKI_PEFT_TESTS=peft-0.21.2 python -m tests.adapters.peft_cases [WORD …]
     TSUGIKI_PEFT_TESTS=peft-0.21.2 pytest -m slow tests/adapters/test_peft_cases.py
 
 PEFT's own small models are used as they are. Its settings for models of the Hub, which are downloaded there, are used
@@ -25,11 +24,10 @@ from typing import Any
 import peft
 import torch
 from torch import Tensor
-from transformers.utils import logging
 
-from tests.adapters.peft_matrix import MODELS, OURS, line_of, quiet
+from tests.adapters.peft_matrix import MODELS, OURS, line_of, quiet, tried
 from tests.tiny import relative_error, shake
-from tsugiki import TsugikiError, active_adapter, graft, load_adapter, save_adapter
+from tsugiki import active_adapter, graft, load_adapter, save_adapter
 from tsugiki.methods import (
     config_of_peft,
     format_of,
@@ -156,7 +154,7 @@ def outcomes(case: Case, folder: Path) -> Iterator[str]:
     except Exception as error:
         yield from [f"peft cannot: {line_of(error)}"] * 2
         return
-    yield _tried(lambda: _compared(again, load_adapter(case.build(), folder / "theirs"), base, case.inputs), folder)
+    yield tried(lambda: _compared(again, load_adapter(case.build(), folder / "theirs"), base, case.inputs), folder)
 
     def to_peft() -> str:
         if case.config is peft.LoraConfig:
@@ -175,7 +173,7 @@ def outcomes(case: Case, folder: Path) -> Iterator[str]:
             return f"wrong: PEFT raises {type(error).__name__}: {line_of(error)}"
         return _compared(read, ours, base, case.inputs)
 
-    yield _tried(to_peft, folder)
+    yield tried(to_peft, folder)
 
 
 def _read_by_peft(case: Case, folder: Path) -> Any:
@@ -188,31 +186,8 @@ def _read_by_peft(case: Case, folder: Path) -> Any:
     return model
 
 
-def _tried(compare: Any, folder: Path) -> str:
-    try:
-        result: str = compare()
-    except TsugikiError as error:
-        return f"refused: {line_of(error, str(folder))}"
-    except Exception as error:
-        return f"exception: {type(error).__name__}: {line_of(error)}"
-    return result
-
-
 def run(case: Case) -> list[str]:
     """The outcomes of a case, which are no effect of an earlier one."""
     with tempfile.TemporaryDirectory() as folder, quiet():
         torch.manual_seed(0)
         return list(outcomes(case, Path(folder)))
-
-
-def main(words: list[str]) -> None:
-    """Print the outcomes of each case whose name contains all words."""
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    for name, case in cases().items():
-        if all(word in name for word in words):
-            print(name, *run(case), sep=" | ", flush=True)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -305,24 +305,19 @@ def from_peft(kind: str, config: str, settings: Settings, folder: Path) -> str:
         adapted.save_pretrained(folder)
     except Exception as error:
         return f"peft cannot: {line_of(error)}"
-    try:
-        again = outputs(peft.PeftModel.from_pretrained(model.build(), folder), inputs)
-    except Exception as error:
-        again, unreadable = None, line_of(error)
-    ours = model.build()
-    try:
-        load_adapter(ours, folder)
-        found = outputs(ours, inputs)
-    except TsugikiError as error:
-        return f"refused: {line_of(error, str(folder))}"
-    except Exception as error:
-        return f"exception: {type(error).__name__}: {line_of(error)}"
-    if again is None:
-        return f"peft cannot read its own file: {unreadable}"
-    outcome = compared(again, found, base)
-    if relative_error(again, expected) > _TOLERANCE:
-        return f"peft reads its own file otherwise, and it is {outcome} here"
-    return outcome
+
+    def here() -> str:
+        found = outputs(load_adapter(model.build(), folder), inputs)
+        try:
+            again = outputs(peft.PeftModel.from_pretrained(model.build(), folder), inputs)
+        except Exception as error:
+            return f"peft cannot read its own file: {line_of(error)}"
+        outcome = compared(again, found, base)
+        if relative_error(again, expected) > _TOLERANCE:
+            return f"peft reads its own file otherwise, and it is {outcome} here"
+        return outcome
+
+    return tried(here, folder)
 
 
 def to_peft(kind: str, config: str, settings: Settings, folder: Path) -> str:
@@ -332,21 +327,20 @@ def to_peft(kind: str, config: str, settings: Settings, folder: Path) -> str:
     base = outputs(ours, inputs)
     if config not in OURS or not settings.keys() <= {one.name for one in dataclasses.fields(OURS[config])}:
         return "no setting"
-    try:
+
+    def there() -> str:
         graft(ours, OURS[config](**settings))
         expected = outputs(shake(ours), inputs)
         save_adapter(ours, folder)
-    except TsugikiError as error:
-        return f"refused: {line_of(error)}"
-    except Exception as error:
-        return f"exception: {type(error).__name__}: {line_of(error)}"
-    try:
-        found = outputs(peft.PeftModel.from_pretrained(model.build(), folder), inputs)
-    except Exception as error:
-        if _peft_cannot(kind, config, settings):
-            return f"peft cannot: {line_of(error)}"
-        return f"wrong: PEFT raises {type(error).__name__}: {line_of(error)}"
-    return compared(expected, found, base)
+        try:
+            found = outputs(peft.PeftModel.from_pretrained(model.build(), folder), inputs)
+        except Exception as error:
+            if _peft_cannot(kind, config, settings):
+                return f"peft cannot: {line_of(error)}"
+            return f"wrong: PEFT raises {type(error).__name__}: {line_of(error)}"
+        return compared(expected, found, base)
+
+    return tried(there, folder)
 
 
 def _peft_cannot(kind: str, config: str, settings: Settings) -> bool:
@@ -359,6 +353,16 @@ def _peft_cannot(kind: str, config: str, settings: Settings) -> bool:
     except Exception:
         return True
     return False
+
+
+def tried(compare: Callable[[], str], folder: Path) -> str:
+    """The outcome of a comparison in which Tsugiki may refuse the case."""
+    try:
+        return compare()
+    except TsugikiError as error:
+        return f"refused: {line_of(error, str(folder))}"
+    except Exception as error:
+        return f"exception: {type(error).__name__}: {line_of(error)}"
 
 
 def line_of(error: Exception, *hidden: str) -> str:

@@ -191,7 +191,6 @@ def test_the_true_reason(tmp_path: Path):
     pair = {f"{q}.lora_a": noise(32, R), f"{q}.lora_b": noise(R, 32)}
     cases: list[tuple[str, Path, str]] = [
         (llama, write_mlx(tmp_path / "alpha", pair, alpha=16), "alpha 16.*remove alpha"),
-        (llama, write_mlx(tmp_path / "no-scale", pair, scale=None), "scale is None"),
         (llama, write_mlx(tmp_path / "half", {f"{q}.lora_a": noise(32, R)}), "q_proj has no lora_b"),
         (llama, write_mlx(tmp_path / "wide", {**pair, f"{q}.lora_a": noise(31, R)}), r"q_proj.*\[3, 31\].*\[3, 32\]"),
         (llama, write_mlx(tmp_path / "nan", {**pair, f"{q}.lora_a": noise(32, R) / 0}), "not finite"),

@@ -126,10 +126,6 @@ def saved(tmp_path: Path, **fields: Any) -> Path:
     [
         ({"use_dora": True}, "lora_magnitude_vector is missing"),
         ({"trainable_token_indices": [1, 2]}, "trainable_tokens_delta is missing"),
-        ({"a_field_of_the_future": 3}, "a_field_of_the_future=3"),
-        ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa'"),
-        ({"peft_type": "VERA"}, "peft_type 'VERA'"),
-        ({"r": 8}, "is [4, 32], expected [8, 32]"),
         ({"target_modules": ["q_proj"]}, "does not fit this model"),
         ({"target_modules": ["c_attn", "c_fc"]}, "is missing"),
         ({"target_modules": ["c_attn"], "layers_to_transform": [0]}, "is not part of the adapter"),
@@ -407,11 +403,3 @@ def test_a_layer_that_has_a_wrappers_name_is_no_wrapper(tmp_path: Path):
 
     save_adapter(shake(graft(model(), LoraConfig(r=2, target_modules=["default"]))), tmp_path)
     assert active_adapter(load_adapter(model(), tmp_path)).pairs.keys() == {"module.default"}
-
-
-def test_what_does_not_change_the_result_can_be_edited(tmp_path: Path):
-    adapted = logits(save_grafted(tmp_path, tiny_model(), LoraConfig(r=4)))
-    path = tmp_path / "adapter_config.json"
-    fields = json.loads(path.read_text()) | {"base_model_name_or_path": "elsewhere/base", "peft_version": "0.1"}
-    path.write_text(json.dumps(dict(reversed(fields.items()))))
-    assert torch.equal(logits(load_adapter(tiny_model(), tmp_path)), adapted)

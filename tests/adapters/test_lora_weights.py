@@ -3,7 +3,6 @@
 import copy
 import json
 from pathlib import Path
-from typing import Any
 
 import peft
 import pytest
@@ -26,11 +25,6 @@ from tsugiki.adapters import (
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
-def saved(folder: Path, **fields: Any) -> torch.Tensor:
-    """Save a shaken adapter of a tiny GPT-2; returns its logits."""
-    return logits(save_grafted(folder, tiny_model(), LoraConfig(**{"r": 4, "lora_alpha": 12, **fields})))
-
-
 @pytest.mark.parametrize(("kind", "variant"), CASES)
 def test_what_is_written_again_is_the_same_adapter(kind: str, variant: str, tmp_path: Path):
     theirs = shake(peft_model(kind, settings(kind, variant)))
@@ -43,9 +37,9 @@ def test_what_is_written_again_is_the_same_adapter(kind: str, variant: str, tmp_
 
 
 def test_ranks_and_scalings_are_the_layers(tmp_path: Path):
-    adapted = saved(
-        tmp_path / "a", target_modules=["c_attn", "c_proj"], rank_pattern={"c_attn": 2}, alpha_pattern={"mlp.c_proj": 5}
-    )
+    patterns = {"rank_pattern": {"c_attn": 2}, "alpha_pattern": {"mlp.c_proj": 5}}
+    config = LoraConfig(r=4, lora_alpha=12, target_modules=["c_attn", "c_proj"], **patterns)
+    adapted = logits(save_grafted(tmp_path / "a", tiny_model(), config))
     write_lora_weights(read_lora_weights(tmp_path / "a"), tmp_path / "b", Provenance(operation="test"))
     fields = json.loads((tmp_path / "b" / "adapter_config.json").read_text())
     assert (fields["r"], fields["lora_alpha"]) == (4, 12)

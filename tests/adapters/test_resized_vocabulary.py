@@ -8,10 +8,11 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, T5Config
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from tests.errors import assert_refused
 from tests.tiny import relative_error, save_grafted, shake, tiny_model
+from tests.tiny_types import tiny_of
 from tsugiki import (
     LoraConfig,
     disable_adapter,
@@ -30,12 +31,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
 def base_model(kind: str) -> Any:
-    if kind != "t5":
-        return tiny_model(kind)
-    torch.manual_seed(0)
-    return AutoModelForSeq2SeqLM.from_config(
-        T5Config(vocab_size=96, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, decoder_start_token_id=0)
-    )
+    tied = {"vocab_size": 96, "d_model": 32, "tie_word_embeddings": True, "decoder_start_token_id": 0}
+    return tiny_of("t5", "seq2seq", **tied) if kind == "t5" else tiny_model(kind)
 
 
 def resized(folder: Path, seed: int) -> Any:

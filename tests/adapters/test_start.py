@@ -15,7 +15,6 @@ from tests.tiny_types import lively_model as tiny_type
 from tsugiki import LoraConfig, active_adapter, graft, load_adapter
 from tsugiki.adapters import start_from
 from tsugiki.base import load_model
-from tsugiki.model import probe_logits
 from tsugiki.training import make_trainable, train
 
 LORA = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": ["c_attn", "wte"]}
@@ -35,12 +34,6 @@ def first(place: Path) -> str:
     return str(place / "first")
 
 
-def logits(model: Any) -> torch.Tensor:
-    found = probe_logits(model)
-    assert found is not None
-    return found
-
-
 @pytest.mark.parametrize(("method", "given"), [("lora", {}), ("rslora", {"r": 9}), ("dora", {"r": 9})])
 def test_the_first_logits_are_those_of_the_adapter(method: str, given: dict[str, Any], tmp_path: Path):
     lora = {**LORA, "target_modules": ["c_attn"]} if method == "dora" else LORA
@@ -53,8 +46,8 @@ def test_the_first_logits_are_those_of_the_adapter(method: str, given: dict[str,
     make_trainable(model, config)
     start_from(model, str(folder))
     expected = load_adapter(load_model(config.model), folder)
-    torch.testing.assert_close(logits(model), logits(expected), rtol=1e-5, atol=1e-6)
-    assert (logits(expected) - logits(load_model(config.model))).abs().max() > 1e-3
+    torch.testing.assert_close(tiny.logits(model), tiny.logits(expected), rtol=1e-5, atol=1e-6)
+    assert (tiny.logits(expected) - tiny.logits(load_model(config.model))).abs().max() > 1e-3
 
 
 WIDENED: dict[str, dict[str, Any]] = {
@@ -121,7 +114,7 @@ def test_a_run_goes_on_from_an_adapter_and_is_resumed(first: str, place: Path):
     model = load_model(config.model)
     theirs = PeftModel.from_pretrained(load_model(config.model), str(whole))
     load_adapter(model, whole)
-    torch.testing.assert_close(logits(model), logits(theirs), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(tiny.logits(model), tiny.logits(theirs), rtol=1e-5, atol=1e-5)
 
 
 def test_other_methods_begin_with_their_own_adapters(tmp_path: Path):
