@@ -78,6 +78,11 @@ def test_a_manifest_names_files_persons_and_kana(mirror):
     ]
 
 
+def test_authors_and_titles_are_those_of_the_texts_where_there_is_no_index(mirror):
+    assert titles(mirror, author="山田　一 ") == ["坂の上", "海の底"]
+    assert titles(mirror, title="の上") == ["坂の上"]
+
+
 def test_a_folder_without_cards_is_an_error(tmp_path):
     assert_refused("cards/", open_source, str(tmp_path))
     (tmp_path / "cards").mkdir()
