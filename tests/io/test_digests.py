@@ -8,6 +8,7 @@ import pytest
 from tests.errors import assert_refused
 from tsugiki.io import (
     MANIFEST_FILE,
+    changed_files,
     file_sha256,
     read_chunks,
     read_manifest,
