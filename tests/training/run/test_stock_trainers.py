@@ -210,7 +210,7 @@ def assert_same(found: dict[str, Any], wanted: dict[str, Any], tolerance: float)
 
 # The order of a sum changes last bits, and in int8 those decide how other numbers are rounded.
 @pytest.mark.slow
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("int8", 1e-3)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("int8", 2e-3)])
 def test_two_processes_learn_and_keep_what_one_does(dtype: str, tolerance: float, tmp_path: Path):
     wanted_losses, wanted = train_with_trainer(tmp_path / "one", dtype, 4)
     looped = train_in_a_loop(tmp_path / "one/loop", dtype)

@@ -21,8 +21,8 @@ from tsugiki.training.score.questions import Question
 from tsugiki.training.score.targets import answer_with_targets, evaluation_targets, loaded_targets
 from tsugiki.training.settings.config import RunConfig
 
-PROMPTS = ("吾輩は猫である。名前はまだ無い。", "明治時代の", "先生は言った。「")
-"""The prompts of the chapter."""
+PROMPTS = ("明治時代の", "東京市", "夏目先生、")
+"""Beginnings that the base continues in hiragana, and that set no kana for the adapter."""
 _ASSETS = files("tsugiki") / "assets"
 _RECIPES: Mapping[str, Mapping[str, Any]] = {
     ENGLISH: {"epochs": 6},
