@@ -1,11 +1,15 @@
 """Products of rows in which a few features are much larger than the others, as in Llama, Mistral and Gemma."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tsugiki.lowbit import Int8Linear, Nf4Linear, QuantizedLayer
+from tests.tiny import grafted, ids, tiny_model
+from tsugiki.lora import LoraConfig
+from tsugiki.lowbit import Int8Linear, Nf4Linear, QuantizedLayer, quantize
 
 WIDTH, FEATURES = 2048, [5, 777]
 
@@ -48,3 +52,43 @@ def test_a_row_has_the_same_bits_beside_any_other_rows(kind: str):
     others = layer.product(x)
     assert not others[[0, 4]].isfinite().any()
     assert torch.equal(others[[1, 2, 3, 5, 6, 7, 8, 9]], together[[1, 2, 3, 5, 6, 7, 8, 9]])
+
+
+def _with_massive_features(factor: float) -> Any:
+    """A Llama in which two inputs of most layers have `factor` times their size, and no influence of their own."""
+    model = tiny_model("llama", hidden_size=512, intermediate_size=512)
+    with torch.no_grad():
+        for block in model.model.layers:
+            attention, mlp = block.self_attn, block.mlp
+            for norm in (block.input_layernorm, block.post_attention_layernorm):
+                norm.weight[[3, 70]] *= factor
+            for layer in (attention.q_proj, attention.k_proj, attention.v_proj, mlp.gate_proj, mlp.up_proj):
+                layer.weight[:, [3, 70]] = 0
+    return model
+
+
+def _gradients(model: Any, dtype: torch.dtype) -> Tensor:
+    """Return the gradients of an adapter in one vector; the adapter is the same in each dtype."""
+    grafted(
+        model.requires_grad_(False),
+        LoraConfig(r=4, target_modules=["v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], lora_dropout=0.0),
+    )
+    for name, parameter in model.named_parameters():
+        if "lora_A" in name:
+            parameter.data = parameter.data / 1000  # so that an update of large features is small
+    model = model if dtype == torch.float32 else model.to(dtype)
+    model(input_ids=ids(4, 24), labels=ids(4, 24)).loss.backward()
+    return torch.cat([p.grad.flatten().double() for p in model.parameters() if p.grad is not None])
+
+
+@pytest.mark.usefixtures("integers")
+def test_gradients_of_a_llama_with_massive_features_are_those_in_float64():
+    model = quantize(_with_massive_features(10), torch.float32, "nf4")
+    exact = _with_massive_features(10)
+    for path, layer in model.named_modules():
+        if isinstance(layer, QuantizedLayer):
+            exact.get_submodule(path).weight.data = layer.dequantize()
+    found, expected = _gradients(model, torch.float32), _gradients(exact, torch.float64)
+    assert (
+        float((found - expected).norm() / expected.norm()) < 0.08
+    )  # 0.04 without massive features, 0.12 with one step for all numbers
