@@ -17,7 +17,8 @@ from tsugiki.model.undo import Undo
 
 _NAME, _PLAIN = "tsugiki", "grouped_mm"  # in transformers' table of implementations
 _ROWS, _MANY_ROWS = 8, 64
-"""Up to 64 rows are a multiple of 8, up to 128 of 16, up to 256 of 32, and so on: few numbers, and few rows more."""
+"""Up to 64 rows are filled up to a multiple of 8, up to 128 to one of 16, up to 256 to one of 32, and so on. So there
+are few different numbers of rows, and few rows are added."""
 _FEWEST_TOKENS = 32  # with fewer, as while text is generated, there are few numbers of rows
 
 

@@ -1,9 +1,9 @@
 """Products with a weight; in float32 by the faster one of two libraries.
 
 torch multiplies float32 by MKL, which uses AVX-512 on Intel's processors only. oneDNN, by which torch multiplies
-bfloat16, takes less than half the time on an AMD EPYC of family 26. Both are measured once, in less than
-a tenth of a second, and the times are kept in the cache for the next start. Without oneDNN, as on a Mac, torch
-multiplies by what it has.
+bfloat16, takes less than half the time on an AMD EPYC of family 26. Both are measured once, in less than a tenth of a
+second, and the times are kept in the cache for the next start. Without oneDNN, as on a Mac, torch multiplies by what it
+has.
 """
 
 from collections.abc import Callable
