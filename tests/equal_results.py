@@ -48,8 +48,11 @@ RUNS = {
 }
 """Runs of the embedded model, by the name of their folder; `a` and `b` are the adapters of the other commands."""
 WRONG = (
-    *("train --blok-size 8", "train --model embedded --data missing.txt --out wrong", "train field.yaml"),
-    *("train --model embedded --data texts --out wrong --method lorra", "merge --adapter missing --out wrong"),
+    "train --blok-size 8",
+    "train --model embedded --data missing.txt --out wrong",
+    "train field.yaml",
+    "train --model embedded --data texts --out wrong --method lorra",
+    "merge --adapter missing --out wrong",
 )
 REQUESTS: Mapping[str, tuple[str, Any]] = {
     "models": ("models", None),

@@ -93,12 +93,21 @@ def _one_of_each_kind(lists: list[list[Any]]) -> list[int]:
 
 _MAMBA = {"mamba_d_head": 16, "mamba_n_heads": 4, "mamba_chunk_size": 8}
 _QWEN4 = {
-    **{"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 16},
-    **{"indexer_compress_ratio": 4, "ngram_vocab_size_base": 96, "split_ngram_parts": 2, "heads_per_ngram": 2},
-    **{"make_ngram_vocab_size_divisible_by": 2, "output_gate_type": "sigmoid"},
+    "indexer_n_heads": 2,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 8,
+    "indexer_budget": 16,
+    "indexer_compress_ratio": 4,
+    "ngram_vocab_size_base": 96,
+    "split_ngram_parts": 2,
+    "heads_per_ngram": 2,
+    "make_ngram_vocab_size_divisible_by": 2,
+    "output_gate_type": "sigmoid",
 }
 _ZAMBA = {
-    **{"num_hidden_layers": 4, "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"], "num_key_value_heads": 4},
+    "num_hidden_layers": 4,
+    "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"],
+    "num_key_value_heads": 4,
     "attention_hidden_size": 64,
 }
 _WIDE = {"per_layer_config": {"1": {"head_dim": 16}}}
@@ -111,7 +120,10 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "deepseek_v4": {"compress_rates": {"compressed_sparse_attention": 4, "heavily_compressed_attention": 8}},
     "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "first_k_dense_replace": 1, "n_shared_experts": 1},
     "dory": {
-        **{"num_hidden_layers": 6, "n_input_layers": 2, "n_recurrent_layers": 2, "n_output_layers": 2},
+        "num_hidden_layers": 6,
+        "n_input_layers": 2,
+        "n_recurrent_layers": 2,
+        "n_output_layers": 2,
         "layer_types": None,
     },
     "dots3_note": {
@@ -124,7 +136,9 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "falcon_h1": {**_MAMBA, "mamba_d_ssm": 64},
     "flint": {"mlp_only_layers": [0]},
     "gemma3n_text": {
-        **{"num_hidden_layers": 4, "num_kv_shared_layers": 2, "intermediate_size": [48] * 4},
+        "num_hidden_layers": 4,
+        "num_kv_shared_layers": 2,
+        "intermediate_size": [48] * 4,
         "layer_types": ["sliding_attention", "full_attention"] * 2,
         "activation_sparsity_pattern": [0.5, 0.0, 0.0, 0.0],
     },
@@ -136,9 +150,12 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "hunyuan_v1_dense": {"head_dim": 8},
     "hunyuan_v1_moe": {"head_dim": 8, "num_experts": 4, "moe_topk": 2},
     "inkling2_loop_text": {
-        **{"num_hidden_layers": 4, "layer_types": ["hybrid_sliding", "hybrid"] * 2, "n_layers_per_attn_res_block": 1},
+        "num_hidden_layers": 4,
+        "layer_types": ["hybrid_sliding", "hybrid"] * 2,
+        "n_layers_per_attn_res_block": 1,
         "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"],
-        **{"loop_layer_index_start": 1, "loop_layer_index_end": 3},
+        "loop_layer_index_start": 1,
+        "loop_layer_index_end": 3,
     },
     "jamba": {"num_hidden_layers": 4, "attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 4},
     "lfm2": {"layer_types": ["conv", "full_attention"], "num_hidden_layers": 2},
@@ -152,8 +169,12 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "qwen4_exp": {"text_config": _QWEN4},
     "recurrent_gemma": {"num_hidden_layers": 3},
     "reformer": {
-        **{"is_decoder": True, "attn_layers": ["local", "lsh"], "num_buckets": 4, "axial_pos_embds": False},
-        **{"axial_pos_shape": [8, 8], "axial_pos_embds_dim": [16, 16]},
+        "is_decoder": True,
+        "attn_layers": ["local", "lsh"],
+        "num_buckets": 4,
+        "axial_pos_embds": False,
+        "axial_pos_shape": [8, 8],
+        "axial_pos_embds_dim": [16, 16],
     },
     "rwkv": {"attention_hidden_size": 32, "intermediate_size": 48, "rescale_every": 0},
     "xlstm": {"hidden_size": 64, "embedding_dim": 64, "qk_dim_factor": 1.0, "ffn_round_up_to_multiple_of": 8},

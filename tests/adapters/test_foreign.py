@@ -197,7 +197,8 @@ def test_the_true_reason(tmp_path: Path):
         (llama, write_mlx(tmp_path / "full", {f"{q}.weight": noise(32, 32)}, "full"), r"q_proj\.weight is not a name"),
         (llama, tmp_path / "kohya", "lora_down.weight is not a name"),  # an adapter of an image model
         (llama, tmp_path / "adapter_model.pt", "save the adapter in PEFT's format"),  # torchtune's
-        *((llama, tmp_path / "empty", "none of"), (llama, tmp_path / "gone", "no file or folder")),
+        (llama, tmp_path / "empty", "none of"),
+        (llama, tmp_path / "gone", "no file or folder"),
     ]
     tensors = {f"{embedding}.lora_a": noise(257, R), f"{embedding}.lora_b": noise(R, 32)}
     cases.append((tied, write_mlx(tmp_path / "tied-mlx", tensors), "embed_tokens.*shares its weight"))

@@ -66,8 +66,15 @@ def trainer_of(name: str, model: Any, out: Path, ref_model: Any = None, **settin
     chosen, rejected = zip(*_ANSWERS * 2, strict=True)
     data: dict[str, Sequence[Any]] = {"prompt": _PROMPTS, "chosen": chosen, "rejected": rejected}
     usual: dict[str, Any] = {
-        **{"output_dir": str(out), "per_device_train_batch_size": 2, "max_steps": STEPS, "learning_rate": 1e-2},
-        **{"logging_steps": 1, "save_strategy": "no", "bf16": False, "disable_tqdm": True, "report_to": "none"},
+        "output_dir": str(out),
+        "per_device_train_batch_size": 2,
+        "max_steps": STEPS,
+        "learning_rate": 1e-2,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "bf16": False,
+        "disable_tqdm": True,
+        "report_to": "none",
         "use_cpu": True,
     }
     more: dict[str, Any] = {} if ref_model is None else {"ref_model": ref_model}

@@ -124,8 +124,14 @@ def test_help_does_not_import_torch():
     [
         {"model": "embedded", "data": "a b.jsonl", "out": "runs/x"},
         {
-            **{"model": "m", "data": ["a.txt", "b.txt"], "out": "o", "learning_rate": 1e-5, "patience": 0},
-            **{"base_dropout": True, "prompts": ["春は", "it's"], "method": "dora"},
+            "model": "m",
+            "data": ["a.txt", "b.txt"],
+            "out": "o",
+            "learning_rate": 1e-5,
+            "patience": 0,
+            "base_dropout": True,
+            "prompts": ["春は", "it's"],
+            "method": "dora",
             "columns": {"prompt": "a=b", "completion": "the answer"},
             "lora": {"r": 4, "target_modules": ["c_attn", "lm_head"], "rank_pattern": {"c_attn": 2}, "bias": "all"},
         },

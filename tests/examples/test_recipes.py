@@ -21,10 +21,22 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 RECIPES = sorted(path for path in EXAMPLES.rglob("*.yaml") if path.parent.name != "embedded_base")
 SMALL = {"block_size": 32, "batch_size": 2, "sample_tokens": 2, "held_out": 0.3}
 MODEL_TYPES = {
-    **{"qwen3.5": "qwen3_5_text", "gemma-3": "gemma3_text", "gemma-4": "gemma4_text", "lfm2.5-jp": "lfm2"},
-    **{"llama-3.2": "llama", "sarashina2.2": "llama", "llm-jp-3.1": "llama", "tinyswallow": "qwen2"},
-    **{"granite-4-h": "granitemoehybrid", "falcon-h1": "falcon_h1", "gpt-oss": "gpt_oss", "phi-4-mini": "phi3"},
-    **{"olmo-3": "olmo3", "ministral-3": "ministral3", "qwen3": "qwen3", "smollm3": "smollm3"},
+    "qwen3.5": "qwen3_5_text",
+    "gemma-3": "gemma3_text",
+    "gemma-4": "gemma4_text",
+    "lfm2.5-jp": "lfm2",
+    "llama-3.2": "llama",
+    "sarashina2.2": "llama",
+    "llm-jp-3.1": "llama",
+    "tinyswallow": "qwen2",
+    "granite-4-h": "granitemoehybrid",
+    "falcon-h1": "falcon_h1",
+    "gpt-oss": "gpt_oss",
+    "phi-4-mini": "phi3",
+    "olmo-3": "olmo3",
+    "ministral-3": "ministral3",
+    "qwen3": "qwen3",
+    "smollm3": "smollm3",
 }
 """Recipe for a model -> the type of that model, or of its language model."""
 IN_DEFAULT_TESTS = {"qwen3.5", "granite-4-h", "gpt-oss"}

@@ -21,10 +21,16 @@ def test_the_steps_are_those_of_the_command(tmp_path: Path, monkeypatch: pytest.
     data = tmp_path / "prompts.jsonl"
     data.write_text("\n".join(json.dumps({"prompt": one}) for one in settings.prompts))
     settings_of_run = {
-        **{"model": "embedded", "data": str(data), "out": str(tmp_path / "run"), "reward": (reward_loop.__file__,)},
+        "model": "embedded",
+        "data": str(data),
+        "out": str(tmp_path / "run"),
+        "reward": (reward_loop.__file__,),
         "reward_settings": {"rounds": 2, "samples": 4, "tokens": 12, "forgetting": 9},
         **{name: getattr(settings, name) for name in ("epochs", "batch_size", "learning_rate", "block_size")},
-        **{"held_out": "none", "validation": "none", "max_grad_norm": 0, "base_dtype": "fp32"},
+        "held_out": "none",
+        "validation": "none",
+        "max_grad_norm": 0,
+        "base_dtype": "fp32",
         "lora": {"r": 8, "target_modules": ["c_attn", "c_fc", "c_proj"]},
     }
     run = RunConfig.model_validate(settings_of_run)

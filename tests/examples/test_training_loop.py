@@ -14,8 +14,12 @@ def test_the_loop_gives_the_losses_and_the_adapter_of_tsugiki_train(tmp_path: Pa
     same = {"data": short_texts(tmp_path), "held_out": 0.25, "batch_size": 6, "block_size": 48}
     loop = training_loop.train(training_loop.Settings(out=str(tmp_path / "loop"), micro_batch_size=3, **same))
     settings = {
-        **{"model": "embedded", "out": str(tmp_path / "run"), "base_dtype": "fp32", "validation": "none"},
-        **{"epochs": 2, "learning_rate": 2e-3},
+        "model": "embedded",
+        "out": str(tmp_path / "run"),
+        "base_dtype": "fp32",
+        "validation": "none",
+        "epochs": 2,
+        "learning_rate": 2e-3,
         "lora": {"r": 8, "lora_alpha": 32, "lora_dropout": 0, "target_modules": "all-linear"},
     }
     record = train(RunConfig.model_validate(settings | same))

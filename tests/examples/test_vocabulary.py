@@ -10,9 +10,19 @@ from vocabulary import END, train_vocabulary
 from tests.tiny import TEXT
 
 ODD = [
-    *("", " leading space", "　　全角の空白から\u3000始まり　", "\0\x01\x1b\x7f control", "one\rtwo\r\nthree\n\n\n4"),
-    *("𠮷野家の﨑と鷗", "\U0001f468\u200d\U0001f469", "か\u3099が\u0301 ﾊﾝｶｸ", "<0x41><0x00> as written", "。。。\n。"),
-    *("\ufeff\u202e\uffff", "あ" * 2000, f"before {END} after"),
+    "",
+    " leading space",
+    "　　全角の空白から\u3000始まり　",
+    "\0\x01\x1b\x7f control",
+    "one\rtwo\r\nthree\n\n\n4",
+    "𠮷野家の﨑と鷗",
+    "\U0001f468\u200d\U0001f469",
+    "か\u3099が\u0301 ﾊﾝｶｸ",
+    "<0x41><0x00> as written",
+    "。。。\n。",
+    "\ufeff\u202e\uffff",
+    "あ" * 2000,
+    f"before {END} after",
 ]
 
 

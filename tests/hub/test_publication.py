@@ -39,8 +39,11 @@ def test_nothing_private_is_sent(tmp_path: Path):
     base = home / "models" / "mine"
     base.mkdir(parents=True)
     config = {
-        **{"data": str(home / "letters.jsonl"), "held_out": "C:\\anna\\held.txt", "retention_data": "~/anna/own"},
-        **{"prompts": ["/anna is a prompt"], "method": "lora"},
+        "data": str(home / "letters.jsonl"),
+        "held_out": "C:\\anna\\held.txt",
+        "retention_data": "~/anna/own",
+        "prompts": ["/anna is a prompt"],
+        "method": "lora",
     }
     data: Any = record().data
     data.near_duplicates.first = [["letters.jsonl:3 To my love", "x"]]

@@ -123,7 +123,10 @@ def test_a_process_that_will_use_a_folder_is_named_until_it_ends(tmp_path: Path)
     "changes",
     [
         *({"process": process} for process in (os.getppid(), 2**22 + 5, 0, -1, "7", 2**70)),
-        *({"process_start": 1}, {"process_start": None}, {"host": "gpu7"}, {"boot": "x"}),
+        {"process_start": 1},
+        {"process_start": None},
+        {"host": "gpu7"},
+        {"boot": "x"},
     ],
 )
 def test_a_process_that_cannot_be_the_owner_is_not_named(tmp_path: Path, changes: dict[str, object]):

@@ -84,9 +84,20 @@ def test_what_open_webui_sends(server: Running):
         messages = [{"role": "system", "content": "短く。"}, {"role": "user", "content": "春"}]
         user = {"name": "a", "id": "1", "email": "a@example.org", "role": "admin"}
         chat = {
-            **{"stream": True, "model": "歌人", "messages": messages, "stream_options": {"include_usage": True}},
-            **{"temperature": 0.8, "top_p": 0.9, "frequency_penalty": 0, "presence_penalty": 0, "stop": ["</s>"]},
-            **{"max_tokens": 4096, "seed": 1, "logit_bias": {}, "reasoning_effort": "medium", "user": user},
+            "stream": True,
+            "model": "歌人",
+            "messages": messages,
+            "stream_options": {"include_usage": True},
+            "temperature": 0.8,
+            "top_p": 0.9,
+            "frequency_penalty": 0,
+            "presence_penalty": 0,
+            "stop": ["</s>"],
+            "max_tokens": 4096,
+            "seed": 1,
+            "logit_bias": {},
+            "reasoning_effort": "medium",
+            "user": user,
         }  # with more tokens than the model's context has
         answer = client.post("/chat/completions", json=chat)
         events = [line.removeprefix("data: ") for line in answer.text.split("\n\n") if line]

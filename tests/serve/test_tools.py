@@ -138,8 +138,11 @@ BOTH = f"<tool_call>\n{WRITTEN}\n</tool_call>\n<tool_call>\n{OTHER}\n</tool_call
         (MISTRAL_TOOLS, INST, f"a[TOOL_CALLS] [{WRITTEN}]</s>", "a", [F_CALL]),
         (MISTRAL_TOOLS, INST, f"[TOOL_CALLS] [{OTHER}, {{}}]", f"[TOOL_CALLS] [{OTHER}, {{}}]", []),
         (
-            *(MISTRAL_ARGS, INST, f"[TOOL_CALLS]f[ARGS]{F_CALL[1]}[TOOL_CALLS]g[CALL_ID]123456789[ARGS]{{}}"),
-            *("", [F_CALL, G_CALL]),
+            MISTRAL_ARGS,
+            INST,
+            f"[TOOL_CALLS]f[ARGS]{F_CALL[1]}[TOOL_CALLS]g[CALL_ID]123456789[ARGS]{{}}",
+            "",
+            [F_CALL, G_CALL],
         ),
         (MISTRAL_ARGS, INST, "[TOOL_CALLS]f[ARG", "[TOOL_CALLS]f[ARG", []),
     ],

@@ -17,9 +17,14 @@ ROOT = Path(__file__).parents[3]
 @pytest.mark.parametrize(("decoder", "model_type", "norms"), [(LLAMA_8B, "llama", 0), (QWEN_1_7B, "qwen3", 28 * 256)])
 def test_parameters_are_those_of_the_model(decoder: Decoder, model_type: str, norms: int):
     sizes = {
-        **{"num_hidden_layers": decoder.layers, "hidden_size": decoder.width, "intermediate_size": decoder.inner},
-        **{"num_attention_heads": decoder.width // 128, "num_key_value_heads": decoder.key_width // 128},
-        **{"head_dim": 128, "vocab_size": decoder.vocabulary, "tie_word_embeddings": decoder.tied},
+        "num_hidden_layers": decoder.layers,
+        "hidden_size": decoder.width,
+        "intermediate_size": decoder.inner,
+        "num_attention_heads": decoder.width // 128,
+        "num_key_value_heads": decoder.key_width // 128,
+        "head_dim": 128,
+        "vocab_size": decoder.vocabulary,
+        "tie_word_embeddings": decoder.tied,
     }
     model = meta_model(AutoConfig.for_model(model_type, **sizes))
     assert sum(weight.numel() for weight in model.parameters()) == decoder.parameters + norms  # Qwen has more norms

@@ -110,7 +110,9 @@ def test_a_zip_of_several_texts_and_tables(tmp_path: Path):
         archive.writestr(link, "b.txt")
     records, reading = read(path)
     assert [(one.text, one.source) for one in records] == [
-        *(("二", f"{path}/b.txt"), ("三", f"{path}/c.jsonl:1"), ("# 一", f"{path}/sub/a.md"))
+        ("二", f"{path}/b.txt"),
+        ("三", f"{path}/c.jsonl:1"),
+        ("# 一", f"{path}/sub/a.md"),
     ]
     assert reading.passed_over == [f"{path}/link.txt (link)", f"{path}/x.pdf"]
     assert reading.without_fields == [f"{path}/package.json"]
@@ -380,9 +382,18 @@ def test_several_texts_and_patterns_are_read_in_order_and_each_once(tmp_path: Pa
 def test_a_folder_is_read_in_order_of_names_and_what_it_holds_besides_is_told(tmp_path: Path):
     (tmp_path / "sub").mkdir()
     for name, content in {
-        **{"b.txt": "二", "a.txt": "一", "blank.txt": " \n", "README.md": "not read", ".hidden.txt": "no"},
-        **{"sub/c.jsonl": '{"text": "三"}\n\n{"text": "四", "title": "x"}\n', "sub/D.CSV": "text\nab\n"},
-        **{"meta.csv": "id,size\n1,2\n", "config.json": '{"a": 1}', "c.pdf": "", "d.pdf": "", "e.png": ""},
+        "b.txt": "二",
+        "a.txt": "一",
+        "blank.txt": " \n",
+        "README.md": "not read",
+        ".hidden.txt": "no",
+        "sub/c.jsonl": '{"text": "三"}\n\n{"text": "四", "title": "x"}\n',
+        "sub/D.CSV": "text\nab\n",
+        "meta.csv": "id,size\n1,2\n",
+        "config.json": '{"a": 1}',
+        "c.pdf": "",
+        "d.pdf": "",
+        "e.png": "",
     }.items():
         (tmp_path / name).write_text(content)
     records, reading = read(tmp_path)

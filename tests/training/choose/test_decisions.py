@@ -96,8 +96,11 @@ def test_the_first_windows_are_from_many_documents():
 
 
 WITHOUT_STRENGTH: list[dict[str, Any]] = [
-    *({"use_dora": True}, {"init_lora_weights": "pissa"}, {"lora_bias": True}),
-    *({"bias": "all"}, {"modules_to_save": ["ln_f"]}),
+    {"use_dora": True},
+    {"init_lora_weights": "pissa"},
+    {"lora_bias": True},
+    {"bias": "all"},
+    {"modules_to_save": ["ln_f"]},
 ]
 
 

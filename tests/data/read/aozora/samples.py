@@ -15,9 +15,16 @@ ROOT = "https://www.aozora.gr.jp"
 
 def row(work: str, title: str, person: str, name: tuple[str, str], **other: str) -> dict[str, str]:
     usual = {
-        **{"作品ID": work, "作品名": title, "文字遣い種別": "新字新仮名", "作品著作権フラグ": "なし"},
-        **{"人物ID": person, "姓": name[0], "名": name[1], "役割フラグ": "著者"},
-        **{"テキストファイルURL": url(f"{person}/files/{work}"), "テキストファイル符号化方式": "ShiftJIS"},
+        "作品ID": work,
+        "作品名": title,
+        "文字遣い種別": "新字新仮名",
+        "作品著作権フラグ": "なし",
+        "人物ID": person,
+        "姓": name[0],
+        "名": name[1],
+        "役割フラグ": "著者",
+        "テキストファイルURL": url(f"{person}/files/{work}"),
+        "テキストファイル符号化方式": "ShiftJIS",
     }
     return usual | other
 

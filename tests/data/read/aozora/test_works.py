@@ -148,7 +148,11 @@ def test_one_json_line_per_work_in_a_file_that_is_never_overwritten(mirror, tmp_
     totals = write_works(works_of(str(mirror)), out)
     first, _, _ = out.read_bytes().decode("utf-8").splitlines()
     assert json.loads(first) == {
-        **{"title": "坂の上", "author": "山田一", "text": "　上ったと思う。", "person_id": "000001", "kana": "modern"},
+        "title": "坂の上",
+        "author": "山田一",
+        "text": "　上ったと思う。",
+        "person_id": "000001",
+        "kana": "modern",
         "source": "cards/000001/files/1_ruby.zip",
     }
     assert "坂の上" in first  # not escaped
