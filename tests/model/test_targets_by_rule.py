@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
-from tests.methods.test_old_names import vision_language
-from tests.tiny_types import tiny_of
+from tests.tiny_types import merged, shrink, tiny_of
 from tsugiki import LoraConfig, active_adapter, graft, save_adapter
 from tsugiki.model import default_layers, is_linear, reasons_against, sublayers_of
 
@@ -108,8 +108,16 @@ def test_routers_that_are_linear_by_their_class_alone_are_left_out(kind: str):
     model(input_ids=torch.arange(12)[None]).logits.sum().backward()
 
 
+def vision_language() -> Any:
+    config = transformers.AutoConfig.for_model("gemma3")
+    sizes = {"image_token_id": 5, "image_token_index": 5, "pad_token_id": 0}
+    settings = merged(shrink(config), {name: value for name, value in sizes.items() if hasattr(config, name)})
+    torch.manual_seed(0)
+    return transformers.AutoModelForImageTextToText.from_config(transformers.AutoConfig.for_model("gemma3", **settings))
+
+
 def test_layers_of_an_image_encoder_are_left_out_and_the_adapter_can_be_saved(tmp_path: Path):
-    model = vision_language("gemma3")
+    model = vision_language()
     assert endings(model) == _ATTENTION | _FEEDFORWARD
     assert all("language_model" in name for name in default_layers(model))
     save_adapter(graft(model, LoraConfig(r=2)), tmp_path)

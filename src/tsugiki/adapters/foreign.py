@@ -4,8 +4,7 @@
     mlx-lm      adapters.safetensors  lora_a, lora_b, m     [in, r]  [r, out]  scale
     PEFT        adapter_model.bin     see `methods.peft_keys`
 
-The factor is in adapter_config.json beside the tensors. Layers are found in the base by the ends of their names. For
-the layers of all experts, mlx-lm has one pair of stacks, A [experts, r, in] and B [experts, out, r].
+The factor is in adapter_config.json beside the tensors. Layers are found in the base by the ends of their names.
 
 Files of torch are pickles. They are read by torch's weights-only loader, which knows tensors and plain containers and
 runs nothing else, and by this command alone: a folder that is loaded, listed, or served holds safetensors.
@@ -42,30 +41,20 @@ from tsugiki.io.json import read_json
 from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.targets import shortest_target_modules
-from tsugiki.methods.old_names import with_current_names
-from tsugiki.methods.peft_keys import PREFIX, WRAPPERS
+from tsugiki.methods.peft_keys import PREFIX, WRAPPERS, refuse_wrapped
 from tsugiki.methods.table import format_of
 from tsugiki.model.linear import is_conv1d
 from tsugiki.model.ungrafted import base_modules
 from tsugiki.model.weights import shared_parameters
 
 _MLX_KEY = re.compile(r".+\.(lora_a|lora_b|m)")
-_MLX_NAMES = {
-    r"(.+)\.block_sparse_moe\.switch_mlp\.gate_proj": r"\1.mlp.experts.*.w1",
-    r"(.+)\.block_sparse_moe\.switch_mlp\.up_proj": r"\1.mlp.experts.*.w3",
-    r"(.+)\.block_sparse_moe\.switch_mlp\.down_proj": r"\1.mlp.experts.*.w2",
-    r"(.+)\.block_sparse_moe\.gate": r"\1.mlp.gate",
-    r"(.+)\.switch_mlp\.(\w+)": r"\1.experts.*.\2",
-    r"(.+)": r"\1",
-}
-"""A layer of mlx-lm -> how its name can end in the base; the first that matches. `*` stands for every expert."""
 
 
 def import_adapter(path: Path, model_name: str, out: Path) -> int:
     """Write the adapter in a file or folder of another program as a new folder in PEFT's format.
 
-    The folder appears complete or not at all. An adapter of PEFT gets the names and settings that PEFT writes today. Of
-    the base, only the config is read. The result is the number of tensors in the new file.
+    The folder appears complete or not at all. An adapter of PEFT gets the settings that PEFT writes today. Of the base,
+    only the config is read. The result is the number of tensors in the new file.
     """
     file = _weight_file(path)
     if is_gguf(file):
@@ -88,11 +77,11 @@ def import_adapter(path: Path, model_name: str, out: Path) -> int:
     adapter_format = format_of(config)
     misfit = _("{file} does not fit this base: {error}; was it trained on another base?")
     try:
-        config, current = with_current_names(model, config, tensors)
-        adapter = adapter_format.build_for(model, config, current)
+        refuse_wrapped(model, tensors)
+        adapter = adapter_format.build_for(model, config, tensors)
     except TsugikiError as error:
         raise TsugikiError(misfit.format(file=file, error=error)) from error
-    problems = [*misfits(model, adapter_format.tensors(model, adapter), current), *not_finite(current)]
+    problems = [*misfits(model, adapter_format.tensors(model, adapter), tensors), *not_finite(tensors)]
     if problems:
         raise TsugikiError(misfit.format(file=file, error=summarise_list(problems)))
     written = {"peft_type": adapter_format.peft_type, "task_type": fields.get("task_type")}
@@ -101,8 +90,8 @@ def import_adapter(path: Path, model_name: str, out: Path) -> int:
         provenance=Provenance(operation="import", sources=(Source(name=file.name),)),
     )
     with new_folder(out) as temporary:
-        write_adapter_files(temporary, current, written | adapter_format.to_json(model, adapter), metadata)
-    return len(current)
+        write_adapter_files(temporary, tensors, written | adapter_format.to_json(model, adapter), metadata)
+    return len(tensors)
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
@@ -165,7 +154,7 @@ def _refuse_unknown(file: Path, tensors: Iterable[str], fields: Mapping[str, Any
 
 
 def _from_mlx(folder: Path, tensors: Mapping[str, Tensor], model: nn.Module) -> LoraWeights:
-    """Return the tensors of mlx-lm as LoRA of layers, under the names of the base or of older releases."""
+    """Return the tensors of mlx-lm as LoRA of layers, under their names in the base."""
     found: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         layer, _dot, part = key.rpartition(".")
@@ -176,12 +165,12 @@ def _from_mlx(folder: Path, tensors: Mapping[str, Tensor], model: nn.Module) -> 
         for letter in "ab":
             if f"lora_{letter}" not in parts:
                 raise TsugikiError(_("{name} has no lora_{letter}").format(name=layer, letter=letter))
-        layers |= _factors(layer, parts, scaling, model, modules)
+        name = _name_in_base(layer, modules)
+        layers[name] = _factors(name, parts, scaling, model, modules)
     plain = [name for name in layers if name in modules]
-    others = sorted({name.rpartition(".")[2] for name in layers if name not in modules})
     return LoraWeights(
         LoraConfig(
-            target_modules=[*shortest_target_modules(model, LoraConfig(), plain), *others],
+            target_modules=shortest_target_modules(model, LoraConfig(), plain),
             fan_in_fan_out=any(is_conv1d(modules[name]) for name in plain),
         ),
         layers,
@@ -192,34 +181,30 @@ def _from_mlx(folder: Path, tensors: Mapping[str, Tensor], model: nn.Module) -> 
 
 
 def _factors(
-    layer: str, parts: Mapping[str, Tensor], scaling: float, model: nn.Module, modules: Mapping[str, nn.Module]
-) -> dict[str, LayerFactors]:
-    """Return the names and factors of the layers of the base that a layer of mlx-lm stands for."""
+    name: str, parts: Mapping[str, Tensor], scaling: float, model: nn.Module, modules: Mapping[str, nn.Module]
+) -> LayerFactors:
+    """Return the factors of the layer `name` of the base from the tensors that mlx-lm has for it."""
     A, B, magnitude = parts["lora_a"], parts["lora_b"], parts.get("m")
-    name = _name_in_base(layer, modules)
-    if "*" in name:  # old versions have the ranks of all experts in one axis of A
-        A = A.reshape(len(B), -1, A.shape[-1])
-        experts = range(len(B))
-        return {name.replace("*", str(expert)): LayerFactors(A[expert], B[expert], scaling) for expert in experts}
+    if B.dim() == 3:
+        message = _("{layer} has factors for every expert, which are not converted; merge the adapter with mlx-lm")
+        raise TsugikiError(message.format(layer=name))
     embedding = isinstance(modules.get(name), nn.Embedding)
     if embedding and (magnitude is not None or f"{name}.weight" in shared_parameters(model)):
         message = _("{layer} is an embedding with DoRA, or shares its weight with the head, which mlx-lm adapts as one")
-        raise TsugikiError(message.format(layer=layer))
-    return {name: LayerFactors(A.T, B.T, scaling, magnitude, embedding)}
+        raise TsugikiError(message.format(layer=name))
+    return LayerFactors(A.T, B.T, scaling, magnitude, embedding)
 
 
 def _name_in_base(layer: str, modules: Mapping[str, nn.Module]) -> str:
-    """Return the name in the base of mlx-lm's layer; of an expert's layer, if the base has the module of experts."""
-    ending = next(match.expand(name) for key, name in _MLX_NAMES.items() if (match := re.fullmatch(key, layer)))
-    match = re.fullmatch(r"(.+\.experts)(\.\*\..+)", ending)
-    path, rest = match.groups() if match else (ending, "")
+    """Return the name in the base of mlx-lm's layer, which can have other modules around it there."""
+    path = layer
     while True:
         found = [name for name in modules if name == path or name.endswith(f".{path}")]
         if path in found or len(found) == 1:
-            return (path if path in found else found[0]) + rest
+            return path if path in found else found[0]
         path = path.partition(".")[2]
         if not re.search(r"(^|\.)\d+\.", path):
-            return ending  # the rules for old names may know it
+            return layer
 
 
 def _scaling(folder: Path) -> float:

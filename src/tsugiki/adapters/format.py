@@ -43,8 +43,7 @@ from tsugiki.lora.hold import (
     is_merged,
 )
 from tsugiki.methods.method import AdapterFormat
-from tsugiki.methods.old_names import with_current_names
-from tsugiki.methods.peft_keys import parameter_keys
+from tsugiki.methods.peft_keys import parameter_keys, refuse_wrapped
 from tsugiki.methods.table import format_of
 from tsugiki.model.context import text_config
 from tsugiki.model.freeze import in_memory, is_offloaded
@@ -219,7 +218,7 @@ def read_adapter(model: nn.Module, folder: Path, config: Any, *, allow_base_mism
         refuse_another_base(model, folder)
     with base_alone(model):
         try:
-            config, tensors = with_current_names(model, config, tensors)
+            refuse_wrapped(model, tensors)
             adapter = format_of(config).build_for(model, config, tensors)
         except TsugikiError as error:
             # A target that matches nothing is a sign of another base here, not of a mistake in the config.

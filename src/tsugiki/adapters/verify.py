@@ -33,8 +33,7 @@ from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.hold import disable_adapter
 from tsugiki.methods.method import equal_when_rounded, shape_problems
-from tsugiki.methods.old_names import with_current_names
-from tsugiki.methods.peft_keys import base_name, parameter_keys
+from tsugiki.methods.peft_keys import base_name, parameter_keys, refuse_wrapped
 from tsugiki.methods.table import format_of
 from tsugiki.model.inference import probe_logits
 from tsugiki.model.names import split_block
@@ -114,11 +113,12 @@ def find_misfits(adapter: AdapterFiles, base: KnownBase) -> list[str]:
         problems.append(_("it was trained on another base ({name}): {why}").format(name=adapter.base.name, why=why))
     adapter_format = format_of(adapter.as_peft)
     try:
-        config, tensors = with_current_names(base.model, adapter.as_peft, adapter.tensors)
-        expected = adapter_format.tensors(base.model, adapter_format.build_for(base.model, config, tensors))
+        refuse_wrapped(base.model, adapter.tensors)
+        built = adapter_format.build_for(base.model, adapter.as_peft, adapter.tensors)
+        expected = adapter_format.tensors(base.model, built)
     except TsugikiError as error:
         return [*problems, _("it does not fit the base: {error}").format(error=error)]
-    wrong = misfits(base.model, expected, tensors)
+    wrong = misfits(base.model, expected, adapter.tensors)
     return [*problems, *(f"{ADAPTER_FILE}: {problem}" for problem in wrong)]
 
 

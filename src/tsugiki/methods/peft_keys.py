@@ -12,6 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
+from torch import Tensor, nn
+
+from tsugiki.errors import TsugikiError, error_text
+from tsugiki.language import _
+from tsugiki.model.ungrafted import base_modules
+
 T = TypeVar("T")
 
 PREFIX = "base_model.model."
@@ -57,7 +63,7 @@ def magnitude_key(layer: str) -> str:
 
 def parameter_keys(name: str) -> tuple[str, str]:
     """Return the two possible names of a base parameter in the file: if its layer has no LoRA, and if it has."""
-    layer, _, attribute = name.rpartition(".")
+    layer, _dot, attribute = name.rpartition(".")
     return f"{PREFIX}{name}", f"{PREFIX}{layer}{_BASE_LAYER}{attribute}"
 
 
@@ -97,6 +103,27 @@ def _plain_names(key: str) -> list[str]:
         if found:
             return [f"{before}.{after}", f"{before}.{after.partition('.')[2]}"]  # it may begin with the adapter's name
     return []
+
+
+def refuse_wrapped(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Raise a TsugikiError if a tensor has a name that a wrapper around the model has given, and not PEFT's."""
+    wrapped = [key for key in tensors if WRAPPERS.search(key)]
+    modules = dict(base_modules(model)) if wrapped else {}
+    key = next(
+        (key for key in wrapped if _layer_of(key) not in modules or ".default." in key.rpartition(".lora_")[2]), None
+    )
+    if key is not None:
+        message = _(
+            "{key} is not PEFT's name but that of a tensor in a wrapped model; `tsugiki adapters import FOLDER --model "
+            "BASE --out NAME` converts such a file"
+        )
+        raise TsugikiError(message.format(key=error_text(key, 100)))
+
+
+def _layer_of(key: str) -> str:
+    """Return the layer of a tensor: `h.0.attn` of `h.0.attn.lora_A.weight` and of `h.0.attn.base_layer.weight`."""
+    layer, *rest = re.split(r"\.lora_|\.token_adapter\.", base_name(key), maxsplit=1)
+    return layer if rest else layer.rpartition(".")[0]
 
 
 def base_name(key: str) -> str:

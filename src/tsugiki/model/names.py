@@ -220,12 +220,12 @@ def renamed_when_loaded(model: "nn.Module", layers: Iterable[str]) -> list[str]:
     return [layer for layer in layers if is_changed(layer)]
 
 
-def conversion_rules(model: "nn.Module", add_legacy: bool = True) -> list[Any]:
+def conversion_rules(model: "nn.Module") -> list[Any]:
     """Return transformers' rules for the names of weights of this model; an empty list for other models."""
     conversion = sys.modules.get("transformers.conversion_mapping")  # no model of transformers without it
     if conversion is None or not hasattr(model, "base_model_prefix"):
         return []
-    return list(conversion.get_model_conversion_mapping(model, add_legacy=add_legacy))
+    return list(conversion.get_model_conversion_mapping(model))
 
 
 def _patterns(rule: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
