@@ -24,8 +24,17 @@ def test_what_is_written_is_read(tmp_path: Path):
 
 @pytest.mark.parametrize(
     "content",
-    ["[1]", "{", "\xff", "1", "[" * 100_000, '{"a": ' + "[" * 200 + "]" * 200 + "}", '{"a": ' + "9" * 200 + "}"],
-    ids=["list", "open", "encoding", "number", "brackets", "deep", "long integer"],
+    [
+        "[1]",
+        "{",
+        "\xff",
+        "1",
+        "[" * 100_000,
+        '{"a": ' + "[" * 200 + "]" * 200 + "}",
+        '{"a": ' + "9" * 200 + "}",
+        '{"b": {"a": 1, "a": 2}}',
+    ],
+    ids=["list", "open", "encoding", "number", "brackets", "deep", "long integer", "a name twice"],
 )
 def test_errors_name_the_file(tmp_path: Path, content: str):
     path = tmp_path / "a.json"

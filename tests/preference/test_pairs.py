@@ -166,6 +166,13 @@ def test_what_cannot_be_learned_is_left_out_and_named(tmp_path: Path):
         opened(tmp_path, rows[1], tokenizer=tokenizer)
 
 
+def test_pairs_that_contradict_each_other_are_named(tmp_path: Path):
+    rows = [{"prompt": "Tea?", "chosen": chosen, "rejected": rejected} for chosen, rejected in ("ab", "ac", "ba", "cb")]
+    (note,) = opened(tmp_path, *rows).notes
+    assert note.startswith("2 examples contradict each other")
+    assert note.endswith("pairs.jsonl:1, " + str(tmp_path / "pairs.jsonl:3"))
+
+
 @pytest.mark.parametrize(
     ("row", "fact"),
     [

@@ -1,6 +1,7 @@
 """Read JSON with limits and errors of one line, and write it atomically."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def read_json(path: Path, missing: str = "") -> dict[str, Any]:
 def parse_json(text: str) -> Any:
     """Return the value of a JSON text; a ValueError says what is wrong and where."""
     try:
-        value = json.loads(text, parse_int=integer)
+        value = DECODER.decode(text)
     except json.JSONDecodeError as error:
         raise in_words(error) from error
     except RecursionError as error:
@@ -110,6 +111,19 @@ def integer(digits: str) -> int:
     if len(digits) > _MAX_DIGITS:
         raise ValueError(_("an integer has more than {most} digits").format(most=_MAX_DIGITS))
     return int(digits)
+
+
+def _object(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the object with these members. Of two with the same name, Python would keep the last without a word."""
+    found = dict(members)
+    if len(found) < len(members):
+        name, _count = Counter(name for name, _value in members).most_common(1)[0]
+        raise ValueError(_("an object has {name} twice").format(name=error_text(name, 40)))
+    return found
+
+
+DECODER = json.JSONDecoder(parse_int=integer, object_pairs_hook=_object)
+"""Decodes JSON that others wrote; a ValueError of its own says which integer or object is wrong."""
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

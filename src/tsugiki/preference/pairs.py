@@ -42,6 +42,8 @@ _TOO_LONG = marked(
     "{examples} left out, because a row of {size:,} tokens does not hold both prompts and answers: {names}"
 )
 
+_OPPOSED = marked("{examples} contradict each other, because what one of them chooses another one rejects: {names}")
+
 
 @dataclass(frozen=True, eq=False)
 class Preferences:
@@ -111,10 +113,19 @@ def open_preferences(
     left_out = {first for firsts in refused.values() for first in firsts}
     usable = np.array([first for first in range(0, len(kinds), size) if first not in left_out], np.int64)
     notes = [_note(store, why, firsts, 0) for why, firsts in refused.items()]
+    if size == 2 and (opposed := _opposed(store, usable)):
+        notes.append(_note(store, _OPPOSED, opposed, 0))
     if not len(usable):
         raise TsugikiError(_("nothing of the data can be learned: {why}").format(why="; ".join(notes)))
     good = np.isin(kinds, ["chosen", "good"])
     return Preferences(store, good, size, usable, [*store.reading.notes(), *notes])
+
+
+def _opposed(store: TokenStore, firsts: Integers) -> list[int]:
+    """Return the pairs whose two answers another pair chooses the other way round, by their first records."""
+    digests = [digest.tobytes() for digest in store.index.digests]
+    chosen = {(digests[first], digests[first + 1]) for first in firsts}
+    return [first for first in firsts.tolist() if (digests[first + 1], digests[first]) in chosen]
 
 
 def _find_answers(store: TokenStore, size: int) -> tuple[TokenStore, dict[str, list[int]]]:

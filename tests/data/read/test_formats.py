@@ -224,6 +224,11 @@ def test_a_tag_without_an_end_hides_the_rest_in_linear_time(mark: str):
 # HTML ----------------------------------------------------------------------------------------------------
 
 
+def test_cells_of_a_table_are_words_of_their_own():
+    table = "<table><tr><th>品名</th><th>値段</th></tr><tr><td>茶</td> <td>100</td></tr></table>"
+    assert html_text(f"<p>A</p>{table}B") == "A\n品名 値段\n茶 100\nB"
+
+
 @pytest.mark.parametrize(
     "page",
     [

@@ -83,6 +83,8 @@ def messages(*turns: Any) -> dict[str, Any]:
     [
         ({}, "f:1 .*text, instruction and output, prompt and completion, conversations, messages"),
         ({"prompt": "x", "completion": None}, "f:1 has null as completion"),
+        ({"prompt": "x", "completion": "y", "label": False}, "f:1 has an answer that is marked .*--preference kto"),
+        ({"prompt": "x", "chosen": "y", "rejected": "z"}, "f:1 has a chosen .*--preference simpo"),
         ({"prompt": [USER], "completion": "x"}, "f:1: completion is a text"),
         ({"instruction": "x", "output": "y", "history": [["a", "b"]]}, "f:1 has a history"),
         ({"messages": [USER, ASSISTANT], "tools": [{"type": "function"}]}, "f:1 has tools of another shape"),

@@ -17,10 +17,11 @@ _BLOCKS = {
     *("p", "div", "li", "tr", "hr", "blockquote", "section", "article", "aside", "figure", "figcaption", "pre", "body"),
     *("h1", "h2", "h3", "h4", "h5", "h6", "dt", "dd", "ul", "ol", "dl", "table"),
 }
+_CELLS = {"td", "th"}
 
 
 def html_text(html: str) -> str:
-    """Return the text of a page: a line for each block, and a line break for each `br`."""
+    """Return the text of a page: a line for each block, a line break for each `br`, a space between two cells."""
     page = _Page()
     page.feed(html)
     if not _UNFINISHED.match(page.rawdata):  # what is left after the last complete element
@@ -69,3 +70,5 @@ class _Page(HTMLParser):
         if tag == "br" or (tag in _BLOCKS and self.has_text):
             self.parts.append("\n")
             self.has_text = False
+        elif tag in _CELLS and self.has_text:
+            self.parts.append(" ")

@@ -112,6 +112,11 @@ def schema_of(row: Mapping[str, Any], source: str, schemas: SchemaKeys = KEYS) -
     for keys in schemas.values():
         if given := [key for key in keys if key in present]:
             missing = next(key for key in keys if key not in present)
+            if schemas is KEYS and present.issuperset(("chosen", "rejected")):
+                message = _(
+                    "{source} has a chosen and a rejected answer; learn such pairs with {flag:preference simpo}"
+                )
+                raise TsugikiError(message.format(source=source))
             others = given if missing == "prompt" else [*given, *PROMPTS]
             column = next(iter(_longest_texts(row, 1, others)), "NAME")
             message = _("{source} has {key} but no {missing}; add it, or name its column: {columns}")
@@ -215,6 +220,12 @@ def read_row(row: Mapping[str, Any], source: str) -> Record | None:
     `row` holds values as JSON represents them; `source` is `file:line`, for the record and for errors.
     """
     schema = schema_of(row, source)
+    if schema == "prompt and completion" and isinstance(row.get("label"), bool):
+        message = _(
+            "{source} has an answer that is marked good or bad (label), and a bad one must not be learned like a good "
+            "one; learn them with {flag:preference kto}, or rename the column"
+        )
+        raise TsugikiError(message.format(source=source))
     tools = read_tools(row.get("tools"), source)
     used = {*KEYS[schema], "input", "system", "tools"}
     fields = {

@@ -15,7 +15,7 @@ from tsugiki.data.read.character_encoding import decode_as, open_text
 from tsugiki.data.read.schemas import NotDataError, Wanted, known_columns, known_fields, names_of, ready_columns
 from tsugiki.errors import TsugikiError, error_text, summarise_list
 from tsugiki.io.formatting import format_size
-from tsugiki.io.json import check_depth, in_words, integer, parse_json
+from tsugiki.io.json import DECODER, check_depth, in_words, parse_json
 from tsugiki.language import _
 
 if TYPE_CHECKING:
@@ -88,11 +88,10 @@ def json_rows(open_file: OpenFile, name: str, encoding: str) -> NumberedRows:
 
 def _json_values(text: str) -> Iterator[Any]:
     """Yield the elements of JSON arrays, and other JSON values, that follow each other."""
-    decoder = json.JSONDecoder(parse_int=integer)
     place = _NOT_SPACE.search(text)
     while place:
         try:
-            value, end = decoder.raw_decode(text, place.start())
+            value, end = DECODER.raw_decode(text, place.start())
         except json.JSONDecodeError as error:
             raise in_words(error) from error
         except RecursionError as error:
