@@ -1,5 +1,6 @@
 """A batch with an adapter for each row, compared with each row alone and with PEFT's mixed batch."""
 
+from itertools import product
 from typing import Any
 
 import peft
@@ -9,7 +10,16 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from tests.tiny import ids, in_pairs, logits, shake, tiny_model
-from tsugiki import LoraConfig, disable_adapter, graft, mixed_batch, save_adapter, set_adapter, use_fast_paths
+from tsugiki import (
+    LoraConfig,
+    TsugikiError,
+    disable_adapter,
+    graft,
+    mixed_batch,
+    save_adapter,
+    set_adapter,
+    use_fast_paths,
+)
 from tsugiki.fast import RowPairs, plain_rows, row_products, rows_product
 from tsugiki.lora import LowRank, add_magnitude, init_pissa_, new_pair, wrap
 from tsugiki.lowbit import Int8Linear, quantize
@@ -100,6 +110,14 @@ def test_forward_and_generate_equal_pefts_mixed_batch(tmp_path):
     with mixed_batch(ours, names):
         torch.testing.assert_close(logits(ours, tokens), wanted, rtol=1e-5, atol=1e-5)
         assert torch.equal(ours.generate(tokens, num_beams=2, **GREEDY), expected)
+    calls = ({}, {"num_beams": 2, **GREEDY})
+    for names, call in product(
+        (["b"], ["b", "a"], ["b", "a", "c"], ["a", "b", "c", "a", "b"], ["__base__"] * 2), calls
+    ):
+        with pytest.raises(ValueError, match="Length of `adapter_names`"):
+            (theirs.generate if call else theirs)(input_ids=tokens, adapter_names=names, **call)
+        with mixed_batch(ours, names), pytest.raises(TsugikiError, match=rf"4 rows, but {len(names)} adapter names"):
+            (ours.generate if call else ours)(input_ids=tokens, **call)
 
 
 def _pairs(layer: nn.Module, kinds: str) -> list[LowRank | None]:

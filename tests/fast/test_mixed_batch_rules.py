@@ -101,7 +101,7 @@ def test_the_name_of_the_base_is_reserved():
 def test_a_batch_of_another_size_is_refused_and_the_block_goes_on():
     model = with_adapters()
     with mixed_batch(model, ["a", "b", None]):
-        with pytest.raises(TsugikiError, match=r"h.0.attn.c_attn .*2 rows.* 3 adapter names"):
+        with pytest.raises(TsugikiError, match=r"GPT2LMHeadModel .*2 rows.* 3 adapter names"):
             logits(model)
         assert logits(model, ids(3)).shape[0] == 3
     with mixed_batch(model, ["__base__", None, None]):

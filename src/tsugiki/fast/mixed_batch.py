@@ -11,7 +11,7 @@ tokens in one dimension. A few models (XLNet) compute with [tokens, rows, width]
 tokens shows which order a layer has.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,7 +33,7 @@ from tsugiki.lora.layer import LoraLinear
 from tsugiki.lora.pair import Grafted, LowRank
 from tsugiki.model.inference import evaluating
 from tsugiki.model.linear import is_hooked
-from tsugiki.model.undo import Undo, remove_hook, replace_forward, undo_all
+from tsugiki.model.undo import Undo, remove_hook, replace_forward, set_attribute, undo_all
 from tsugiki.model.ungrafted import unwrapped
 
 _ROWS, _TOKENS = 2, 3  # the shape of the trial forward pass that shows the order
@@ -45,10 +45,11 @@ def mixed_batch(
 ) -> Iterator[None]:
     """Within the `with` block, row i of a batch is computed with the LoRA adapter called `adapter_names[i]`.
 
-    This is for inference: nothing trains, and the model must be in evaluation mode. In a batch of n · k rows, as for
-    beam search and `num_return_sequences`, each of n names selects the adapter of k neighbouring rows. Within the block
-    no adapter can be added, removed or activated. After the block, the adapter that was active before is active again.
-    A deep copy of the model that is made within the block computes with these rows until it is ungrafted.
+    This is for inference: nothing trains, and the model must be in evaluation mode. Where `model.generate` makes n · k
+    rows of n, for beam search and `num_return_sequences`, each of n names selects the adapter of k neighbouring rows.
+    Within the block no adapter can be added, removed or activated. After the block, the adapter that was active before
+    is active again. A deep copy of the model that is made within the block computes with these rows until it is
+    ungrafted.
 
     Args:
         model: a grafted model.
@@ -86,15 +87,18 @@ class RowAdapters:
     """The number of adapter names that `mixed_batch` got."""
     layers: list[tuple[Grafted, "LayerRowAdapters"]]
     """Empty if all rows are rows of the base."""
+    generating: bool = False
+    """Whether `model.generate` runs, which may compute several rows for each name."""
 
     def attach(self, undo: list[Undo]) -> None:
         """Let the layers compute each row with its pair; functions that undo this are appended to `undo`."""
         for layer, rows in self.layers:
             replace_forward(layer, partial(_forward, layer, rows), undo)
-        if not self.layers:
-            check = partial(_check_input, self.names)
-            undo.append(partial(remove_hook, self.model, check))
-            self.model.register_forward_pre_hook(check, with_kwargs=True)
+        check = partial(_check_input, self)
+        undo.append(partial(remove_hook, self.model, check))
+        self.model.register_forward_pre_hook(check, with_kwargs=True)
+        if (generate := getattr(self.model, "generate", None)) is not None:
+            set_attribute(self.model, "generate", partial(_generate, self, generate), undo)
 
 
 @dataclass
@@ -151,19 +155,32 @@ def _find_lora_adapter(model: nn.Module, name: str) -> LoraAdapter:
     return adapter
 
 
-def _check_rows(where: str, rows: int, names: int) -> None:
-    if rows % names:
-        message = _(
-            "{path} got {rows} rows, but {names} adapter names were given; give a name for each row of the batch"
-        )
-        raise TsugikiError(message.format(path=where, rows=rows, names=names))
+def _wrong_number(where: str, rows: int, names: int) -> TsugikiError:
+    message = _("{path} got {rows} rows, but {names} adapter names were given; give a name for each row of the batch")
+    return TsugikiError(message.format(path=where, rows=rows, names=names))
 
 
-def _check_input(names: int, model: nn.Module, args: Any, given: Mapping[str, Any]) -> None:
-    """Check the rows of the input of a model in which no layer has an adapter."""
-    inputs = [*args[:1], given.get(getattr(model, "main_input_name", "")), given.get("inputs_embeds")]
-    rows = next((len(tensor) for tensor in inputs if isinstance(tensor, Tensor)), 0)
-    _check_rows(type(model).__name__, rows, names)
+def _check_input(rows: RowAdapters, model: nn.Module, args: Any, given: Mapping[str, Any]) -> None:
+    """Check the number of rows in the input of the model or of its `generate`.
+
+    The layers cannot check it: some of them get rows and tokens in one dimension.
+    """
+    inputs = (given.get(name) for name in (getattr(model, "main_input_name", ""), "inputs", "inputs_embeds"))
+    for tensor in (*args[:1], *inputs):
+        if isinstance(tensor, Tensor):
+            if len(tensor) % rows.names or (len(tensor) > rows.names and not rows.generating):
+                raise _wrong_number(type(model).__name__, len(tensor), rows.names)
+            return
+
+
+def _generate(rows: RowAdapters, generate: Callable[..., Any], *args: Any, **given: Any) -> Any:
+    """Generate; within the block this replaces the model's own `generate`."""
+    _check_input(rows, rows.model, args, given)
+    rows.generating = True
+    try:
+        return generate(*args, **given)
+    finally:
+        rows.generating = False
 
 
 def _forward(layer: Grafted, rows: LayerRowAdapters, x: Tensor) -> Tensor:
@@ -178,7 +195,8 @@ def _forward(layer: Grafted, rows: LayerRowAdapters, x: Tensor) -> Tensor:
         )
     if layer.training:
         raise TsugikiError(_("a mixed batch is for inference, but the model is in training mode; call model.eval()"))
-    _check_rows(rows.path, len(x), rows.names)
+    if len(x) % rows.names:
+        raise _wrong_number(rows.path, len(x), rows.names)
     y: Tensor = layer.base_layer(x)
     if y.requires_grad:
         raise TsugikiError(_("a mixed batch is for inference, but gradients are recorded; use torch.no_grad()"))
