@@ -7,6 +7,7 @@ raises the errors that accelerators raise, and counts what is slow on them:
 - a tensor of the processor beside one of the device is an error, as on CUDA (numbers, as tensors without dimensions,
   and indices are allowed);
 - float64 is an error where `float64=False`, and decompositions of matrices always, as on MPS;
+- a copy to or from memory that is not pinned must wait: until it is done, that memory could be freed or written again;
 - every operation that must bring a value or a size to the host is counted with the line of code that asks for it.
 
 It cannot tell which kernels a real device lacks, nor how much time or memory an operation takes.
@@ -150,6 +151,8 @@ class PretendedDevice(TorchDispatchMode):
         others = [leaf for leaf in leaves if type(leaf) is not DeviceTensor and isinstance(leaf, Tensor) and leaf.dim()]
         if name not in _COPIES:
             self._check_one_device(name, args, bool(ours), others)
+        elif kwargs.get("non_blocking") or (len(args) > 2 and args[2]):
+            self._check_pinned(name, leaves, asked)
         to_host = name in _ON_HOST or (name == "_to_copy" and asked is not None and not to_device)
         to_host |= name in ("copy_", "_copy_from") and not isinstance(args[0 if name == "copy_" else 1], DeviceTensor)
         if name in _WAITS or to_host or (name in _INDEXED and _has_mask(args[1])):
@@ -180,6 +183,12 @@ class PretendedDevice(TorchDispatchMode):
             raise RuntimeError(
                 f"{name}: expected all tensors to be on the same device, found pretend:0 and cpu {shapes}"
             )
+
+    def _check_pinned(self, name: str, leaves: list[Any], asked: torch.device | None) -> None:
+        """Check a copy that the host does not wait for; the new tensor of one to the host would be read too early."""
+        on_host = [leaf for leaf in leaves if isinstance(leaf, Tensor) and not isinstance(leaf, DeviceTensor)]
+        if not all(tensor.is_pinned() for tensor in on_host) or (asked is not None and asked.type != NAME):
+            raise RuntimeError(f"{_caller()} {name}: a copy without waiting, and the memory is not pinned")
 
     def _wrap(self, result: Tensor, name: str, by_host: dict[int, DeviceTensor]) -> Tensor:
         if not self.float64 and result.dtype == torch.float64:

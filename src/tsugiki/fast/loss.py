@@ -41,6 +41,7 @@ from tsugiki.fast.masks import dropout
 from tsugiki.lora.layer import LoraLinear
 from tsugiki.lora.pair import LowRank
 from tsugiki.model.context import IGNORE_INDEX
+from tsugiki.model.devices import to_device
 from tsugiki.model.linear import (
     features,
     frozen_input_gradient,
@@ -103,7 +104,7 @@ class AnswerTokens:
 
     def to(self, device: torch.device) -> "AnswerTokens":
         """Return the same answers on a device."""
-        places, targets = (part.to(device, non_blocking=True) for part in (self.places, self.targets))
+        places, targets = (to_device(part, device) for part in (self.places, self.targets))
         return replace(self, places=places, targets=targets)
 
 

@@ -26,6 +26,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tsugiki.model.devices import to_device
+
 _Words: TypeAlias = NDArray[np.uint64]
 _LEVELS = 1 << 16
 _INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -90,9 +92,7 @@ def _keep_mask_on_accelerator(like: Tensor, p: float, seeds: Sequence[int]) -> T
     lines, words = like.numel() // max(width, 1), (width + 1) // 2
     keys = _split_mix(seeds, 2 * lines // len(seeds))
     host = torch.from_numpy(np.concatenate((keys, _constants(words))).view(np.int64))
-    if like.device.type == "cuda":
-        host = host.pin_memory()  # otherwise the copy would wait for the device
-    numbers = host.to(like.device, non_blocking=True)
+    numbers = to_device(host, like.device)
     a_and_b, c = numbers[: 2 * lines].view(lines, 2), numbers[2 * lines :]
     drawn = (a_and_b[:, :1] * c).add_(a_and_b[:, 1:]).view(torch.int16).view(lines, words, 4)[..., 2:]
     kept = torch.empty(lines, words, 2, dtype=torch.int8, device=like.device)

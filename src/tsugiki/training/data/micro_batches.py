@@ -27,6 +27,7 @@ from tsugiki.errors import TsugikiError
 from tsugiki.fast.document_masks import FLASH, flash_arguments, packed_masks, takes_packed_masks
 from tsugiki.language import _
 from tsugiki.model.context import IGNORE_INDEX, rope_depends_on_length
+from tsugiki.model.devices import to_device
 from tsugiki.training.tools.threads import run_in_threads
 
 Result = TypeVar("Result")
@@ -129,7 +130,7 @@ class MicroBatches:
         return mine
 
     def _on_device(self, batch: dict[str, Tensor]) -> dict[str, Any]:
-        """Move a batch to the device without waiting for it, and convert a mask to the dtype of the model."""
+        """Move a batch to the device, and convert a mask to the dtype of the model."""
         device = self.accelerator.device
         arguments: dict[str, Any] = dict(batch)
         if self._by_flash:
@@ -137,8 +138,7 @@ class MicroBatches:
         for name, tensor in arguments.items():
             if isinstance(tensor, Tensor):
                 dtype = self.model.dtype if tensor.is_floating_point() else None
-                on_host = tensor.pin_memory() if device.type == "cuda" else tensor
-                arguments[name] = on_host.to(device, dtype, non_blocking=True)
+                arguments[name] = to_device(tensor, device, dtype)
         if self._passes_masks:
             arguments["attention_mask"] = packed_masks(self.model.base_model, arguments["position_ids"])
         return arguments

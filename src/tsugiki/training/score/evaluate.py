@@ -34,6 +34,7 @@ from tsugiki.errors import TsugikiError
 from tsugiki.fast.forward import has_chunked_loss, losses_without_logits
 from tsugiki.language import _
 from tsugiki.model.context import IGNORE_INDEX, context_length, rope_depends_on_length
+from tsugiki.model.devices import to_device
 from tsugiki.model.inference import evaluating
 from tsugiki.training.data.windows import Window
 from tsugiki.training.model.sharding import is_sharded
@@ -194,7 +195,7 @@ def _nll(model: PreTrainedModel, sequences: Sequence[TokenSequence]) -> Tensor:
     targets = [torch.where(sequence.loss_mask, sequence.ids, IGNORE_INDEX)[1:] for sequence in sequences]
     # The last position predicts nothing.
     labels = F.pad(pad(targets, padding_value=IGNORE_INDEX), (0, 1), value=IGNORE_INDEX)
-    ids, labels = (tensor.to(model.device, non_blocking=True) for tensor in (ids, labels))
+    ids, labels = (to_device(tensor, model.device) for tensor in (ids, labels))
     inputs: dict[str, Any] = {"input_ids": ids, "use_cache": False}
     if model.device.type == "cpu":
         # GPT-2 warns without a mask. On an accelerator, a mask would force a synchronisation.
