@@ -1,11 +1,11 @@
-"""Compare models exported to GGUF in llama.cpp with Transformers: `python -m benchmarks.gguf.models`.
+"""Compare adapters merged into GGUF files in llama.cpp with Transformers: `python -m benchmarks.gguf.models`.
 
-    python -m benchmarks.gguf.models embedded --adapter runs/akutagawa
-    python -m benchmarks.gguf.models SMOLLM2_FOLDER --original SmolLM2-135M-Instruct.Q4_1.gguf --prompt "The garden"
+    python -m benchmarks.gguf.models embedded runs/akutagawa
+    python -m benchmarks.gguf.models smollm2.gguf runs/support --prompt "The garden"
 
-The model is exported with `tsugiki export` in each dtype. The table compares, on the same token ids, the logits of
-llama.cpp with those of Transformers in float32 (with the adapter grafted, not merged, if one is given), the top token
-at each position, and 40 greedy tokens. Requires llama-cpp-python.
+The adapter is merged with `tsugiki export --merged` in each dtype. The table compares, on the same token ids, the
+logits of llama.cpp with those of Transformers in float32 with the adapter grafted, the top token at each position, and
+40 greedy tokens; the row "base" is the base's file without an adapter. Requires llama-cpp-python.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from benchmarks.gguf.llama_cpp_outputs import common_prefix, greedy, llama_cpp_o
 from benchmarks.gguf.llama_cpp_outputs import logits as logits_of
 from tsugiki import load_adapter
 from tsugiki.base.loading import load_model, load_tokenizer
+from tsugiki.base.resolve import gguf_of_base
 from tsugiki.data.encoding import document_start, encode
 from tsugiki.dtypes import GgufDtype
 
@@ -45,8 +46,8 @@ def main() -> None:
     """Print the table and the generated texts, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
-    parser.add_argument("--adapter", type=Path)
-    parser.add_argument("--original", type=Path, help="GGUF file that the model was converted from; measured too")
+    parser.add_argument("adapter", type=Path)
+    parser.add_argument("--base-gguf", type=Path, help="GGUF file of the base, if it is not known")
     parser.add_argument("--prompt", default="吾輩は猫である。名前はまだ無い。")
     parser.add_argument("--dtypes", nargs="+", default=list(_DTYPES), choices=_DTYPES)
     parser.add_argument("--out", type=Path, help="JSON file to write the table to")
@@ -54,17 +55,16 @@ def main() -> None:
 
     tokenizer = load_tokenizer(options.model)
     ids = [document_start(tokenizer), *encode(tokenizer, [options.prompt])[0]]
-    model = load_model(options.model)
-    if options.adapter:
-        load_adapter(model, options.adapter)
+    model = load_adapter(load_model(options.model), options.adapter)
     ours = logits_of(model, ids)
     text = greedy(model, ids)
     del model
     rows, texts = [], [("Transformers", text, "")]
     with TemporaryDirectory() as folder:
         files = {dtype: Path(folder) / f"{dtype}.gguf" for dtype in options.dtypes}
-        for name, path in (files | ({"original": options.original} if options.original else {})).items():
-            exported = _export(options.model, options.adapter, path, name) if name in files else None
+        base = gguf_of_base(options.model, options.base_gguf and str(options.base_gguf))
+        for name, path in (files | {"base": base}).items():
+            exported = _export(options.adapter, base, path, name) if name in files else None
             theirs, generated = llama_cpp_outputs(path, ids, ids)
             rows.append(
                 [
@@ -79,7 +79,7 @@ def main() -> None:
             if exported:
                 path.unlink()
     figures = Figures(_HEADERS, rows, shlex.join(["python", "-m", "benchmarks.gguf.models", *sys.argv[1:]]))
-    print(f"{options.model}{f' with {options.adapter}' if options.adapter else ''}, {len(ids)} tokens\n")
+    print(f"{options.model} with {options.adapter}, {len(ids)} tokens\n")
     print(figures.table("en").to_markdown())
     for name, generated, output in texts:
         print(f"{name}: {tokenizer.decode(generated)!r}" + (f"\n    {output}" if output else ""))
@@ -97,10 +97,10 @@ class _Export:
     """Peak memory in bytes, mapped pages of the model's files included."""
 
 
-def _export(model: str, adapter: Path | None, path: Path, dtype: str) -> _Export:
+def _export(adapter: Path, base: Path, path: Path, dtype: str) -> _Export:
     """Run `tsugiki export` in a new process, and return its output, time and peak memory."""
-    command = [sys.executable, "-m", "tsugiki", "export", "--model", model, "--gguf", str(path)]
-    command += ["--dtype", dtype, *([str(adapter), "--merged"] if adapter else [])]
+    command = [sys.executable, "-m", "tsugiki", "export", str(adapter), "--merged", "--base-gguf", str(base)]
+    command += ["--gguf", str(path), "--dtype", dtype]
     start = time.perf_counter()
     output = path.with_suffix(".txt")
     with output.open("w") as file:
@@ -110,7 +110,7 @@ def _export(model: str, adapter: Path | None, path: Path, dtype: str) -> _Export
         _, status, usage = os.wait4(process, 0)
     if status:
         raise SystemExit(f"{' '.join(command)} failed")
-    return _Export(output.read_text().splitlines()[1], time.perf_counter() - start, usage.ru_maxrss * 1e3)
+    return _Export(output.read_text().splitlines()[0], time.perf_counter() - start, usage.ru_maxrss * 1e3)
 
 
 def _compare(ours: Tensor, theirs: Tensor) -> list[str]:

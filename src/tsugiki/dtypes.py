@@ -23,8 +23,8 @@ LoadDtype: TypeAlias = Literal["bf16", "fp16", "fp32", "int8", "nf4", "nf4-int8"
 else the dtype of its files."""
 SaveDtype: TypeAlias = Literal["fp32", "fp16", "bf16"]
 """The dtype of the weights in a saved model."""
-GgufDtype: TypeAlias = Literal["f32", "f16", "bf16", "q8_0"]
-"""The type of a GGUF model's matrices, by its name in llama.cpp."""
+GgufDtype: TypeAlias = Literal["q8_0", "f16"]
+"""The type of the tensors that a merge into a GGUF file changes, by its name in llama.cpp."""
 
 _TORCH_NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "int8"}
 

@@ -25,14 +25,17 @@ class RecommendedBase:
     """The id of the licence on the hub, or the name that its card gives."""
     condition: str = ""
     """What else is needed: to accept terms on the hub, or an optional dependency for the tokenizer."""
+    gguf: str = ""
+    """A GGUF file of it on the hub, as USER/NAME/FILE, into which an adapter can be merged."""
 
 
 _GATED, _SENTENCEPIECE = marked("terms to accept"), marked("needs sentencepiece")
+_GEMMA_GGUF = "ggml-org/gemma-3-270m-GGUF/gemma-3-270m-Q8_0.gguf"
 
 
 RECOMMENDED = (
     RecommendedBase(JAPANESE, "LiquidAI/LFM2.5-350M", 354, 709, 55, "lfm1.0"),
-    RecommendedBase(JAPANESE, "google/gemma-3-270m", 268, 536, 36, "gemma", _GATED),
+    RecommendedBase(JAPANESE, "google/gemma-3-270m", 268, 536, 36, "gemma", _GATED, _GEMMA_GGUF),
     RecommendedBase(JAPANESE, "rinna/japanese-gpt2-small", 110, 454, 17, "mit", _SENTENCEPIECE),
     RecommendedBase(JAPANESE, "rinna/japanese-gpt2-medium", 336, 1370, 50, "mit", _SENTENCEPIECE),
     RecommendedBase(ENGLISH, "HuggingFaceTB/SmolLM2-135M", 135, 269, 12, "apache-2.0"),

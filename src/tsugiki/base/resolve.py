@@ -19,6 +19,7 @@ from tsugiki.base.checks import check_folder
 from tsugiki.base.gguf import conversion_cache
 from tsugiki.base.gguf.file import is_gguf
 from tsugiki.base.model_folder import read_shards, weight_files
+from tsugiki.base.recommended import RECOMMENDED
 from tsugiki.errors import TsugikiError, error_text, is_ordinary
 from tsugiki.io.file_names import (
     ADAPTER_CONFIG_FILE,
@@ -95,6 +96,30 @@ def gguf_path(name: str) -> Path | None:
     """
     path = Path(name).expanduser()
     return path if path.is_file() and (path.suffix.lower() == ".gguf" or is_gguf(path)) else None
+
+
+def gguf_of_base(base: str | None, given: str | None = None) -> Path:
+    """Return a GGUF file of a base: the `given` one, or that of the embedded model, of a GGUF file, or on the hub.
+
+    `given` is a file, or `USER/NAME/FILE` on the hub.
+
+    Raises a TsugikiError if none is known.
+    """
+    if given is None and base == EMBEDDED:
+        return Path(str(files("tsugiki") / "assets" / "base.gguf"))
+    on_hub = {row.name: row.gguf for row in RECOMMENDED if row.gguf}
+    wanted = given or on_hub.get(base or "", base) or ""
+    if (path := gguf_path(wanted)) is not None:
+        return path
+    user, _slash, rest = wanted.partition("/")
+    repository, _slash, file = rest.partition("/")
+    if not file.endswith(".gguf") or wanted.startswith(("/", ".", "~")):
+        message = _(
+            "no GGUF file is known for {name}; give one of the base as {flag:base_gguf}, a file or USER/NAME/FILE.gguf "
+            "on the hub; where there is none, llama.cpp's convert_hf_to_gguf.py converts what `tsugiki merge` writes"
+        )
+        raise TsugikiError(message.format(name=wanted or _("this base")))
+    return _download(f"{user}/{repository}", {file}) / file
 
 
 def split_revision(name: str) -> tuple[str, str | None]:

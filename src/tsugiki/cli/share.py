@@ -54,46 +54,44 @@ def merge_command(
 
 
 def export_command(
-    adapter: str | None = None,
+    adapter: str,
     *,
     gguf: Path,
     model: str | None = None,
     merged: bool = False,
+    base_gguf: str | None = None,
     dtype: GgufDtype | None = None,
     allow_base_mismatch: bool = False,
-    allow_tokenizer_mismatch: bool = False,
     library: Library = None,
 ) -> None:
-    """Export an adapter or a model as a GGUF file for llama.cpp.
+    """Export an adapter as a GGUF file for llama.cpp, alone or merged into a GGUF file of its base.
 
-    llama.cpp loads an adapter together with its base (llama-cli -m BASE --lora ADAPTER). A model is written only if the
-    file tokenises text as the model's own tokenizer does.
+    llama.cpp loads an adapter together with its base (llama-cli -m BASE --lora ADAPTER). Ollama, and adapters that
+    llama.cpp does not know, such as one on a shared output head, need the merged file.
 
     Args:
-        gguf: The new GGUF file. With a model, a Modelfile for Ollama is written to the same folder.
-        adapter: An adapter: a folder, such as a run's, or a name in the library. If unset, a model is exported.
-        model: The model, or the adapter's base: 'embedded', a folder, a GGUF file or a hub id. By default the base
-            that the adapter names.
-        merged: Merge the adapter into its base and export the model.
-        dtype: Type of the matrices in the file of a model, by default that of its files; an adapter is in f32.
+        gguf: The new GGUF file. A merged one has a Modelfile for Ollama beside it.
+        adapter: An adapter: a folder, such as a run's, or a name in the library.
+        model: The adapter's base: 'embedded', a folder, a GGUF file or a hub id. By default the one that the adapter
+            names.
+        merged: Merge the adapter into a GGUF file of its base.
+        base_gguf: The GGUF file of the base, or USER/NAME/FILE.gguf on the hub. Known for the embedded model and for
+            bases that are GGUF files.
+        dtype: Type of the merged tensors, q8_0 by default; the others keep theirs. An adapter alone is in f32.
         allow_base_mismatch: Export an adapter that was trained on another base.
-        allow_tokenizer_mismatch: Write a model even if the file gives other tokens than the model's tokenizer.
 
     Examples:
         tsugiki export runs/ichiyo --gguf ichiyo.gguf
-        tsugiki export runs/ichiyo --merged --gguf model.gguf --dtype q8_0
-        tsugiki export --model USER/NAME --gguf model.gguf
+        tsugiki export runs/ichiyo --merged --gguf model.gguf
+        tsugiki export runs/support --merged --base-gguf smollm2.gguf --gguf support.gguf
     """
-    from tsugiki.adapters.files import named_base
     from tsugiki.adapters.library import adapter_folder
     from tsugiki.export.gguf_adapter import MergedOnlyError
 
-    folder = None if adapter is None else adapter_folder(adapter, library)
-    if folder is None:
-        _require(not merged, _("--merged requires an adapter, which is merged into its base"))
-        _require(model is not None, _("nothing to export: name an adapter, or pass a model as --model"))
-    elif not merged:
-        _require(dtype in (None, "f32"), _("an adapter is exported in f32; --merged exports the model in --dtype"))
+    folder = adapter_folder(adapter, library)
+    if not merged and base_gguf is None:
+        if dtype is not None:
+            raise TsugikiError(_("an adapter alone is exported in f32; --merged takes --dtype"))
         try:
             _export_adapter(folder, gguf, model, allow_base_mismatch)
             return
@@ -101,13 +99,9 @@ def export_command(
             if not sys.stdin.isatty():
                 raise
             print_line(str(error))
-            if not typer.confirm(_("Export base and adapter as one model?"), default=True):
+            if not typer.confirm(_("Merge the adapter into a GGUF file of its base?"), default=True):
                 raise typer.Exit(1) from error
-    name = model or (None if folder is None else named_base(folder))
-    if name is None:
-        message = _("{folder} does not name the base that it was trained on; pass it as --model")
-        raise TsugikiError(message.format(folder=folder))
-    _export_model(name, folder, gguf, dtype, allow_base_mismatch, allow_tokenizer_mismatch)
+    _export_merged(folder, gguf, model, base_gguf, dtype or "q8_0", allow_base_mismatch)
 
 
 def _export_adapter(folder: Path, gguf: Path, base: str | None, allow_base_mismatch: bool) -> None:
@@ -122,55 +116,40 @@ def _export_adapter(folder: Path, gguf: Path, base: str | None, allow_base_misma
     typer.echo(message.format(gguf=gguf, layers=done.layers, ranks=done.ranks, alpha=done.alpha, size=size))
 
 
-def _export_model(
-    name: str,
-    folder: Path | None,
-    gguf: Path,
-    dtype: GgufDtype | None,
-    allow_base_mismatch: bool,
-    allow_tokenizer_mismatch: bool,
+def _export_merged(
+    folder: Path, gguf: Path, model: str | None, base_gguf: str | None, dtype: GgufDtype, allow_base_mismatch: bool
 ) -> None:
-    """Export a model, with the adapter in a folder if there is one, and print what was written and compared."""
-    from tsugiki.base.resolve import gguf_path
-    from tsugiki.export.gguf_model import export_model, merged_model, stored_model
+    """Merge an adapter into a GGUF file of its base, and print what was written."""
+    from tsugiki.adapters.files import named_base
+    from tsugiki.base.resolve import gguf_of_base
+    from tsugiki.export.gguf_merge import merge_into_gguf
     from tsugiki.io.formatting import format_size
     from tsugiki.io.progress import ProgressDisplay
 
-    source = (
-        stored_model(name) if folder is None else merged_model(name, folder, allow_base_mismatch=allow_base_mismatch)
-    )
-    with ProgressDisplay().stage(_("exporting"), sum(tensor.numel() for tensor in source.weights.values())) as advance:
-        written, tokens = export_model(
-            source,
-            gguf,
-            dtype,
-            original=gguf_path(name),
-            allow_tokenizer_mismatch=allow_tokenizer_mismatch,
-            advance=advance,
+    base = gguf_of_base(model or named_base(folder), base_gguf)
+    size = base.stat().st_size
+    with ProgressDisplay().stage(_("exporting"), size) as advance:
+        written = merge_into_gguf(
+            folder, base, gguf, dtype, model_name=model, allow_base_mismatch=allow_base_mismatch, advance=advance
         )
+    message = _("{gguf}: {merged} of {tensors} tensors merged in {dtype}, {size}; for Ollama: {modelfile}")
     typer.echo(
-        _("{gguf}: {tensors} tensors of a {architecture} in {dtype}, {size}; for Ollama: {modelfile}").format(
+        message.format(
             gguf=gguf,
+            merged=written.merged,
             tensors=written.tensors,
-            architecture=written.architecture,
-            dtype=written.dtype,
+            dtype=dtype,
             size=format_size(written.bytes),
             modelfile=gguf.with_suffix(".Modelfile"),
         )
     )
-    if tokens.tokenized_by is None:
-        compared = _("only metadata compared (llama-cpp-python is not installed)")
-    else:
-        compared = _("{count} prompts tokenised by {by}").format(count=tokens.prompts, by=tokens.tokenized_by)
-    typer.echo(_("tokens: {compared}, {count} differences").format(compared=compared, count=len(tokens.problems)))
-    for line in (*tokens.problems, *tokens.notes):
-        typer.echo(f"  {line}")
+    if written.bytes > 1.2 * size:
+        message = _(
+            "the base's file has {base}: merged tensors are never written in fewer than 8 bits, since a small update "
+            "would be lost; the base's file with --lora is smaller, if llama.cpp can load the adapter (no --merged)"
+        )
+        typer.echo(message.format(base=format_size(size)))
     print_next_command("chat", "--model", str(gguf))
-
-
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise TsugikiError(message)
 
 
 _OUTCOMES = {

@@ -78,8 +78,8 @@ def export_gguf_adapter(
     problems = llama_cpp_incompatibilities(lora, model)
     if problems:
         message = _(
-            "pass {flag:merged}, which exports base and adapter as one model; llama.cpp would not compute {folder} "
-            "alone as Tsugiki does: {problems}"
+            "pass {flag:merged}, which merges the adapter into a GGUF file of its base; llama.cpp would not compute "
+            "{folder} alone as Tsugiki does: {problems}"
         )
         error = MergedOnlyError(message.format(folder=folder, problems=sentences(problems)))
         error.problems = sentences(problems)

@@ -48,10 +48,6 @@ def _interleaved(heads: str) -> RowOrder:
     return order
 
 
-QUERY_ORDER, KEY_ORDER = _interleaved("num_attention_heads"), _interleaved("num_key_value_heads")
-"""The row orders of query and key weights in the llama family."""
-
-
 def _fused_heads(config: PretrainedConfig, rows: int) -> Tensor:
     """Return the order from (query, key, value) of each head to all queries, all keys, all values."""
     return torch.arange(rows).view(config.num_attention_heads, 3, -1).transpose(0, 1).reshape(-1)
@@ -66,7 +62,7 @@ def _fused_groups(config: PretrainedConfig, rows: int) -> Tensor:
     return torch.cat([grouped[:, :-2].reshape(-1), grouped[:, -2].reshape(-1), grouped[:, -1].reshape(-1)])
 
 
-_LLAMA_ORDERS = {"q_proj": QUERY_ORDER, "k_proj": KEY_ORDER}
+_LLAMA_ORDERS = {"q_proj": _interleaved("num_attention_heads"), "k_proj": _interleaved("num_key_value_heads")}
 
 _ROW_ORDERS: Mapping[str, Mapping[str, RowOrder]] = {
     "llama": _LLAMA_ORDERS,
@@ -94,7 +90,7 @@ def llama_cpp_architecture(model: nn.Module) -> str:
 
 def gguf_names(model: PreTrainedModel) -> dict[str, str]:
     """Map each layer that llama.cpp can adapt to its name in GGUF, without `.weight`."""
-    return {path: name for path, name in _all_names(model).items() if _ADAPTABLE.fullmatch(name)}
+    return {path: name for path, name in layer_names(model).items() if _ADAPTABLE.fullmatch(name)}
 
 
 def unsupported_reason(model: PreTrainedModel, path: str) -> str:
@@ -104,15 +100,18 @@ def unsupported_reason(model: PreTrainedModel, path: str) -> str:
         return _("which the base does not have")
     if not is_linear(layers[path]) and not isinstance(layers[path], nn.Embedding):
         return _("which is a {kind}").format(kind=type(layers[path]).__name__)
-    names = _all_names(model)
+    names = layer_names(model)
     if path not in names:
         return _("whose weight is shared by the token embedding and the output head")
     name = names[path] or _("it has no name for this layer")
     return _("whose adapter llama.cpp ignores ({name})").format(name=name)
 
 
-def _all_names(model: PreTrainedModel) -> dict[str, str]:
-    """Map every linear layer and embedding to its name in GGUF, or to "" if it has none; tied layers are left out."""
+def layer_names(model: PreTrainedModel) -> dict[str, str]:
+    """Map every linear layer and embedding to its name in GGUF, without `.weight`, or to "" if it has none.
+
+    An embedding and a head that share a weight are left out.
+    """
     layers = {
         f"{path}.weight": layer
         for path, layer in base_modules(model)

@@ -203,4 +203,6 @@ def _with_llama_cpp(adapter: CardData) -> list[Part]:
     cannot = Sentence(_("llama.cpp cannot load this adapter."))
     if not method_of(adapter.config).mergeable:
         return [cannot]
-    return [cannot, Sentence(_("It can load the merged model:")), Code(f"{export} --merged --gguf {adapter.name}.gguf")]
+    base = "" if adapter.base.name == EMBEDDED else " --base-gguf BASE.gguf"
+    merged = Code(f"{export} --merged{base} --gguf {adapter.name}.gguf")
+    return [cannot, Sentence(_("It can load the merged model:")), merged]

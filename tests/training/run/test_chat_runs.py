@@ -15,7 +15,6 @@ from tests.tiny import byte_tokenizer, save_tiny, tiny_model
 from tsugiki import TsugikiError
 from tsugiki.adapters import saved_chat_template, with_chat_template
 from tsugiki.data import DEFAULT_TEMPLATE, Completion, Conversation, Document, Message, encode_records
-from tsugiki.export import export_model, merged_model
 from tsugiki.generation import prompt_tokens
 from tsugiki.io import ProgressDisplay
 from tsugiki.training import (
@@ -136,15 +135,10 @@ def test_a_given_template_replaces_that_of_the_tokenizer(tmp_path: Path):
     assert (saved_chat_template(tmp_path / "run") or "").count("@@") == 2
 
 
-def test_merged_and_exported_models_have_the_template(trained: Any, tmp_path: Path):
-    import gguf
-
+def test_a_merged_model_has_the_template(trained: Any, tmp_path: Path):
     config, _ = trained
     merge_into_folder(Merge(config.model, [Path(config.out)]), tmp_path / "merged", ProgressDisplay())
     assert AutoTokenizer.from_pretrained(tmp_path / "merged").chat_template == DEFAULT_TEMPLATE
-    export_model(merged_model(config.model, Path(config.out)), tmp_path / "m.gguf", allow_tokenizer_mismatch=True)
-    fields = gguf.GGUFReader(tmp_path / "m.gguf").fields
-    assert fields["tokenizer.chat_template"].contents() == DEFAULT_TEMPLATE
 
 
 # Prompts with completions ----------------------------------------------------------------------------------

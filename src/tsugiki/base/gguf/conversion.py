@@ -100,8 +100,8 @@ def _reading_errors(path: Path) -> Iterator[None]:
         raise TsugikiError(_("{path} cannot be read: {error}").format(path=path, error=error_text(error))) from error
 
 
-def _unsupported_reason(header: GgufHeader) -> str | None:
-    """Return why a file cannot be a base model, as a clause for a message; None if it can."""
+def not_a_whole_model(header: GgufHeader) -> str | None:
+    """Return why a file is not all of a language model, as a clause for a message; None if it is."""
     kind = header.metadata.get("general.type", "adapter" if "adapter.type" in header.metadata else "model")
     if header.architecture == "clip":
         kind = "mmproj"
@@ -117,6 +117,15 @@ def _unsupported_reason(header: GgufHeader) -> str | None:
             else _("of several")
         )
         return _("it is part {which}; join the parts first (llama-gguf-split --merge)").format(which=which)
+    if not header.metadata.get("tokenizer.ggml.model") or "tokenizer.ggml.tokens" not in header.metadata:
+        return _("it has no tokenizer")
+    return None if header.tensors else _("it has no tensors (it is a vocabulary only)")
+
+
+def _unsupported_reason(header: GgufHeader) -> str | None:
+    """Return why a file cannot be a base model, as a clause for a message; None if it can."""
+    if reason := not_a_whole_model(header):
+        return reason
     supported = sorted({*VERIFIED, *UNVERIFIED})
     if header.architecture not in supported:
         name = error_text(header.architecture, 100) or _("not named")
@@ -126,16 +135,12 @@ def _unsupported_reason(header: GgufHeader) -> str | None:
     scaling = header.setting("rope.scaling.type", "none")
     if header.architecture in VERIFIED and scaling not in ("none", "linear"):
         return _("its RoPE scaling ({scaling}) is not supported in GGUF files").format(scaling=error_text(scaling, 100))
-    tokenizer = header.metadata.get("tokenizer.ggml.model")
-    if not tokenizer or "tokenizer.ggml.tokens" not in header.metadata:
-        return _("it has no tokenizer")
+    tokenizer = header.metadata["tokenizer.ggml.model"]
     if tokenizer not in SUPPORTED_TOKENIZERS:
         known = _(" and ").join(SUPPORTED_TOKENIZERS)
         return _("its tokenizer has the type {tokenizer}, and {known} are supported").format(
             tokenizer=error_text(tokenizer, 100), known=known
         )
-    if not header.tensors:
-        return _("it has no tensors (it is a vocabulary only)")
     return _unsupported_quantisation(header.tensors)
 
 

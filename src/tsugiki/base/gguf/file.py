@@ -54,6 +54,8 @@ class GgufHeader:
     tensors: tuple[GgufTensor, ...]
     size: int
     """Bytes before the first tensor's values."""
+    spans: Mapping[str, tuple[int, int]]
+    """Key -> where its key, type and value begin and end in the file."""
 
     @property
     def architecture(self) -> str:
@@ -161,7 +163,12 @@ def _parse(path: Path, data: mmap.mmap) -> GgufHeader:
         message = _("{path} has version {version} of the GGUF format; versions {versions}, little-endian, can be read")
         raise TsugikiError(message.format(path=path, version=version, versions=_(" and ").join(map(str, _VERSIONS))))
     tensor_count, value_count = cursor.numbers("Q", 2)
-    metadata = {cursor.text(): cursor.value(cursor.number("I")) for _ in range(value_count)}
+    metadata: dict[str, Any] = {}
+    spans: dict[str, tuple[int, int]] = {}
+    for _number in range(value_count):
+        place, key = cursor.position, cursor.text()
+        metadata[key] = cursor.value(cursor.number("I"))
+        spans[key] = place, cursor.position
     descriptions = [cursor.tensor() for _ in range(tensor_count)]
     alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
     if not isinstance(alignment, int) or alignment < 1:
@@ -190,4 +197,4 @@ def _parse(path: Path, data: mmap.mmap) -> GgufHeader:
             names = summarise_list([first.name, second.name])
             message = _("{path} is damaged: the values of {names} overlap; download it again")
             raise TsugikiError(message.format(path=path, names=names))
-    return GgufHeader(metadata, tuple(tensors), start)
+    return GgufHeader(metadata, tuple(tensors), start, spans)
