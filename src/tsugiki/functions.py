@@ -198,7 +198,7 @@ def evaluate(
     with quiet_libraries():
         if questions is not None:
             asked = read_questions(Path(questions))
-            targets = loaded(only_pairs=all(isinstance(question.prompt, str) for question in asked))
+            targets = loaded(each_alone=all(isinstance(question.prompt, str) for question in asked))
             answers = of_targets.answer_with_targets(targets, asked, max_new_tokens, progress)
             return Results(chosen, answers, answers_table)
         if pairs:

@@ -63,12 +63,13 @@ def answers_table(names: Sequence[str], results: Sequence[Answers]) -> tuple[Tab
         rows.append(
             [
                 name,
+                _("a conversation") if result.as_conversation else _("plain text"),
                 _("{done:,} of {planned:,}").format(done=result.correct, planned=result.questions),
                 f"{result.share:.1%} [{low:.1%}, {high:.1%}]",
                 "–" if result is first else f"{100 * change:+.1f} [{100 * least:+.1f}, {100 * most:+.1f}]",
             ]
         )
-    headers = [_("model"), _("correct"), _("share"), _("change, percentage points")]
+    headers = [_("model"), _("asked as"), _("correct"), _("share"), _("change, percentage points")]
     note = _(
         "95 % intervals in brackets; that of the change is for the same questions. {flag:json} prints every answer"
     )

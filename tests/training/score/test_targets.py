@@ -1,12 +1,16 @@
 """Several models on the same text: near-duplicates count as one in the intervals, and a quantised base stays so."""
 
+import json
 import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.runs import run_config
+import tsugiki
+from tests.data.chat_templates import SHAPES
+from tests.runs import run_config, short_texts
+from tests.tiny import byte_tokenizer, save_tiny
 from tsugiki.dtypes import preferred_compute_dtype
 from tsugiki.io import ProgressDisplay
 from tsugiki.lowbit import Nf4Linear
@@ -79,3 +83,35 @@ def test_an_adapter_of_a_quantised_base_is_evaluated_on_such_a_base(config: Any,
     base, adapted = evaluated(quantised, list(config.data))
     assert base.loss != adapted.loss
     assert not any(isinstance(layer, Nf4Linear) for layer in TargetLoader(False, False).use(targets[0])[0].modules())
+
+
+@pytest.mark.parametrize("template", [SHAPES["chatml"].template, None])
+def test_a_base_is_asked_in_the_same_way_whatever_adapter_stands_beside_it(tmp_path: Path, template: str | None):
+    base, tokenizer = save_tiny(tmp_path / "base", n_positions=256), byte_tokenizer()
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(base)
+    rows = [{"prompt": f"{number}?", "completion": str(number)} for number in range(6)]
+    (tmp_path / "chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "asked.jsonl").write_text(json.dumps({"prompt": "9?", "expected": "9"}))
+    short = {"model": base, "max_steps": 1, "prompts": []}
+    plain = run_config(tmp_path, "plain", data=short_texts(tmp_path), **short)
+    chat = run_config(
+        tmp_path, "chat", data=str(tmp_path / "chat.jsonl"), block_size=128, chat_template="auto", **short
+    )
+    for config in (plain, chat):
+        train(config)
+
+    def asked(*adapters: str) -> tuple[Any, list[bool], list[str]]:
+        results = tsugiki.evaluate(
+            questions=str(tmp_path / "asked.jsonl"), model=base, adapter=adapters, max_new_tokens=8, dtype="fp32"
+        )
+        forms = [row[1] for row in results.table()[0].rows]
+        return results[base], [one.as_conversation for one in results.values()], forms
+
+    is_chat = template is not None
+    alone, *_others = asked()
+    for adapters in ([plain.out], [chat.out], [plain.out, chat.out], [chat.out, plain.out]):
+        beside, conversations, forms = asked(*adapters)
+        assert beside == alone
+        assert conversations == [is_chat, *(adapter == chat.out for adapter in adapters)]
+        assert forms == ["a conversation" if each else "plain text" for each in conversations]

@@ -108,6 +108,8 @@ class Answers(BaseModel):
     correct: int
     share: float
     share_interval: Interval
+    as_conversation: bool | None = None
+    """Whether the questions were turns of a conversation, by the chat template; None: unknown, of an older record."""
     answers: tuple[Answer, ...]
 
 

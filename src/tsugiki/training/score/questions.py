@@ -119,6 +119,7 @@ def answer_questions(
         correct=sum(correct),
         share=sum(correct) / len(questions),
         share_interval=wilson_interval(sum(correct), len(questions)),
+        as_conversation=bool(tokenizer.chat_template),
         answers=tuple(
             Answer(
                 source=question.source,

@@ -147,6 +147,7 @@ def loaded_targets(
     dtype: LoadDtype | None = None,
     *,
     only_pairs: bool = False,
+    each_alone: bool = False,
 ) -> Iterator[LoadedTarget]:
     """Yield each target with its model and tokenizer, which can be used until the next target is yielded.
 
@@ -154,15 +155,19 @@ def loaded_targets(
 
     Without a `chat_template`, each target has its own, and a model that has none takes that of the first adapter. With
     `only_pairs`, prompts with completions are all that is evaluated: adapters without a chat template learned them as
-    plain text, so by default no template is used for these. The `dtype` is that of the models' weights (None: see
+    plain text, so by default no template is used for these. `each_alone`: so it is with texts as prompts, but each
+    target is asked as if no other stood beside it. The `dtype` is that of the models' weights (None: see
     `dtype_of`).
     """
     saved = [saved_chat_template(target.adapter) for target in chosen if target.adapter]
-    template = next((template for template in saved if template is not None), None)
+    template = None if each_alone else next((template for template in saved if template is not None), None)
     if only_pairs and saved and template is None:
         chat_template = chat_template or NONE
     loader = TargetLoader(allow_base_mismatch, trust_remote_code, chat_template, template, dtype or dtype_of(chosen))
     for target in chosen:
+        if each_alone and chat_template is None:
+            is_plain = target.adapter is not None and saved_chat_template(target.adapter) is None
+            loader.chat_template = NONE if is_plain else None
         yield target, *loader.use(target)
 
 
