@@ -2,10 +2,12 @@
 
 import json
 import sys
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel, Field, ValidationError
 
 from tsugiki import TsugikiError
 from tsugiki.data.read.prompts import PromptRow, read_prompts
@@ -31,10 +33,44 @@ def test_a_pattern_is_found_anywhere():
         parse_rule("regex:([")
 
 
-def test_the_right_answer_is_the_whole_or_the_last_word_or_number():
-    assert scores("field:right", "12", "So it is 1,200.", "12 apples", "", right=1200) == [0.0, 1.0, 0.0, 0.0]
-    assert scores("field:right", "Ｙｅｓ。", "Oh, yes!", "yes or no", right="yes") == [1.0, 1.0, 0.0]
-    assert scores("field:right", "x", other="x") == [None], "the rule does not apply to a row without the field"
+@pytest.mark.parametrize(
+    ("right", "answer", "score"),
+    [
+        *((right, right, 1.0) for right in ("○", "C++", "+", "☆☆☆", "👍", "-", "...", "１２", "yes", "HR-8415")),
+        *(("○", answer, 0.0) for answer in ("×", "", "〇", "、。", "答えは○")),
+        *(("◎", "△", 0.0), ("☆☆☆", "☆", 0.0), ("+", "-", 0.0), ("👍", "👎", 0.0), ("...", "", 0.0), ("C++", "C#", 0.0)),
+        *(("C", "C++", 0.0), ("yes", "Oh, yes", 0.0), ("yes", "yes.", 0.0), ("あいう", "あ いう", 0.0)),
+        *(("Anna  Berg", " ａｎｎａ berg\n", 1.0), ("㍻", "平成", 1.0), (True, "True", 1.0), (True, "1", 0.0)),
+        # of a number, the last number of the answer
+        *(
+            (1200, "So it is 1,200.", 1.0),
+            (12, "12 apples", 1.0),
+            (12, "12 or 13", 0.0),
+            (12, "", 0.0),
+            (12, "12月", 1.0),
+        ),
+        *((2, "1-2", 1.0), (-5, "10-5", 0.0), (5, "10-5", 1.0), (-5, "答えは-5です", 1.0), (-5, "x = -5", 1.0)),
+        *((-5, "\N{MINUS SIGN}5", 1.0), (5, "\N{MINUS SIGN}5", 0.0), (-5, "－５", 1.0), (19, "COVID-19", 1.0)),
+        *((0.00001, "0.00001", 1.0), (1e16, "10000000000000000", 1.0), (1e3, "1e3", 1.0), (1000, "1,000.0", 1.0)),
+        *((0.5, ".5", 1.0), (5, ".5", 0.0), (3, "2,3", 1.0), (23, "2,3", 0.0), (10, "10 m²", 1.0), (102, "10²", 0.0)),
+        *(
+            (2**53, str(2**53 + 1), 0.0),
+            ("1,234", "1234", 1.0),
+            ("−5", "-5", 1.0),
+            ("a–b", "a–b", 1.0),
+            (1, "1e99999", 0.0),
+        ),
+        # an expected value that is empty: the rule does not apply
+        *(("", "", None), ("", "a", None), (" ", "", None), ([], "[]", None), ({}, "{}", None), (None, "null", None)),
+        *(([1, "A"], '[1.0, "a"]', 1.0), ([1], "[true]", 0.0), ([1], "1", 0.0), ([1], "", 0.0)),
+    ],
+)
+def test_an_answer_is_right_if_it_equals_the_field_or_ends_in_its_number(right: Any, answer: str, score: float | None):
+    assert scores("field:right", answer, right=right) == [score]
+
+
+def test_a_field_that_a_row_does_not_have_gives_no_score():
+    assert scores("field:right", "x", other="x") == [None]
 
 
 def test_of_an_object_the_share_of_its_fields_counts():
@@ -48,16 +84,79 @@ def test_of_an_object_the_share_of_its_fields_counts():
     assert scores("field:record", *answers, record=record) == [*answers.values()]
 
 
-def test_a_schema_allows_any_order_of_fields(tmp_path: Path):
-    pytest.importorskip("llguidance", reason="grammars are in the extra serve")
-    schema = tmp_path / "s.json"
-    fields = {"name": {"type": "string"}, "age": {"type": "integer"}}
-    schema.write_text(json.dumps({"type": "object", "properties": fields, "required": ["name", "age"]}))
-    answers = ['{"age": 3, "name": "春"}', '{"age": 3.5, "name": "x"}', '{"age": 3}', "age", '{"age": NaN, "name": ""}']
-    assert scores(f"schema:{schema}", *answers) == [1.0, 0.0, 0.0, 0.0, 0.0]
-    schema.write_text('{"type": "unknown"}')
-    with pytest.raises(TsugikiError, match="unknown"):
-        parse_rule(f"schema:{schema}")
+A = {"type": "object", "properties": {"x": {"type": "integer"}, "y": {"type": "string"}}, "required": ["x", "y"]}
+REORDERED = '{"y": "a", "x": 1}'
+
+
+def schema_scores(folder: Path, schema: dict[str, Any], *answers: str) -> list[Any]:
+    path = folder / "s.json"
+    path.write_text(json.dumps(schema), encoding="utf-8")
+    return scores(f"schema:{path}", *answers)
+
+
+@pytest.mark.parametrize(
+    ("schema", "answer"),
+    [
+        ({"$defs": {"a": A}, "$ref": "#/$defs/a"}, REORDERED),
+        ({"$defs": {"a": A}, "properties": {"b": {"$ref": "#/$defs/a"}}}, f'{{"b": {REORDERED}}}'),
+        ({"$defs": {"a": A}, "items": {"$ref": "#/$defs/a"}}, f"[{REORDERED}]"),
+        ({"anyOf": [A, {"type": "null"}]}, REORDERED),
+        ({"oneOf": [{"type": "null"}, A]}, REORDERED),
+        ({"allOf": [A]}, REORDERED),
+        ({"prefixItems": [A]}, f"[{REORDERED}]"),
+        ({"additionalProperties": A}, f'{{"b": {REORDERED}}}'),
+        ({"const": {"x": 1, "y": "a"}}, REORDERED),
+        ({"enum": [{"x": 1, "y": "a"}]}, REORDERED),
+        (A, '{"x": 1.0, "y": "a"}'),
+        ({"type": "integer"}, "1e3"),
+        ({"type": "number", "minimum": 0}, "1e-7"),
+    ],
+)
+def test_a_schema_allows_what_json_schema_says(schema: dict[str, Any], answer: str, tmp_path: Path):
+    assert schema_scores(tmp_path, schema, answer, "[1", "") == [1.0, 0.0, 0.0]
+
+
+def test_a_schema_of_pydantic_allows_what_the_model_does(tmp_path: Path):
+    class Place(BaseModel):
+        name: str
+        metres: int = Field(ge=0)
+
+    class Walk(BaseModel):
+        first: Place
+        rest: list[Place]
+        day: date
+        end: Place | None
+
+    place = {"metres": 3, "name": "橋"}
+    good = {"end": None, "rest": [place], "day": "2026-03-01", "first": place}
+    bad = [
+        {**good, "end": 1},
+        {**good, "rest": [{}]},
+        {**good, "day": "March"},
+        {**good, "first": {**place, "metres": -1}},
+    ]
+    answers = [good, {**good, "end": place}, *bad, {"first": place}, []]
+    texts = [json.dumps(answer) for answer in answers]
+
+    def allows(text: str) -> float:
+        try:
+            return float(bool(Walk.model_validate_json(text)))
+        except ValidationError:
+            return 0.0
+
+    assert schema_scores(tmp_path, Walk.model_json_schema(), *texts) == [allows(text) for text in texts]
+
+
+def test_what_is_no_json_or_no_schema_or_takes_too_long(tmp_path: Path):
+    numbers = {"type": "object", "properties": {"a": {"type": "number"}}}
+    odd = ['{"a": NaN}', '{"a": Infinity}', '{"a": "\\ud800"}', "[" * 500, '{"a": 1} {"a": 1}', "x"]
+    assert schema_scores(tmp_path, numbers, *odd) == [0.0] * 6
+    with pytest.raises(TsugikiError, match=r"s\.json.*unknown"):
+        schema_scores(tmp_path, {"type": "unknown"}, "1")
+    with pytest.raises(TsugikiError, match=r"s\.json.*'http://localhost:1/a'"):  # which is not asked
+        schema_scores(tmp_path, {"$ref": "http://localhost:1/a"}, "1")
+    with pytest.raises(TsugikiError, match="takes too long"):
+        schema_scores(tmp_path, {"pattern": "^(a|a)+$"}, json.dumps("a" * 40 + "b"))
 
 
 def test_a_function_gets_the_prompt_the_answer_and_the_fields_that_it_takes(tmp_path: Path):

@@ -39,36 +39,6 @@ def json_grammar(schema: Mapping[str, Any] | str) -> str:
     return _converted(partial(_llguidance().LLMatcher.grammar_from_json_schema, text, defaults=_COMPACT))
 
 
-def schema_check(schema: Mapping[str, Any]) -> Callable[[str], bool]:
-    """Return a function that returns whether a text is JSON that a schema allows, in any order of its fields."""
-    library = _llguidance()
-    start = library.LLMatcher(library.LLTokenizer("byte"), json_grammar(schema), log_level=0)
-    if start.is_error():
-        raise _unusable(start.get_error())
-
-    def allows(text: str) -> bool:
-        try:
-            value = _in_order(json.loads(text), schema)
-        except (ValueError, RecursionError):
-            return False
-        tokens = list(json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode(errors="replace"))
-        matcher = start.deep_copy()
-        return bool(matcher.try_consume_tokens(tokens) == len(tokens) and matcher.is_accepting())
-
-    return allows
-
-
-def _in_order(value: Any, schema: Any) -> Any:
-    """Return a value of JSON with the fields of its objects in the order in which a schema has them."""
-    inner = schema if isinstance(schema, Mapping) else {}
-    if isinstance(value, list):
-        return [_in_order(one, inner.get("items")) for one in value]
-    if not isinstance(value, dict):
-        return value
-    known = inner.get("properties", {})
-    return {name: _in_order(value[name], known.get(name)) for name in [*known, *value] if name in value}
-
-
 def regex_grammar(pattern: str) -> str:
     """Return the grammar of the texts that a regular expression matches from beginning to end."""
     return _converted(partial(_llguidance().LLMatcher.grammar_from_regex, pattern))

@@ -2,9 +2,9 @@
 
     regex:PATTERN      1 if the pattern is found in the answer, otherwise 0
     schema:FILE.json   1 if the answer is JSON that the schema in the file allows, otherwise 0
-    field:NAME         1 if the answer is what the field NAME of the prompt's row has: equal but for case, width, spaces
-                       and marks, or its last word or number is; of an object, the share of its fields that the answer,
-                       as JSON, has with the same values
+    field:NAME         1 if the answer is what the field NAME of the prompt's row has, but for case, width and white
+                       space; of a number, if it is the last one in the answer; of an object, the share of its fields
+                       that the answer, as JSON, has with the same values
     FILE.py            what the function `reward` in a Python file returns; FILE.py:NAME for another function
     command:PROGRAM …  the numbers that a program writes, one a line, for the lines of JSON that it reads
 
@@ -16,17 +16,18 @@ without a reward; where it fails too often, that is an error.
 import json
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from pydantic_core import from_json
+
 from tsugiki.data.read.prompts import PromptRow
-from tsugiki.data.records import folded, without_spaces
+from tsugiki.data.records import folded
 from tsugiki.errors import TsugikiError, error_text
-from tsugiki.generation.grammar import schema_check
 from tsugiki.io.digests import file_sha256
 from tsugiki.io.json import read_json
 from tsugiki.language import _
@@ -39,7 +40,13 @@ Note: TypeAlias = Callable[[str], None]
 
 _WEIGHT = re.compile(r"(-?\d*\.?\d+)\s*\*\s*(.+)", re.DOTALL)
 _PYTHON = re.compile(r"(.+\.py)(?::(\w+))?")
-_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+_NUMBER = re.compile(
+    r"(?:(?<![\dA-Za-z.)%°])[-+])?"  # after these it is no sign: 1-2 are two numbers
+    r"(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<![\d.])\.\d+)"
+    r"(?:[Ee][-+]?\d{1,3}(?!\d))?"
+)
+_MARKS = str.maketrans("\N{MINUS SIGN}\N{EN DASH}－＋．，", "---+.,")
+"""Marks in numbers -> those of ASCII. Digits of any width are read as they are."""
 _PREFIXES = ("regex", "schema", "field", "command")
 _MOST_FAILURES = 0.1
 """The share of the answers for which a rule may fail."""
@@ -144,7 +151,7 @@ def reward_of(rules: Sequence[Rule], scores: Sequence[Result]) -> float | None:
 def _built_in(rule: Rule) -> Callable[[Mapping[str, Any], str], Result]:
     if rule.kind == "field":
         return partial(_field_score, rule.value)
-    allows = compile_search(rule.value) if rule.kind == "regex" else schema_check(read_json(Path(rule.value)))
+    allows = compile_search(rule.value) if rule.kind == "regex" else _schema_check(rule.value)
 
     def score(fields: Mapping[str, Any], answer: str) -> Result:
         try:
@@ -155,32 +162,75 @@ def _built_in(rule: Rule) -> Callable[[Mapping[str, Any], str], Result]:
     return score
 
 
+def _schema_check(path: str) -> Callable[[str], bool]:
+    """Return a function that returns whether a text is JSON that the schema in a file allows."""
+    # These take 0.05 s to import, and only this rule needs them.
+    from jsonschema import Draft202012Validator, SchemaError, ValidationError
+    from jsonschema.validators import extend, validator_for
+    from jsonschema_specifications import REGISTRY
+    from referencing.exceptions import Unresolvable
+
+    def pattern(_validator: object, wanted: str, value: Any, _schema: object) -> Iterator[ValidationError]:
+        """Judge the keyword `pattern` with a limit of time, which `re` has not."""
+        if isinstance(value, str) and not compile_search(wanted)(value):
+            yield ValidationError(wanted)
+
+    schema = read_json(Path(path))
+    kind = extend(validator_for(schema, default=Draft202012Validator), {"pattern": pattern})
+    try:
+        kind.check_schema(schema)
+    except SchemaError as error:
+        message = _("{path} is no JSON schema: {reason}")
+        raise TsugikiError(message.format(path=path, reason=error_text(error.message))) from error
+    # With a registry of its own, nothing that a schema refers to is downloaded.
+    validator = kind(schema, registry=REGISTRY, format_checker=kind.FORMAT_CHECKER)
+
+    def allows(text: str) -> bool:
+        try:
+            return bool(validator.is_valid(from_json(text, allow_inf_nan=False)))
+        except (ValueError, ArithmeticError, RecursionError):
+            return False
+        except Unresolvable as error:
+            message = _("{path} refers to {reference}, which it does not define")
+            raise TsugikiError(message.format(path=path, reference=error_text(repr(error.ref), 100))) from error
+
+    return allows
+
+
 def _field_score(name: str, fields: Mapping[str, Any], answer: str) -> Result:
-    expected, found = fields.get(name), None
-    if expected is None or isinstance(expected, str | int | float):
-        return None if expected is None else float(_ends_in(expected, answer))
-    with suppress(ValueError, RecursionError):
-        found = json.loads(answer)
-    if not isinstance(expected, Mapping) or not isinstance(found, Mapping):
-        return float(found == expected)
-    same = [key for key in expected if key in found and _normal(expected[key]) == _normal(found[key])]
-    return len(same) / max(len({*expected, *found}), 1)
+    expected = fields.get(name)
+    if expected is None or _comparable(expected) in ("", [], {}):
+        return None
+    if isinstance(expected, str | int | float):
+        return float(_is_right(expected if isinstance(expected, str) else json.dumps(expected), answer))
+    try:
+        wanted, found = _comparable(expected), _comparable(from_json(answer))
+    except ValueError:
+        return 0.0
+    if not isinstance(wanted, Mapping) or not isinstance(found, Mapping):
+        return float(bool(found == wanted))
+    same = [key for key in wanted if key in found and found[key] == wanted[key]]
+    return len(same) / len({*wanted, *found})
 
 
-def _normal(value: Any) -> Any:
-    """Return a value of JSON in the form for comparison: true is not 1, and a text is without its case and spaces."""
-    return isinstance(value, bool), without_spaces(value).casefold() if isinstance(value, str) else value
+def _comparable(value: Any) -> Any:
+    """Return a value of JSON in the form for comparison: texts without their case, width and runs of white space."""
+    if isinstance(value, str):
+        return " ".join(folded(value).split())
+    if isinstance(value, Mapping):
+        return {name: _comparable(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_comparable(one) for one in value]
+    return isinstance(value, bool), value  # true is not 1
 
 
-def _ends_in(expected: str | float, answer: str) -> bool:
-    """Return whether an answer is a text or a number, or its last word or number is."""
-    text = expected if isinstance(expected, str) else json.dumps(expected)
-    wanted, normal = (folded(one).strip() for one in (text, answer))
-    if _NUMBER.fullmatch(wanted):
-        numbers = [float(one.replace(",", "")) for one in _NUMBER.findall(normal)]
-        return numbers[-1:] == [float(wanted.replace(",", ""))]
-    words, wanted_words = re.findall(r"\w+", normal), re.findall(r"\w+", wanted)
-    return words == wanted_words or (len(wanted_words) == 1 and words[-1:] == wanted_words)
+def _is_right(expected: str, answer: str) -> bool:
+    """Return whether an answer is a text; if that is a number, whether the last number of the answer is the same."""
+    wanted, numbers = expected.translate(_MARKS).strip(), _NUMBER.findall(answer.translate(_MARKS))
+    if not _NUMBER.fullmatch(wanted):
+        return bool(_comparable(answer) == _comparable(expected))
+    values = [Decimal(number.replace(",", "")) for number in (wanted, *numbers[-1:])]
+    return len(values) == 2 and values[0] == values[1]
 
 
 def _note_failures(rule: Rule, answered: Sequence[Answered], results: Sequence[Result], note: Note) -> None:
