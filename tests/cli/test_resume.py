@@ -1,5 +1,6 @@
 """`tsugiki train --resume FOLDER`: settings from the record, what may change, from any directory, and after the end."""
 
+import json
 import os
 import shlex
 import shutil
@@ -9,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from tests.runs import TRAIN
+from tests.runs import TRAIN, run_config
 from tests.tiny import TEXT, save_tiny
-from tsugiki.training import Gradients, read_record
+from tsugiki.cli.train import resumed_settings
+from tsugiki.training import Gradients, new_record, read_record
 
 
 def stop_in_second_step(monkeypatch: pytest.MonkeyPatch, signals: int = 1) -> None:
@@ -169,3 +171,14 @@ def test_a_setting_that_differs_from_the_checkpoint_is_refused(interrupted: str,
     assert (status, err.count("\n")) == (2, 1), err
     assert "learning_rate (was 0.01, now 0.05)" in err
     assert run("train", "--resume", "run", "--learning-rate", "0.01")[0] == 0
+
+
+def test_a_run_that_began_with_a_smaller_adapter_keeps_its_rank(tmp_path: Path):
+    (tmp_path / "adapter").mkdir()
+    adapter = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["c_attn"], "task_type": "CAUSAL_LM"}
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(adapter))
+    config = run_config(tmp_path, start_from=str(tmp_path / "adapter"), lora={"r": 16})  # 16 is the default
+    folder = Path(config.out)
+    folder.mkdir()
+    new_record(config.to_record()).write(folder)
+    assert resumed_settings(folder, {}, None).lora.r == 16

@@ -216,7 +216,7 @@ def resumed_settings(folder: Path, given: Mapping[str, Any], path: Path | None) 
     from tsugiki.training.settings.config import RunConfig
     from tsugiki.training.settings.files import validated
 
-    recorded = recorded_settings(folder, RunConfig.model_construct().model_dump(mode="json", warnings=False))
+    recorded = recorded_settings(folder)
     if recorded.get("reward") and "reward" not in given:
         from tsugiki.preference.rewards import refuse_programs
 

@@ -26,17 +26,27 @@ _MAY_CHANGE = frozenset(
 """The settings whose values may change when a run is continued."""
 
 
-def recorded_settings(out: Path, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of the run in a folder, nested as in a YAML file, without those that are `defaults`."""
-    return _without_defaults(recorded_run(out).config.to_dict(), defaults)
+def recorded_settings(out: Path) -> dict[str, Any]:
+    """Return the settings of the run in a folder, nested as in a YAML file, without those that are the defaults."""
+    return without_defaults(recorded_run(out).config.to_dict())
 
 
-def _without_defaults(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+def without_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings of a run, nested as in a YAML file, without those that are the defaults.
+
+    The rank stays: a run that begins with an adapter would get that of the adapter instead.
+    """
+    defaults = RunConfig.model_construct().model_dump(mode="json", warnings=False)
+    del defaults["lora"]["r"]
+    return _different(settings, defaults)
+
+
+def _different(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     different: dict[str, Any] = {}
     for name, value in settings.items():
         default = defaults.get(name)
         if isinstance(value, Mapping) and isinstance(default, Mapping):
-            value = _without_defaults(value, default)
+            value = _different(value, default)
             default = {}
         if value != default:
             different[name] = value
