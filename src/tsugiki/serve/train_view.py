@@ -35,6 +35,7 @@ from tsugiki.lora.config import LoraConfig
 from tsugiki.methods.method import Method
 from tsugiki.methods.table import METHODS
 from tsugiki.preference.losses import LOSSES
+from tsugiki.preference.rewards import parse_rule
 from tsugiki.serve.bases import bases_here
 from tsugiki.serve.errors import ApiError
 from tsugiki.serve.folders import entries, inside, is_allowed, with_home
@@ -54,6 +55,7 @@ from tsugiki.serve.security import PAGE_API
 from tsugiki.serve.served_adapters import ServedAdapters
 from tsugiki.serve.uploads import FOLDER, Uploads
 from tsugiki.serve.votes import ALL_TRAIN, FILE, NoFields, Votes, holds_few_votes
+from tsugiki.training.run.resume import without_defaults
 from tsugiki.training.settings.config import RunConfig
 from tsugiki.training.settings.files import validated
 from tsugiki.training.settings.setting import DATA_KINDS, Setting, settings_of
@@ -65,7 +67,6 @@ _JOB_SECONDS, _SEARCH_SECONDS, _FETCH_SECONDS = 180, 60, 900
 
 
 _Text: TypeAlias = Annotated[str, StringConstraints(min_length=1, max_length=10_000)]
-DataField: TypeAlias = Literal["text", "prompt", "completion", "chosen", "rejected", "label", "messages"]
 
 
 class DataRequest(Fields):
@@ -75,8 +76,11 @@ class DataRequest(Fields):
     """Files and folders below the folder of texts."""
     uploads: Annotated[list[str], Field(max_length=64, default_factory=list)]
     """Texts that the page has sent."""
-    columns: Annotated[dict[DataField, _Text], Field(default_factory=dict)]
+    columns: Annotated[dict[_Text, _Text], Field(default_factory=dict)]
     """Names of columns that differ from the fields that are learned."""
+    again: Annotated[str | None, StringConstraints(max_length=1000)] = None
+    """An earlier run that is started again. What the request leaves out is as the run's own files have it, also what no
+    request can set, such as a rule that scores answers."""
 
 
 class RunFields(DataRequest):
@@ -87,7 +91,8 @@ class RunFields(DataRequest):
     """One of the bases that are listed; None: the server's."""
 
 
-OFFERED = {setting.path[-1]: setting for setting in settings_of(RunConfig) if setting.about.page}
+_SETTINGS = settings_of(RunConfig, exclude=("model", "data", "columns", "out"))
+OFFERED = {setting.path[-1]: setting for setting in _SETTINGS if setting.about.page}
 """Name in a request -> setting that the page offers. Requests with others are refused."""
 
 
@@ -180,7 +185,7 @@ class Prepared:
 
     name: str
     given: dict[str, Any]
-    """The settings of the request; all others have their defaults."""
+    """The settings of the request and those of an earlier run; all others have their defaults."""
 
     @property
     def settings_file(self) -> str:
@@ -259,9 +264,9 @@ class Training:
         name = check_name(parsed.name)
         if not is_allowed(name):
             raise ApiError(400, _("a run cannot be called {name!r}").format(name=name[:100]), param="name")
-        own = parsed.model_dump(exclude_none=True, exclude=set(RunFields.model_fields))
+        earlier = self._earlier(parsed.again)
         base = parsed.base or self.model
-        if base not in self.bases():  # a name is looked up in a list and is no path
+        if base not in (*self.bases(), earlier.get("model")):  # a name is looked up in a list and is no path
             message = _("{name!r} is no base that the page lists").format(name=base[:100])
             raise ApiError(400, message, param="base", code="invalid_value")
         given: dict[str, Any] = {
@@ -271,35 +276,59 @@ class Training:
         }
         if not parsed.texts and all(holds_few_votes(self.uploads.path(name)) for name in parsed.uploads):
             given |= ALL_TRAIN
-        for field, value in own.items():
-            OFFERED[field].put(given, value)
+        asked = parsed.model_dump(include=parsed.model_fields_set & OFFERED.keys())
+        values = _by_name(earlier) | asked
+        for setting in _SETTINGS:
+            if (value := values[setting.path[-1]]) is not None:
+                setting.put(given, value)
         validated(RunConfig, given, None)
         return Prepared(name, given)
 
     def data(self, parsed: DataRequest) -> dict[str, Any]:
         """Return the settings that say what is learned from."""
-        data = [*map(self._data, parsed.texts), *(with_home(self.uploads.path(text)) for text in parsed.uploads)]
+        known = _as_list(self._earlier(parsed.again).get("data", []))
+        data = [text if text in known else self._data(text) for text in parsed.texts]
+        data += [with_home(self.uploads.path(text)) for text in parsed.uploads]
         if not data:
             raise ApiError(400, _("choose a text"), param="texts", code="invalid_value")
         columns = {"columns": dict(parsed.columns)} if parsed.columns else {}
         return {"data": data[0] if len(data) == 1 else data, **columns}
 
     def again(self, name: str) -> dict[str, Any]:
-        """Return what the form for a run had, as far as the page offers it, so that it can be started again."""
-        run = self.runs.find(name)
-        given = settings_given(run.folder)
-        data = given.get("data") or []
-        paths = [(self.runs.root / Path(one).expanduser()) for one in ([data] if isinstance(data, str) else data)]
-        values = {name: _filled_in(setting.find(given)) for name, setting in OFFERED.items()}
+        """Return what the form for a run had, so that it can be started again, and what else the run was given.
+
+        Data that are not below the folder of texts have the names that the run has for them.
+        """
+        earlier = self._earlier(name)
+        paths = {self.runs.root / Path(one).expanduser(): one for one in _as_list(earlier.get("data", []))}
+        sent = [path for path in paths if path.parent == self.uploads.folder]
+        values = _by_name(earlier)
         return {
-            "name": self._free_name(run.folder.name),
-            "base": given.get("model"),
-            "columns": given.get("columns") or {},
-            "length": "minutes" if given.get("minutes") else "epochs",
-            "values": {name: value for name, value in values.items() if value},
-            "uploads": [path.name for path in paths if path.parent == self.uploads.folder],
-            "texts": [path.relative_to(self.texts).as_posix() for path in paths if self.texts in path.parents],
+            "again": name,
+            "name": self._free_name(Path(name).name),
+            "base": earlier.get("model", self.model),
+            "columns": earlier.get("columns", {}),
+            "length": next((one for one in ("minutes", "max_steps") if values[one]), "epochs"),
+            "values": {one: _filled_in(values[one]) for one in OFFERED},
+            "kept": {one: value for one, value in values.items() if value is not None and one not in OFFERED},
+            "uploads": [path.name for path in sent],
+            "texts": [
+                path.relative_to(self.texts).as_posix() if self.texts in path.parents and path.exists() else one
+                for path, one in paths.items()
+                if path not in sent
+            ],
         }
+
+    def _earlier(self, name: str | None) -> dict[str, Any]:
+        """Return the settings of a run that differ from the defaults, as its own files have them; none without one."""
+        given = settings_given(self.runs.find(name).folder) if name else {}
+        if given.get("trust_remote_code") or any(parse_rule(rule).is_program for rule in given.get("reward", [])):
+            message = _(
+                "the run in {name} runs code, of its model or as a rule, which the page does not start; start it again "
+                "in a terminal: tsugiki train with the settings under config in {name}/run.json"
+            )
+            raise ApiError(409, message.format(name=name), code="runs_code")
+        return without_defaults(given)
 
     def _free_name(self, name: str) -> str:
         """Return a name for a new run: a given one, with the first number that makes it free."""
@@ -414,6 +443,16 @@ def training_routes(training: Training, jobs: Jobs, votes: Votes) -> list[Route]
         Route(f"{PAGE_API}train/works", works, methods=["POST"]),
         Route(f"{PAGE_API}train/fetch", fetch, methods=["POST"]),
     ]
+
+
+def _by_name(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of all settings in settings that are nested as in a YAML file, None where there is none."""
+    return {setting.path[-1]: setting.find(given) for setting in _SETTINGS}
+
+
+def _as_list(data: Any) -> list[str]:
+    """Return the setting `data` as a list."""
+    return [data] if isinstance(data, str) else data
 
 
 def _filled_in(value: Any) -> Any:

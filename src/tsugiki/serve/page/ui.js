@@ -10,8 +10,7 @@ import { html, render, useEffect, useRef, useState } from "./vendor/preact.js";
 
 export { fail } from "./api.js";
 export { lang, t } from "./messages.js";
-export { html, render, useEffect, useRef, useState };
-export { useErrorBoundary, useLayoutEffect, useMemo, useReducer } from "./vendor/preact.js";
+export * from "./vendor/preact.js";
 
 /** @typedef {import("./vendor/preact.js").Child} Child */
 

@@ -314,7 +314,7 @@ class ScheduleSettings(Settings):
         default=3, le=10_000
     )
     """Passes over the training data."""
-    max_steps: Count | None = None
+    max_steps: Annotated[Count | None, About(page=marked("steps"), simple=True, most=10_000_000)] = None
     """Number of optimiser steps. Overrides epochs."""
     batch_size: Annotated[Count | Auto, About(first=True, page=marked("Rows per step"), most=1024)] = AUTO
     """Rows per optimiser step, over all processes. auto: so many that three epochs are about 100 steps, but at least 2

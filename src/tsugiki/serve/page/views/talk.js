@@ -76,6 +76,7 @@ function TurnCard({ turn, isLast, announce, voted }) {
   const close = () => (edit(""), frame.current.querySelector(".edits").focus());
   const isRunning = turn.answers.some(isOpen);
   const isHidden = turn.isBlind && !turn.hasVoted;
+  const { added, left_out: without } = turn.pairs ?? { added: 0, left_out: 0 }; // what a vote gave
   const behavior = matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth";
   useEffect(() => {
     if (talk.fresh !== turn.id) return;
@@ -98,7 +99,9 @@ function TurnCard({ turn, isLast, announce, voted }) {
     <div class="answers" data-count=${turn.answers.length}>${turn.answers.map(answer)}</div>
     <div class="actions foot" ref=${foot}>
       ${isHidden && !isRunning && html`<${Ballot} ...${{ turn, foot, voted }} />`}
-      ${turn.pairs && html`<${Given} pairs=${turn.pairs} />`}
+      ${turn.pairs && html`<p class="small faint" role="status">
+        ${added > 0 && t("pairs.added", { count: added })} ${without > 0 && t("pairs.none", { count: without })}
+      </p>`}
     </div>
   </article>`;
 }
@@ -158,11 +161,4 @@ function Ballot({ turn, foot, voted }) {
   const button = (text, best) => html`<button type="button" onClick=${choose(best)}>${text}</button>`;
   return html`<span>${t("which")}</span>
     ${turn.answers.map((answer, index) => button(answer.letter, index))} ${button(t("no_difference"), null)}`;
-}
-
-/** What a vote gave: pairs, or why there are none. */
-function Given({ pairs: { added, left_out: without } }) {
-  return html`<p class="small faint" role="status">
-    ${added > 0 && t("pairs.added", { count: added })} ${without > 0 && t("pairs.none", { count: without })}
-  </p>`;
 }

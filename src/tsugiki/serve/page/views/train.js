@@ -50,7 +50,8 @@ function usePath(/** @type {string[]} */ path, draft, change, choose) {
   useEffect(() => {
     if (what === "sent" && !draft.uploads.includes(name)) choose(name, true);
     if (what === "votes") postJson(`${API}votes`, {}).then((votes) => choose(votes.name, true), fail);
-    if (what === "again") getJson(`${API}again?name=${encodeURIComponent(name)}`).then(change, fail);
+    const fill = (again) => change({ ...again, again });
+    if (what === "again") getJson(`${API}again?name=${encodeURIComponent(name)}`).then(fill, fail);
   }, [what, name]);
 }
 
@@ -79,20 +80,18 @@ function useAnswer(path, body, of = body) {
 function useFound(draft, options) {
   const [turn, setTurn] = useState(0);
   const data = dataOf(draft);
-  const [looked, wrong] = useAnswer("look", hasData(draft) ? data : null);
+  const isThere = data.texts.length + data.uploads.length > 0;
+  const [seen, wrong] = useAnswer("look", isThere ? data : null);
+  const looked = seen && draft.again?.kept.reward ? { ...seen, kind: "prompts" } : seen;
   const isKnown = looked && looked.kind !== "table" && rolesAreSet(draft);
   const body = isKnown && asked(draft, options, looked.kind);
   const of = [data, draft.base, turn];
-  const [preview, problem] = useAnswer("preview", isKnown ? { ...body, name: body.name || "preview" } : null, of);
+  const reads = isKnown && looked.kind !== "prompts"; // else the run writes the answers
+  const [preview, problem] = useAnswer("preview", reads ? { ...body, name: body.name || "preview" } : null, of);
   const state =
-    wrong || problem ? "failed" : !looked ? "looking" : !isKnown ? "unknown" : preview ? "known" : "reading";
+    wrong || problem ? "failed" : !looked ? "looking" : !isKnown ? "unknown" : preview || !reads ? "known" : "reading";
   const found = { rows: [], ...looked, state, preview, problem: wrong || problem };
-  return [hasData(draft) ? found : null, () => setTurn(turn + 1)];
-}
-
-/** @param {import("./train/form.js").Draft} draft */
-function hasData({ texts, uploads }) {
-  return texts.length + uploads.length > 0;
+  return [isThere ? found : null, () => setTurn(turn + 1)];
 }
 
 /** The name, the base, and the settings for this kind of data: the simple ones, and the others folded. */
@@ -115,8 +114,8 @@ function Run({ options, draft, change, kind }) {
             set=${(length) => change({ length })} />
         </div>
       </div>
-      <${Field} label=${t("base")} options=${options.bases.map((one) => [one, one])} value=${draft.base}
-        set=${(base) => change({ base })} />
+      <${Field} label=${t("base")} value=${draft.base} set=${(base) => change({ base })}
+        options=${[...new Set([...options.bases, draft.base])].map((one) => [one, one])} />
     </div>
     ${rest.filter((one) => one.simple).map((one) => draw(one))}
     <details open=${draft.isAdvanced} onToggle=${(event) => change({ isAdvanced: event.target.open })}>
@@ -151,6 +150,9 @@ function Launch({ options, draft, change, found, show }) {
   const said = missing ? t(missing) : problem;
   return html`<section class="sheet launch">
     <h2>${t("what")}</h2>
+    ${draft.again && html`<h3>${t("kept", { name: draft.again.again })}</h3>
+      <${Terms} of=${Object.entries(draft.again.kept).map(([name, value]) => [name, JSON.stringify(value)])} />
+      <${Actions} of=${[[true, t("kept.leave"), () => change({ again: null }), "quiet"]]} />`}
     ${said && html`<p class=${missing ? "note faint" : "note"} role="status">${said}</p>`}
     ${!said && checked && html`<${Will} ...${checked} />`}
     <${Actions} isOff=${missing || !checked} of=${[

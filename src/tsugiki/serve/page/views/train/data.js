@@ -137,6 +137,7 @@ export function Aozora({ options, draft, change, data }) {
   };
   const field = (key, more = {}) =>
     html`<${Field} label=${t(`aozora.${key}`)} value=${own[key]} set=${(text) => keep({ [key]: text })} ...${more} />`;
+  const item = ({ title, people }) => html`<li>${title} <span class="faint small">${people.join("、")}</span></li>`;
   const kinds = ["any", "modern", "old"].map((one) => [one === "any" ? "" : one, t(`kana.${one}`)]);
   return html`<details class="aozora">
     <summary>${t("aozora")}</summary>
@@ -148,9 +149,10 @@ export function Aozora({ options, draft, change, data }) {
       <div class="actions"><button>${t("aozora.search")}</button></div>
     <//>
     <div class="found" aria-live="polite">
-      ${found && html`<${Works} ...${found} />`}
       ${found &&
-      html`<${Form} class="save" act=${() => work("fetching", write)}>
+      html`<p>${t("aozora.count", { count: found.count })}</p>
+        <ul class="works" tabindex="0">${found.works.map(item)}</ul>
+        <${Form} class="save" act=${() => work("fetching", write)}>
         ${field("name", { required: true })}<button>${t("aozora.fetch")}</button>
       <//>`}
       ${busy && html`<p class="faint">${t(`aozora.${busy}`)}</p>`}
@@ -158,10 +160,4 @@ export function Aozora({ options, draft, change, data }) {
       ${done?.skipped > 0 && html`<p class="faint small">${t("aozora.skipped", { count: done.skipped })}</p>`}
     </div>
   </details>`;
-}
-
-function Works({ count, works }) {
-  const work = ({ title, people }) => html`<li>${title} <span class="faint small">${people.join("、")}</span></li>`;
-  return html`<p>${t("aozora.count", { count })}</p>
-    <ul class="works" tabindex="0">${works.map(work)}</ul>`;
 }

@@ -3,7 +3,7 @@
 import { Check, Field, html, Input, t, useState } from "../../ui.js";
 
 /** One of them is asked for. */
-export const LENGTHS = ["epochs", "minutes"];
+export const LENGTHS = ["epochs", "minutes", "max_steps"];
 
 /** What a column can be, by what each row is. */
 export const ROLES = {
@@ -13,7 +13,7 @@ export const ROLES = {
 };
 
 /** What the data that a page recognises are called where settings say what they belong to. */
-const KINDS = { labels: ["pairs"], mixed: ["texts", "questions", "conversations"] };
+const KINDS = { labels: ["pairs"], prompts: ["pairs"], mixed: ["texts", "questions", "conversations"] };
 
 /** @typedef {typeof kept} Draft It stays when the view is left, or the language changes. */
 let kept = {
@@ -32,59 +32,67 @@ let kept = {
   values: /** @type {Record<string, any>} */ ({}),
   aozora: { author: "", title: "", kana: "", name: "" },
   isAdvanced: false,
+  /** What the server says of a run that is started again. */
+  again: /** @type {any} */ (null),
 };
 
 /** @returns {[Draft, (more: Partial<Draft> | ((now: Draft) => Partial<Draft>)) => void]} */
 export function useDraft(options) {
-  const [draft, setDraft] = useState(() => {
-    if (!options.bases.includes(kept.base)) kept = { ...kept, base: options.bases[0] };
-    return kept;
-  });
+  const [draft, setDraft] = useState(() => (kept = { ...kept, base: kept.base || options.bases[0] }));
   return [draft, (more) => setDraft((kept = { ...kept, ...(typeof more === "function" ? more(kept) : more) }))];
 }
 
-/** @param {Draft} draft @returns {boolean} whether all columns have been chosen, or none */
-export function rolesAreSet({ rows, columns }) {
-  return !Object.keys(columns).length || ROLES[rows].every((role) => role in columns);
+/** @param {Draft} draft @returns {boolean} whether all columns have been chosen, or none, or they are as they were */
+export function rolesAreSet({ rows, columns, again }) {
+  return [{}, again?.columns].some((one) => isLike(one, columns)) || ROLES[rows].every((role) => role in columns);
 }
 
-/** @param {Draft} draft @returns {{ texts: string[], uploads: string[], columns: Record<string, string> }} */
+/** @param {Draft} draft @returns {any} what of a request says which data there are */
 export function dataOf(draft) {
-  const { texts, uploads, columns } = draft;
-  return { texts, uploads, columns: rolesAreSet(draft) ? columns : {} };
+  const { texts, uploads, columns, again } = draft;
+  return { texts, uploads, columns: rolesAreSet(draft) ? columns : {}, again: again?.again };
 }
 
 /** Return the settings that have an effect with this kind of data and with what is chosen. */
 export function offered(options, draft, kind) {
-  const kinds = KINDS[kind] ?? [kind];
   const isLora = options.lora_methods.includes(draft.values.method ?? "lora");
   return options.settings.filter(({ name, section, data }) => {
     if (LENGTHS.includes(name)) return name === draft.length;
-    return (section !== "lora" || isLora) && (!data || kinds.some((one) => data.includes(one)));
+    return (section !== "lora" || isLora) && (!data || (KINDS[kind] ?? [kind]).some((one) => data.includes(one)));
   });
 }
 
-/** Return the body of a request for what is filled in; `kind` is that of the data. */
+/**
+ * Return the body of a request for what is filled in; `kind` is that of the data. JSON has no undefined, and what is
+ * left out is as it was in a run that is started again. A setting that is not shown has its default.
+ */
 export function asked(draft, options, kind) {
-  const values = offered(options, draft, kind).map((one) => [one.name, valueOf(one, draft.values, options, kind)]);
-  // JSON has no undefined: what has no value gets its default
-  return { ...dataOf(draft), name: draft.name.trim(), base: draft.base, ...Object.fromEntries(values) };
+  const { again, values, name, base } = draft;
+  const isKept = (of) => again && of !== "preference" && isLike(values[of], again.values[of]);
+  const valueIn = (one) => (isKept(one.name) ? undefined : valueOf(one, values, options, kind));
+  const shown = offered(options, draft, kind);
+  const all = options.settings.map((one) => [one.name, shown.includes(one) ? valueIn(one) : null]);
+  return { ...dataOf(draft), name: name.trim(), base, ...Object.fromEntries(all) };
 }
 
-/** Return the value of a setting for the server; undefined: its default. */
+const isLike = (one, other) => JSON.stringify(one) === JSON.stringify(other);
+/** The number that a text is; the server refuses a text that is none. */
+const numberOf = (text) => (Number.isFinite(Number(text)) ? Number(text) : text);
+
+/** Return the value of a setting for the server; null: its default. */
 function valueOf({ name, kind, sends, default: start }, values, { losses }, data) {
   const given = values[name];
   if (name === "preference") return lossOf(values, data);
   if (kind === "numbers") {
     const known = losses[lossOf(values, data)];
     const numbers = Object.entries(given ?? {}).filter(([one, value]) => one in known && value.trim());
-    return numbers.length ? Object.fromEntries(numbers.map(([one, value]) => [one, Number(value)])) : undefined;
+    return numbers.length ? Object.fromEntries(numbers.map(([one, value]) => [one, numberOf(value)])) : null;
   }
-  if (kind === "flag") return given || undefined;
+  if (kind === "flag") return given || null;
   const text = (given ?? "").trim();
-  if (!text) return sends ? start : undefined;
+  if (!text) return sends ? start : null;
   if (kind === "texts") return text.split("\n").filter((line) => line.trim());
-  return kind === "number" ? Number(text) : text;
+  return kind === "number" ? numberOf(text) : text;
 }
 
 /** Return the preference loss that is chosen; answers that are no pairs have one alone. */
@@ -108,7 +116,7 @@ export function Setting({ setting, draft, change, options, kind, bare }) {
   }
   const usual = typeof start === "number" ? start : name === "minutes" ? 10 : t("automatic");
   const kinds = {
-    choice: () => ({ options: choicesOf(setting, kind), value: value || (start ?? "") }),
+    choice: () => ({ options: choicesOf(setting, kind, draft), value: value ?? start ?? "" }),
     number: () => ({ inputmode: "decimal", placeholder: usual }),
     texts: () => ({ rows: 2 }),
   };
@@ -118,7 +126,9 @@ export function Setting({ setting, draft, change, options, kind, bare }) {
     : html`<${Field} label=${label} title=${help} ...${given} />`;
 }
 
-function choicesOf({ name, choices, default: start }, kind) {
+/** Return what can be chosen, and what a run had that is started again. */
+function choicesOf({ name, choices, default: start }, kind, { again }) {
   const known = kind === "labels" && name === "preference" ? choices.filter(([one]) => one === "kto") : choices;
-  return start === null ? [["", t("automatic")], ...known] : known;
+  const had = [start, again?.values[name] ?? start].filter((one) => known.every(([of]) => of !== one));
+  return [...new Set(had)].map((one) => [one ?? "", one ?? t("automatic")]).concat(known);
 }

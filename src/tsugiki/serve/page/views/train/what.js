@@ -47,11 +47,10 @@ function Columns({ rows, draft, change }) {
 
 /** @param {any} shown rows with coloured tokens, counts and notes */
 function Preview({ rows, of, tokens, counts, notes }) {
+  const mark = (kind, key) => html`<span><mark class=${kind}>${t(key)}</mark></span>`;
   return html`<div class="preview" data-result="preview">
     <p class="legend small">
-      <span><mark class="target">${t("in_loss")}</mark></span>
-      <span><mark class="context">${t("context")}</mark></span>
-      <span><mark class="target special">${t("special")}</mark></span>
+      ${mark("target", "in_loss")} ${mark("context", "context")} ${mark("target special", "special")}
     </p>
     ${rows.map((row) => html`<${Row} ...${{ row, of, tokens }} />`)}
     <details>
