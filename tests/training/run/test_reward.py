@@ -19,6 +19,7 @@ from tsugiki.io import ADAPTER_FILE
 from tsugiki.preference import sampling
 from tsugiki.report import report_page
 from tsugiki.training import RunConfig, TrainingLoop, train
+from tsugiki.training.data.prompts import split_prompts
 from tsugiki.training.record.rewards import RewardRound, best_round
 from tsugiki.training.record.run_record import read_record
 from tsugiki.training.run import reward as reward_run
@@ -74,7 +75,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_rounds_are_asked_learned_and_judged_and_the_best_one_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_rounds_are_asked_learned_and_judged_and_the_best_one_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     monkeypatch.setattr(reward_run, "best_round", lambda rounds, most: 1)
     record = train_by_reward(config(tmp_path))
     first, *learned = record.rounds
@@ -86,9 +89,13 @@ def test_rounds_are_asked_learned_and_judged_and_the_best_one_is_kept(tmp_path: 
     assert read_record(rounds / "2").config.to_dict()["start_from"] == str(rounds / "1")
     retained = [json.loads(line)["text"] for line in (rounds / "retention.jsonl").read_text().splitlines()]
     asked = [json.loads(line) for line in (rounds / "1.answers.jsonl").read_text().splitlines()]
-    assert not {*retained} & {row["prompt"] for row in asked}
     pairs = [json.loads(line) for line in (rounds / "1.pairs.jsonl").read_text().splitlines()]
-    assert (len(retained), len(asked), len(pairs)) == (8, 12, learned[0].learned.pairs)
+    assert (len(retained), len(asked), len(pairs)) == (16, 12, learned[0].learned.pairs)
+    parts = split_prompts(config(tmp_path))
+    assert retained == [row.text for row in (*parts["validation"], *parts["training"])]
+    assert not {*retained} & {row.text for row in parts["held_out"]}, "held-out prompts choose nothing"
+    said = capsys.readouterr().err
+    assert ("before round 1: mean reward" in said, "learned 0 pairs" in said) == (True, False)
     by_prompt = {row["prompt"]: {one["text"]: one["reward"] for one in row["answers"]} for row in asked}
     for row in pairs:
         rewards = by_prompt[row["prompt"]]

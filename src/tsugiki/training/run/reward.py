@@ -179,8 +179,8 @@ class _Rounds:
         return self.start.out / ROUNDS / str(name)
 
     def judge_start(self) -> None:
-        """Judge the model before the first round, and write the prompts as retention text."""
-        rows = [*self.parts["validation"], *self.parts["held_out"]] or self.parts["training"]
+        """Judge the model before the first round, and write prompts as retention text: it chooses, so none held out."""
+        rows = [*self.parts["validation"], *self.parts["training"]]
 
         def judge() -> RewardRound:
             write_prompts(self.path(_RETENTION), rows[:_RETAINED])
@@ -373,10 +373,11 @@ class _Rounds:
         message = _("round {round}: mean reward {validation:.3f} on validation prompts, learned {pairs}")
         if not found.validation:
             message = _("round {round}: learned {pairs}")
-        worth = fmean(found.validation or [0.0])
-        self.start.display.print(
-            message.format(round=found.round, validation=worth, pairs=counts.pairs(found.learned.pairs))
-        )
+        if not found.round:
+            message = _("before round 1: mean reward {validation:.3f} on validation prompts")
+        facts = {"validation": fmean(found.validation or [0.0]), "pairs": counts.pairs(found.learned.pairs)}
+        if found.round or found.validation:
+            self.start.display.print(message.format(round=found.round, **facts))
 
     def _uninformative_rules(self, answers: Sequence[PromptAnswers]) -> Iterator[str]:
         """Yield a note on each rule that gave all answers the same score, such as 0 because no answer satisfies it."""
