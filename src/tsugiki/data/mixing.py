@@ -4,6 +4,7 @@ Its records are taken in a random order, which depends on the seed, until their 
 tokens in the loss; the last document is cut there. The arrays are joined in memory.
 """
 
+import sys
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -49,7 +50,7 @@ def mix(
     train: Integers,
     other: TokenStore,
     allowed: Integers,
-    share: float,
+    share: float | None,
     seed: int,
     tokenizer: PreTrainedTokenizerBase,
 ) -> Mixed:
@@ -57,10 +58,11 @@ def mix(
 
     `train` has the numbers of the training records in `store`, and `allowed` those of the records in `other` that may
     be taken. They are taken until they have this share of all tokens in the loss; with too little text it is smaller.
+    None: all are taken.
     The tokenizer counts the characters of a document that is cut.
     """
     learned = int(_target_tokens(store)[train].sum())
-    wanted = round(learned * share / (1 - share))
+    wanted = sys.maxsize if share is None else round(learned * share / (1 - share))
     order = np.random.default_rng(seed).permutation(allowed)
     targets = _target_tokens(other)[order]
     count = min(int(np.searchsorted(np.cumsum(targets), wanted)) + 1, len(order))

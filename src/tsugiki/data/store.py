@@ -171,12 +171,13 @@ def _columns(batch: Sequence[Record]) -> dict[str, Array]:
         "digests": np.frombuffer(digests, np.uint8).reshape(-1, DIGEST_BYTES),
         "signatures": signatures([text_to_compare(record) for record in batch]),
         "splittable": np.array([isinstance(record, Document) for record in batch], np.bool_),
-        "questions": np.array([_text_key(question(record)) for record in batch], np.uint64),
-        "answers": np.array([_text_key(answer(record)) for record in batch], np.uint64),
+        "questions": np.array([text_key(question(record)) for record in batch], np.uint64),
+        "answers": np.array([text_key(answer(record)) for record in batch], np.uint64),
     }
 
 
-def _text_key(text: str) -> int:
+def text_key(text: str) -> int:
+    """Return the entry of a text in the `questions` or `answers` of an index."""
     return int.from_bytes(sha256_bytes(text.encode("utf-8", "surrogatepass"))[:8]) if text else 0
 
 

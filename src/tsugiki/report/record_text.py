@@ -167,6 +167,11 @@ def run_notes(record: RunRecord) -> list[Sentence]:
             "well and forgets less."
         )
         notes.append(Note(message.format(rise=rise)))
+    if len(record.general_answers) > 1:
+        before, after = record.general_answers[0], record.general_answers[-1]
+        message = _("Of {asked:,} general questions, the base answers {before:,} as expected, {what} {after:,}.")
+        right = {"before": before.correct, "after": after.correct}
+        notes.append(Sentence(message.format(asked=after.questions, what=_what(record), **right)))
     return [*notes, *pair_notes(record), *hints(record)]
 
 

@@ -20,12 +20,14 @@ from tsugiki.lora.graft import graft, ungraft
 from tsugiki.model.context import context_length
 from tsugiki.model.inference import seeded
 from tsugiki.preference.pairs import AnswerRows, Preferences, pack_preferences
+from tsugiki.training.data.general import GeneralQuestions
 from tsugiki.training.data.split import DatasetSplit, SplitAnswers
 from tsugiki.training.data.windows import Window
 from tsugiki.training.model.rows import ROW_TOKENS, tokens_of_row
 from tsugiki.training.record.run_record import DataSummary
 
 _SHARE_OF_PAIRS, _BLOCK_STEP = 0.99, 64  # rows are longer, in steps of so many tokens, if fewer pairs fit into one
+_TOKENS_OF_GENERAL = 80  # of a general question with its answer, before it is known
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ class PackedDataset:
     """Notes on what is unusual about the data, one sentence each."""
     answers: PackedAnswers | None = None
     """The answers of preference tuning; those of training are in `blocks`."""
+    general: GeneralQuestions | None = None
+    """The general questions, some of which the model is asked before and after training."""
 
 
 def pack_data(
@@ -119,7 +123,7 @@ def pack_data(
         cut_tokens=blocks.cut_tokens,
     )
     windows = (split.windows, split.validation_windows, split.retention_windows)
-    return PackedDataset(blocks, *windows, masking, summary, notes, answers)
+    return PackedDataset(blocks, *windows, masking, summary, notes, answers, split.general)
 
 
 def _row_of_answers(split: DatasetSplit, model: PreTrainedModel) -> int | None:
@@ -174,7 +178,8 @@ def count_rows(
     size = tokens_of_row(model, block_size or _row_of_answers(split, model), virtual_tokens)
     if split.answers is not None:
         return len(pack_preferences(*split.answers.training, size, document_end(tokenizer))[0])
-    return len(pack(split.store, split.train, size, document_end(tokenizer), share_rows=True))
+    blocks = pack(split.store, split.train, size, document_end(tokenizer), share_rows=True)
+    return len(blocks) + -(-_TOKENS_OF_GENERAL * len(split.general.learned) // size if split.general else 0)
 
 
 def _document_masking(model: PreTrainedModel, tokens: int, prompt: int) -> DocumentMasking:

@@ -1,12 +1,12 @@
 """Read and split the data of a run, and compute the counts for its record."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.resources import files
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -36,6 +36,7 @@ from tsugiki.io.digests import combined_digest
 from tsugiki.io.progress import ProgressDisplay
 from tsugiki.language import _, counts
 from tsugiki.preference.pairs import Preferences
+from tsugiki.training.data.general import GeneralQuestions, general_questions
 from tsugiki.training.data.held_out import HeldOut, Repeated, nothing_held_out, numbered, read_held_out, repeated_text
 from tsugiki.training.data.windows import WINDOW_CHARACTERS, Window
 from tsugiki.training.record.run_record import (
@@ -48,6 +49,9 @@ from tsugiki.training.record.run_record import (
     ValidationCounts,
 )
 from tsugiki.training.settings.config import AUTO, RunConfig
+
+if TYPE_CHECKING:
+    from tsugiki.data.mixing import Mixed
 
 _FEWEST_DOCUMENTS = 5
 """Documents that are left out of training for validation; if there would be fewer, the held-out ones are used."""
@@ -122,12 +126,20 @@ class DatasetSplit:
     """Notes on what is unusual about the data, one sentence each."""
     answers: SplitAnswers | None = None
     """The answers of preference tuning, of which the records above are the chosen (or good) ones."""
+    general: GeneralQuestions | None = None
+    """The general questions that the base answers; None: it cannot answer, or no conversations are learned."""
 
 
 def split_texts(config: RunConfig, tokenizer: PreTrainedTokenizerBase, progress: ProgressDisplay) -> DatasetSplit:
-    """Read, tokenise and split the texts of a run, and mix other text into them."""
+    """Read, tokenise and split the texts of a run, mix other text into them, and choose general questions."""
     split = _split_data(config, tokenizer, progress)
-    return split if config.mix is None else _with_mixed_text(config, config.mix, split, tokenizer, progress)
+    if config.mix not in (AUTO, NONE):
+        split = _with_mixed_text(config, split, tokenizer, progress)
+    if not split.summary.learns_conversations:
+        return split
+    general = general_questions(config, tokenizer, split.store, split.train)
+    notes = [general.note] if general and general.learned else []
+    return replace(split, general=general, notes=[*split.notes, *notes])
 
 
 def _split_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase, progress: ProgressDisplay) -> DatasetSplit:
@@ -185,7 +197,7 @@ def data_digest(config: RunConfig, tokenizer: PreTrainedTokenizerBase, key: str)
         validation = parse_held_out(config.validation, "validation")
         if isinstance(validation, Path):
             digests["validation"] = content_key(validation, config.columns)
-    if config.mix is not None:
+    if config.mix not in (AUTO, NONE):
         from tsugiki.data.mixing import parse_mix
 
         digests["mix"] = content_key(parse_mix(config.mix)[0], config.columns)
@@ -487,16 +499,12 @@ def _retention_source(name: str) -> str:
 
 
 def _with_mixed_text(
-    config: RunConfig,
-    setting: str,
-    split: DatasetSplit,
-    tokenizer: PreTrainedTokenizerBase,
-    progress: ProgressDisplay,
+    config: RunConfig, split: DatasetSplit, tokenizer: PreTrainedTokenizerBase, progress: ProgressDisplay
 ) -> DatasetSplit:
     """Add the records of `mix` to the training records, without near-duplicates of held-out ones."""
     from tsugiki.data.mixing import mix, parse_mix
 
-    path, share = parse_mix(setting)
+    path, share = parse_mix(config.mix)
     key = content_key(path, config.columns)
     reading = Reading()
     other = _tokenise(config, read_records(path, config.columns, reading), key, tokenizer, progress, reading)
@@ -510,18 +518,24 @@ def _with_mixed_text(
         message = _("mix: all records of {path} are held-out text or nearly the same; give another text")
         raise TsugikiError(message.format(path=path))
     mixed = mix(split.store, split.train, other, np.array(allowed), share, config.seed, tokenizer)
-    added = MixedCounts(
-        **_counts(mixed.store.index, mixed.train[len(split.train) :]), tokens=mixed.tokens, share=mixed.share
-    )
-    train = RecordCounts(**_counts(mixed.store.index, mixed.train))
     note = _("{share:.1%} of the tokens in the loss are from {path} ({records})").format(
         share=mixed.share, path=path, records=counts.records(len(mixed.taken))
     )
     notes = [*split.notes, note]
     taken = set(mixed.taken.tolist())
     _note_retention(other.index, {number: kinds for number, kinds in repeated.items() if number in taken}, notes)
-    summary = split.summary.model_copy(update={"train": train, "mixed": added})
-    return replace(split, store=mixed.store, train=mixed.train, summary=summary, notes=notes)
+    return with_mixed(replace(split, notes=notes), mixed)
+
+
+def with_mixed(split: DatasetSplit, mixed: "Mixed", answers: Mapping[str, str] = {}) -> DatasetSplit:
+    """Return the data with other records among those of training; `answers` are those to general questions."""
+    index, added = mixed.store.index, mixed.train[len(split.train) :]
+    counted = MixedCounts(
+        **_counts(index, added), tokens=mixed.tokens, share=mixed.share, general_answers=dict(answers)
+    )
+    train = RecordCounts(**_counts(index, mixed.train))
+    summary = split.summary.model_copy(update={"train": train, "mixed": counted})
+    return replace(split, store=mixed.store, train=mixed.train, summary=summary)
 
 
 def _is_of_other_kinds(index: RecordIndex, held_out: HeldOut, groups: list[list[int]]) -> bool:

@@ -151,12 +151,14 @@ class ValidationCounts(RecordCounts):
 
 
 class MixedCounts(RecordCounts):
-    """Counts of the records that were mixed into the training data from another text."""
+    """Counts of the records that were mixed into the training data: another text, or answers of the base."""
 
     tokens: int
     """Their tokens in the loss."""
     share: float
     """Their share of all tokens in the loss."""
+    general_answers: dict[str, str] = Field(default_factory=dict)
+    """General questions and the base's own answers to them; empty: another text was mixed in."""
 
 
 class NearDuplicates(BaseModel):
@@ -334,6 +336,9 @@ class RunRecord(BaseModel):
     samples: list[Sample] = Field(default_factory=list)
     answers: list[StepAnswers] = Field(default_factory=list)
     """Of a run on questions: the answers to held-out ones before the first step and with the kept step."""
+    general_answers: list[StepAnswers] = Field(default_factory=list)
+    """Of a chat base that learns conversations: its answers to general questions before the first step and with the
+    kept step."""
     training: TrainingFigures | None = None
     loss_curve: list[LossPoint] = Field(default_factory=list)
     preference_curve: list[PreferencePoint] = Field(default_factory=list)
@@ -414,7 +419,7 @@ class RunRecord(BaseModel):
             "pair_evaluations",
             "pair_validations",
         )
-        for name in (*evaluations, "samples", "answers"):
+        for name in (*evaluations, "samples", "answers", "general_answers"):
             setattr(self, name, [entry for entry in getattr(self, name) if entry.step <= step])
         self.strength = 1.0
 

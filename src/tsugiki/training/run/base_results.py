@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
+from tsugiki.annotations import PreTrainedModel
 from tsugiki.base.identity import identity_of
+from tsugiki.dtypes import BaseDtype
 from tsugiki.io.cache import code_state, kept
 from tsugiki.io.digests import sha256
 from tsugiki.io.measurements import processor_name
@@ -17,24 +19,26 @@ from tsugiki.lora.hold import is_grafted
 from tsugiki.lowbit.nf4 import product_dtype
 from tsugiki.model.products import onednn_is_faster
 from tsugiki.training.record.run_record import library_versions
-from tsugiki.training.run.stage_results import Base
 from tsugiki.training.run.start import Start
 
 
-def kept_of_base(start: Start, base: Base, facts: object, compute: Callable[[], Any]) -> Any:
+def kept_of_base(
+    start: Start, model: PreTrainedModel, base_dtype: BaseDtype, facts: object, compute: Callable[[], Any]
+) -> Any:
     """Return the JSON value that `compute` gives, from the cache if nothing that it depends on has changed.
 
-    `facts` is what it depends on besides the base, the machine and the program; its `repr` must tell all of it. Nothing
-    is kept of a base whose files may not tell what it computes, and of several processes, which compute together.
+    `base_dtype` is the dtype in which the model was loaded, and `facts` is what the value depends on besides the base,
+    the machine and the program; its `repr` must tell all of it. Nothing is kept of a base whose files may not tell what
+    it computes, and of several processes, which compute together.
     """
-    model, config = base.model, start.config
+    config = start.config
     identity = identity_of(model)
     is_unknown = identity.fingerprint is None or config.trust_remote_code or config.add_tokens is not None
     if is_unknown or start.accelerator.num_processes > 1:
         return compute()
     on_processor, dtype = start.device.type == "cpu", model.dtype
     library = on_processor and dtype == torch.float32 and onednn_is_faster()
-    numbers = str(dtype), base.dtype, on_processor and product_dtype(model), library
+    numbers = str(dtype), base_dtype, on_processor and product_dtype(model), library
     paths = is_grafted(model), model.config.get_text_config()._attn_implementation
     program = library_versions(), code_state()
     key = repr((identity.model_dump(), numbers, paths, str(start.device), processor_name(), program, facts))

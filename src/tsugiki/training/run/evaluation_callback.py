@@ -21,7 +21,7 @@ from tsugiki.training.record.run_record import Sample
 from tsugiki.training.run.base_results import kept_of_base
 from tsugiki.training.run.best_step import BestStep, has_strength
 from tsugiki.training.run.record_file import RecordFile
-from tsugiki.training.run.samples import held_out_answers, samples
+from tsugiki.training.run.samples import general_answers, held_out_answers, samples
 from tsugiki.training.run.scores import RunScores
 from tsugiki.training.run.stage_results import Base, Ready
 from tsugiki.training.run.start import Start
@@ -120,26 +120,28 @@ class EvaluationCallback(Callback):
         self._sample(loop, kept)
 
     def _sample(self, loop: TrainingLoop, step: int | None = None) -> None:
-        """Sample; before the first step and at the end, where the step is given, answer held-out questions as well."""
+        """Sample; before the first step and at the end, where the step is given, answer questions as well."""
         at, config, base = loop.progress.step if step is None else step, self.config, self.base
 
         def generate() -> dict[str, Any]:
             with self.display.stage(_("sampling"), None):
                 found = [sample.model_dump() for sample in samples(config, base, at)]
                 answers = None if step is None else held_out_answers(config, base, at)
-            return {"samples": found, "answers": answers and answers.model_dump(mode="json")}
+                general = None if step is None else general_answers(base, at)
+            asked = {"answers": answers, "general_answers": general}
+            return {"samples": found} | {name: one.model_dump(mode="json") for name, one in asked.items() if one}
 
         def add() -> None:
             of_text = base.data.summary.digest, base.data.summary.learns_conversations, base.data.windows
             of_samples = config.prompts, config.system, config.seed, config.sample_tokens, torch.get_num_threads()
             is_base = step == 0 and not active_names(self.model)
-            facts = "samples", of_text, of_samples
-            found = kept_of_base(self.start, base, facts, generate) if is_base else generate()
+            facts = "samples", of_text, of_samples, base.data.general
+            found = kept_of_base(self.start, base.model, base.dtype, facts, generate) if is_base else generate()
             for sample in map(Sample.model_validate, found["samples"]):
                 self.record.samples.append(sample)
                 self.display.sample(sample)
-            if found["answers"] is not None:
-                self.record.answers.append(StepAnswers.model_validate(found["answers"]))
+            for name in found.keys() - {"samples"}:
+                getattr(self.record, name).append(StepAnswers.model_validate(found[name]))
             self.file.write(loop.progress)
 
         add() if is_sharded(self.model) else on_main(loop.accelerator, add)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from tsugiki.annotations import PreTrainedModel, PreTrainedTokenizerBase
 from tsugiki.base.loading import load_meta_model, load_model, load_tokenizer
 from tsugiki.data.chat import use_template
+from tsugiki.dtypes import BaseDtype
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.experts import use_even_rows
 from tsugiki.fast.recomputation import recompute_blocks
@@ -16,6 +17,7 @@ from tsugiki.training.data.packing import count_rows, pack_data
 from tsugiki.training.data.preferences import read_preferences
 from tsugiki.training.data.split import DatasetSplit, split_texts
 from tsugiki.training.measure.facts import Facts, fact_notes, given_facts, measured_facts
+from tsugiki.training.run.general import with_general_answers
 from tsugiki.training.run.stage_results import Base, Texts
 from tsugiki.training.run.start import Start
 from tsugiki.training.settings.config import AUTO, RunConfig
@@ -81,14 +83,22 @@ def rows_of_data(config: RunConfig, progress: ProgressDisplay) -> int:
     """Return the number of rows of a run before its model is loaded. The tokens stay in the cache for the run."""
     model, tokenizer = load_meta_model(config.model), load_run_tokenizer(config)
     split = read_data(config, tokenizer, progress)
+    if split.general is not None and split.general.learned:
+        progress.print(split.general.note)
     return count_rows(split, model, tokenizer, config.block_size, config.virtual_tokens)
 
 
 def load_base(start: Start, facts: Facts, texts: Texts) -> Base:
     """Load the base model, and pack the data into rows for it. New words are added to its vocabulary."""
     model = load_run_model(start, facts, texts.new_words)
-    data = pack_data(texts.split, model, texts.tokenizer, start.config.block_size, start.config.virtual_tokens)
-    return Base(model, texts.tokenizer, data, facts.dtype)
+    return base_with_texts(start, model, facts.dtype, texts)
+
+
+def base_with_texts(start: Start, model: PreTrainedModel, dtype: BaseDtype, texts: Texts) -> Base:
+    """Return a loaded base with the texts, and what it answers to general questions, in rows for it."""
+    split = with_general_answers(start, model, dtype, texts)
+    data = pack_data(split, model, texts.tokenizer, start.config.block_size, start.config.virtual_tokens)
+    return Base(model, texts.tokenizer, data, dtype)
 
 
 def load_run_model(start: Start, facts: Facts, new_words: "NewWords | None" = None) -> PreTrainedModel:

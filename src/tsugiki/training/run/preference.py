@@ -66,7 +66,7 @@ def add_reference(start: Start, base: Base, answers: PackedAnswers, ready: Ready
             def compute() -> dict[str, list[float]]:
                 return _log_probabilities(start, base, ready, answers, advance)
 
-            values = kept_of_base(start, base, _facts(start, base, ready, answers), compute)
+            values = kept_of_base(start, base.model, base.dtype, _facts(start, base, ready, answers), compute)
         references = {part: torch.tensor(numbers) for part, numbers in values.items()}
         loss = replace(loss, reference=references["training"])
     if loss.loss.function is kto:

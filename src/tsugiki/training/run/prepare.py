@@ -59,7 +59,8 @@ def _predictions(start: Start, base: Base) -> BasePredictions:
         found = predict_sample(base.model, base.data.blocks)
         return found.unlikely_share, b64encode(found.mean_probabilities.numpy().tobytes()).decode()
 
-    share, probabilities = kept_of_base(start, base, ("predictions", base.data.summary.blocks_fingerprint), predict)
+    facts = "predictions", base.data.summary.blocks_fingerprint
+    share, probabilities = kept_of_base(start, base.model, base.dtype, facts, predict)
     return BasePredictions(share, torch.frombuffer(bytearray(b64decode(probabilities)), dtype=torch.float32))
 
 

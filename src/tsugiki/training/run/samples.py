@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from tsugiki.data.encoding import encode_records
 from tsugiki.data.records import Message, question
+from tsugiki.errors import TsugikiError
 from tsugiki.generation.generate import generate_texts
 from tsugiki.generation.sampling import Sampling
 from tsugiki.io.digests import sha256
@@ -17,11 +18,12 @@ from tsugiki.model.context import context_length
 from tsugiki.training.record.result import StepAnswers
 from tsugiki.training.record.run_record import Sample
 from tsugiki.training.run.stage_results import Base
-from tsugiki.training.score.questions import answer_questions, question_of
+from tsugiki.training.score.questions import answer_questions, question_of, read_questions
 from tsugiki.training.settings.config import RunConfig
 
 _COUNTED, _SHOWN = 16, 3
 """Questions that are answered, in one batch, if right answers are counted, and if not."""
+_GENERAL = 24  # tokens of an answer to a general question
 _SHORT = 100  # characters of an expected answer
 
 
@@ -33,6 +35,20 @@ def samples(config: RunConfig, base: Base, step: int) -> Iterator[Sample]:
     texts = generate_texts(base.model, base.tokenizer, prompts, config.sample_tokens, Sampling(seed=config.seed))
     for prompt, text in zip(config.prompts, texts, strict=True):
         yield Sample(step=step, prompt=prompt, text="\n" * is_chat + text)
+
+
+def general_answers(base: Base, step: int) -> StepAnswers | None:
+    """Return the answers of the model as it is after a step to general questions that it has not learned.
+
+    None if it does not learn conversations, or the questions cannot be asked (see `run.general.answers_of`).
+    """
+    if base.data.general is None:
+        return None
+    try:
+        answers = answer_questions(base.model, base.tokenizer, read_questions(base.data.general.known), _GENERAL)
+    except TsugikiError:
+        return None
+    return StepAnswers(step=step, counted=True, **dict(answers))
 
 
 def held_out_answers(config: RunConfig, base: Base, step: int) -> StepAnswers | None:

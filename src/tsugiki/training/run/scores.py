@@ -115,7 +115,7 @@ class RunScores:
 
         facts = "scores", self.base.data.summary.digest, windows, turns, self.context
         is_base = step == 0 and not active_names(model)
-        result = kept_of_base(self.start, self.base, facts, compute) if is_base else compute()
+        result = kept_of_base(self.start, self.base.model, self.base.dtype, facts, compute) if is_base else compute()
         return StepEvaluation(step=step, **result)
 
     def use_enough_windows(self) -> None:

@@ -7,7 +7,6 @@ its weights gets a base of its own. Runs that have finished before are not repea
 import gc
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 
 from tsugiki.base.identity import named_identity, why_different
 from tsugiki.data.read.files import content_key, describe_data
@@ -18,12 +17,11 @@ from tsugiki.io.formatting import format_duration
 from tsugiki.language import _, ngettext
 from tsugiki.lora.graft import ungraft
 from tsugiki.lora.hold import is_grafted
-from tsugiki.training.data.packing import pack_data
 from tsugiki.training.data.split import data_digest
 from tsugiki.training.measure.facts import given_facts
 from tsugiki.training.record.result import change_of_loss
 from tsugiki.training.record.run_record import RunRecord
-from tsugiki.training.run.load import load_base, load_run_tokenizer, read_texts
+from tsugiki.training.run.load import base_with_texts, load_base, load_run_tokenizer, read_texts
 from tsugiki.training.run.resume import earlier_run
 from tsugiki.training.run.stage_results import Base, Texts
 from tsugiki.training.run.stages import train_on
@@ -79,8 +77,7 @@ def _train_with(bases: dict[int, Base], start: Start, texts: Texts) -> None:
     if loaded is None:
         bases[prompt] = load_base(start, facts, texts)
     elif prompt not in bases:
-        data = pack_data(texts.split, loaded.model, texts.tokenizer, config.block_size, prompt)
-        bases[prompt] = replace(loaded, data=data)
+        bases[prompt] = base_with_texts(start, loaded.model, loaded.dtype, texts)
     base = bases[prompt]
     reset_process_peak()
     train_on(start, facts, base)
@@ -146,8 +143,8 @@ def _check_unchanged(config: RunConfig, finished: Mapping[str, RunRecord]) -> No
     _refuse(changed, _("{model} has changed since they were trained").format(model=config.model))
 
 
-def _texts(record: RunRecord) -> tuple[str, str] | None:
-    return (record.data.train.fingerprint, record.data.held_out.fingerprint) if record.data is not None else None
+def _texts(record: RunRecord) -> tuple[str | None, str] | None:
+    return (record.data.digest, record.data.held_out.fingerprint) if record.data is not None else None
 
 
 def _is_other_base(one: RunRecord, other: RunRecord) -> bool:

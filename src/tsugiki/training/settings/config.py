@@ -216,9 +216,10 @@ class DataSettings(Settings):
     allow_overlap: bool = False
     """Train on records that repeat held-out or validation text, too: on near-duplicates of it, and on records that
     contain such a text, are contained in one or ask the same question. Otherwise they are left out."""
-    mix: Annotated[Text | None, NOT_PAIRS] = None
+    mix: Annotated[Text, NOT_PAIRS] = AUTO
     """Other text to train on as well, so that less is forgotten, and its share of the tokens in the loss: PATH:SHARE,
-    such as other.txt:0.1."""
+    such as other.txt:0.1; or none. auto: where a chat model learns questions or conversations, its own answers to
+    general questions that come with Tsugiki; otherwise none."""
     assistant_turns: Annotated[AssistantTurns, OF_TURNS] = "all"
     """Which answers of a conversation count in the loss: all, or the last one only."""
     chat_template: Annotated[Text | None, TEMPLATE] = None
@@ -581,7 +582,7 @@ class RunConfig(
 
     def to_record(self) -> dict[str, Any]:
         """Return the settings for `run.json`: those that have an effect, and the folder."""
-        off = {name for name in UNRECORDED_IF_UNSET if not getattr(self, name)}
+        off = {name for name in UNRECORDED_IF_UNSET if getattr(self, name) == RunConfig.model_fields[name].default}
         unused = ("keep", "patience") if self.validation == NONE else ()
         ignored = {*self._inapplicable_fields(), *unused, *MachineSettings.model_fields, *off}
         return self.model_dump(mode="json", exclude=ignored)
