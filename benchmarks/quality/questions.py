@@ -4,18 +4,20 @@
 
 The sets are those of `benchmarks.quality.question_sets`. With each set and seed, a run trains with the settings (those
 of `RunConfig`; none: the defaults), and its adapter answers the questions of the set. Each result is a line of JSON in
-`--out`. The seconds are those of all threads of the process, for training alone.
+`--out`. The seconds are those of all threads of the process, for training alone. `general` are the right answers to the
+general questions of the run, before and after it, and `other` those to `GENERAL` after it.
 """
 
 import argparse
 import json
+import re
 import shutil
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.quality.question_sets import FAR, NEAR, Row, question_set, to_jsonl
+from benchmarks.quality.question_sets import FAR, GENERAL, NEAR, Row, question_set, to_jsonl
 from tsugiki.io.progress import ProgressDisplay
 from tsugiki.training.run.stages import train
 from tsugiki.training.score.key_strings import right_answers
@@ -44,7 +46,7 @@ def main() -> None:
             with options.out.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(result, ensure_ascii=False) + "\n")
             print(
-                {key: result[key] for key in ("set", "seed", NEAR, FAR, "own", "steps", "kept", "strength", "seconds")}
+                {key: value for key, value in result.items() if key not in ("settings", "chosen", "looks", "answers")}
             )
 
 
@@ -57,12 +59,16 @@ def learn(name: str, settings: dict[str, Any]) -> dict[str, Any]:
     record = train(validated(RunConfig, {**settings, "data": str(data), "out": str(folder / "run")}, None))
     seconds = time.process_time() - started
     answers = ask(str(settings["model"]), folder / "run", questions.asked)
+    general = [{"prompt": question, "completion": ""} for question, _expected in GENERAL]
+    found = ask(str(settings["model"]), folder / "run", general) if record.general_answers else []
     shutil.rmtree(folder)
     assert record.training is not None
     own = record.answers[-1] if record.answers else None
     return {
         **{wording: count(questions.asked, answers, wording) for wording in (NEAR, FAR)},
         "own": [own.correct, own.questions] if own else None,
+        "general": [one.correct for one in record.general_answers],
+        "other": sum(re.search(right, text) is not None for (_asked, right), text in zip(GENERAL, found, strict=False)),
         "steps": record.training.steps,
         "kept": record.kept_step,
         "strength": record.strength,
