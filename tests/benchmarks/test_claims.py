@@ -91,7 +91,12 @@ CLAIMS = [
         r"CPU 時間 (\S+) 秒で教えました。.* 0 問から (\S+) 問に",
         (SUPPORT[-1], SUPPORT[1]),
     ),
-    Claim("docs/tutorial-questions", r"runs/support │ a conversation │ (\S+) of 50", r"runs/support │ (\S+) of 50", (SUPPORT[1],)),
+    Claim(
+        "docs/tutorial-questions",
+        r"runs/support │ a conversation │ (\S+) of 50",
+        r"runs/support │ a conversation │ (\S+) of 50",
+        (SUPPORT[1],),
+    ),
     Claim("README", r"it answers (\S+) of 20 questions", r"学習後は (\S+) 問に正しく", (ANSWERS,)),
     Claim(
         "docs/reward",
