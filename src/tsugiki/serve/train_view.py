@@ -286,7 +286,7 @@ class Training:
 
     def data(self, parsed: DataRequest) -> dict[str, Any]:
         """Return the settings that say what is learned from."""
-        known = _as_list(self._earlier(parsed.again).get("data", []))
+        known = self._earlier(parsed.again)["data"]
         data = [text if text in known else self._data(text) for text in parsed.texts]
         data += [with_home(self.uploads.path(text)) for text in parsed.uploads]
         if not data:
@@ -300,7 +300,7 @@ class Training:
         Data that are not below the folder of texts have the names that the run has for them.
         """
         earlier = self._earlier(name)
-        paths = {self.runs.root / Path(one).expanduser(): one for one in _as_list(earlier.get("data", []))}
+        paths = {self.runs.root / Path(one).expanduser(): one for one in earlier["data"]}
         sent = [path for path in paths if path.parent == self.uploads.folder]
         values = _by_name(earlier)
         return {
@@ -320,7 +320,10 @@ class Training:
         }
 
     def _earlier(self, name: str | None) -> dict[str, Any]:
-        """Return the settings of a run that differ from the defaults, as its own files have them; none without one."""
+        """Return the settings of a run that differ from the defaults, as its own files have them; none without one.
+
+        The data are a list.
+        """
         given = settings_given(self.runs.find(name).folder) if name else {}
         if given.get("trust_remote_code") or any(parse_rule(rule).is_program for rule in given.get("reward", [])):
             message = _(
@@ -328,7 +331,8 @@ class Training:
                 "in a terminal: tsugiki train with the settings under config in {name}/run.json"
             )
             raise ApiError(409, message.format(name=name), code="runs_code")
-        return without_defaults(given)
+        data = given.get("data", [])
+        return without_defaults(given) | {"data": [data] if isinstance(data, str) else data}
 
     def _free_name(self, name: str) -> str:
         """Return a name for a new run: a given one, with the first number that makes it free."""
@@ -448,11 +452,6 @@ def training_routes(training: Training, jobs: Jobs, votes: Votes) -> list[Route]
 def _by_name(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of all settings in settings that are nested as in a YAML file, None where there is none."""
     return {setting.path[-1]: setting.find(given) for setting in _SETTINGS}
-
-
-def _as_list(data: Any) -> list[str]:
-    """Return the setting `data` as a list."""
-    return [data] if isinstance(data, str) else data
 
 
 def _filled_in(value: Any) -> Any:

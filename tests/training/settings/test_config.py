@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tsugiki import TsugikiError
-from tsugiki.training import CHAPTER, RecordedConfig, RunConfig, changed_settings, load_config
+from tsugiki.training import CHAPTER, load_config
 
 PATHS = {"model": "m", "data": "d", "out": "o"}
 
@@ -50,7 +50,6 @@ def test_a_preset_has_other_defaults_which_settings_override(tmp_path: Path):
         ({"minutes": 5, "epochs": 2}, "minutes cannot be combined with epochs"),
         ({"validation": "none", "keep": "best"}, "keep best needs a validation text"),
         ({"method": "full", "decay_ratio": 0.1}, "lr_scheduler_type.*warmup_stable_decay"),
-        ({"method": "full", "optimizer": "muon"}, "`optimizer`: .*examples/embedded_base trains with Muon"),
         ({"base_dtype": "stored"}, "base_dtype: .*'nf4'.*got 'stored'"),
         ({"learning_rate": -1.0}, "learning_rate: .*greater than 0"),
         ({"learning_rate": math.inf}, "learning_rate: .*finite"),
@@ -101,10 +100,3 @@ def test_a_file_of_another_program_is_answered_with_the_names_here(tmp_path: Pat
     pairs = "base_model → model, datasets → data, output_dir → out, lora_r → lora.r, lora_alpha → lora.lora_alpha;"
     with pytest.raises(TsugikiError, match=pairs):
         load_config(path, {})
-
-
-def test_adamw_may_be_named_as_in_an_earlier_version():
-    config = RunConfig.model_validate(PATHS)
-    assert RunConfig.model_validate({**PATHS, "optimizer": "adamw"}) == config
-    recorded = RecordedConfig.model_validate({**config.to_record(), "optimizer": "adamw"})
-    assert changed_settings(recorded.to_dict(), config.to_record()) == ""

@@ -109,9 +109,8 @@ class RecordedConfig(BaseModel):
         return describe_data(self.data)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the settings as they are in `run.json`, without `optimizer: adamw`, which was a choice."""
-        settings = self.model_dump(mode="json", exclude_unset=True)
-        return {name: value for name, value in settings.items() if (name, value) != ("optimizer", "adamw")}
+        """Return the settings as they are in `run.json`."""
+        return self.model_dump(mode="json", exclude_unset=True)
 
 
 class RecordedBase(BaseIdentity):

@@ -417,17 +417,6 @@ class RunConfig(
 
     @model_validator(mode="before")
     @classmethod
-    def _without_optimizer(cls, settings: Any) -> Any:
-        """Take `optimizer: adamw` out of settings of an earlier version, which had the choice."""
-        if not isinstance(settings, dict) or "optimizer" not in settings:
-            return settings
-        if settings["optimizer"] != "adamw":
-            message = _("`optimizer`: a run has AdamW, so leave it out; examples/embedded_base trains with Muon")
-            raise ValueError(message)
-        return {name: value for name, value in settings.items() if name != "optimizer"}
-
-    @model_validator(mode="before")
-    @classmethod
     def _no_dropout_of_preferences(cls, settings: Any) -> Any:
         """Set LoRA's dropout to 0 if preferences continue an adapter: the reference is computed without it as well.
 
