@@ -55,7 +55,7 @@ def test_broken_folders_are_listed_with_the_reason(library: Path):
     assert "adapter_model.safetensors is broken" in found["cut"]
     assert found["empty"] == "no adapter: it has no adapter_config.json"
     assert "nowhere" in found["gone"]
-    assert "use_bdlora={'nblocks': 2} would change the result" in found["newer"]
+    assert "use_bdlora={'nblocks': 2} is not supported: merge" in found["newer"]
     assert not any(str(library / name) in said for name, said in found.items() if name != "gone")
 
 

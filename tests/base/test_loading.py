@@ -6,7 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, T5Tokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    T5Tokenizer,
+)
 
 import tsugiki.base.streaming  # noqa: F401 - before a test replaces what it imports
 from tests.errors import assert_refused
@@ -41,6 +48,12 @@ def test_a_mixture_of_experts_is_loaded_in_the_dtype_of_its_files_and_they_leave
     monkeypatch.setattr("tsugiki.lowbit.quantization.quantize", lambda model, *_: loaded_in.append(model.dtype))
     load_model(str(tmp_path), "int8")
     assert loaded_in == [torch.bfloat16]
+
+
+def test_a_classifier_is_called_one_and_not_incomplete(tmp_path: Path):
+    config = BertConfig(vocab_size=99, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    BertForSequenceClassification(config).save_pretrained(tmp_path)
+    assert_refused("type BertForSequenceClassification, which is no causal language", load_model, str(tmp_path))
 
 
 def test_broken_models_give_one_sentence(base: Path):

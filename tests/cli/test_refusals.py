@@ -1,9 +1,11 @@
 """What a command refuses: one line that names it, with status 2, and no file is written or changed."""
 
 import json
+import re
 import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -176,3 +178,21 @@ def test_what_cannot_be_is_one_line_and_changes_nothing(
     assert not (made / "out" / ADAPTER_FILE).exists()
     shutil.rmtree(made / "out", ignore_errors=True)  # the record of a run that began
     assert contents(made) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "typed"),
+    [
+        (["－－model", "embedded"], "－－model has .* type --model$"),
+        (["ーーmodel", "embedded"], "ーーmodel has .* type --model$"),
+        (["--max-steps", "１０"], "１０ has .* type 10$"),
+        (["--model", "embedded", "--data", "「文ー１.txt」", "--out", "o"], "type 文ー１.txt$"),
+        (["--model", "embedded", "--data", "“a.txt”", "--out", "o"], "type a.txt$"),
+        (["--model", "embedded", "--data", "none.txt", "--out", "o", "--prompts", "「春は」"], r"owner/name\)$"),
+        (["--model", "embedded", "--data", r"C:\me\a.txt", "--out", "o"], r"no file or folder C:\\me\\a.txt$"),
+    ],
+)
+def test_characters_of_a_japanese_keyboard_and_paths_of_windows_are_named(run: Any, words: list[str], typed: str):
+    status, _out, said = run("train", *words)
+    assert status == 2
+    assert re.search(typed, said.strip()), said

@@ -53,6 +53,12 @@ def test_what_is_read_back_is_what_was_encoded(tmp_path: Path):
     assert (index.digests == expected.digests).all()
 
 
+def test_where_no_cache_can_be_written_another_place_is_named(tmp_path: Path):
+    (tmp_path / "file").touch()
+    with pytest.raises(TsugikiError, match="cannot write .*XDG_CACHE_HOME"):
+        open_store(RECORDS, "key", byte_tokenizer(), "all", tmp_path / "file" / "tokens")
+
+
 def test_a_store_depends_on_data_tokenizer_and_turns(tmp_path: Path):
     tokenizer = byte_tokenizer()
     first = open_store(RECORDS, "key", tokenizer, "all", tmp_path)

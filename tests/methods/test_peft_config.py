@@ -9,7 +9,14 @@ import torch
 
 from tests.adapters.folders import edit_config, write
 from tests.tiny import tiny_model
-from tsugiki import LoraConfig, TsugikiError, active_adapter, graft, print_trainable_parameters, use_fast_paths
+from tsugiki import (
+    LoraConfig,
+    TsugikiError,
+    active_adapter,
+    graft,
+    print_trainable_parameters,
+    use_fast_paths,
+)
 from tsugiki.adapters import read_adapter_config
 from tsugiki.lowbit import quantize
 from tsugiki.methods import FIELDS_OF_PEFT, config_of_peft
@@ -71,6 +78,25 @@ def test_every_field_of_pefts_config_is_known():
     assert {field.name for field in dataclasses.fields(peft.LoraConfig)} - ours == FIELDS_OF_PEFT
 
 
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"runtime_config": {"ephemeral_gpu_offload": False}}, {"unsloth_fixed": True}, {"lora_dtype": "float32"},
+        {"lorap_lr_ratio": 16.0}, {"lorap_emb_lr": 1e-6},
+    ],
+)  # fmt: skip
+def test_a_field_that_peft_ignores_stops_no_adapter(tmp_path: Path, field: dict[str, Any]):
+    saved = read_adapter_config(write(tmp_path))
+    edit_config(tmp_path, **field)
+    assert read_adapter_config(tmp_path) == saved
+
+
+def test_peft_names_who_has_grafted_the_layer_that_it_cannot_adapt_again():
+    model = graft(tiny_model(), LoraConfig(r=4, target_modules=["c_attn"]))
+    with pytest.raises(ValueError, match=r"grafted already, by tsugiki\.graft"):
+        peft.get_peft_model(model, peft.LoraConfig(target_modules=["c_attn"]))
+
+
 def test_settings_of_peft_that_change_nothing_are_accepted():
     expected = LoraConfig(
         r=4, lora_alpha=32, lora_dropout=0.1, target_modules=["c_attn", "c_proj"], fan_in_fan_out=True
@@ -86,7 +112,7 @@ FIELDS: dict[str, tuple[Any, str]] = {
     "kasa_config": ({"beta": 1e-4}, "merge"),
     "arrow_config": ({"top_k": 2}, "load it with PEFT"),
     "use_qalora": (True, "load it with PEFT"),
-    "of_a_later_release": ({"depth": 1}, "not supported"),
+    "of_a_later_release": ({"depth": 1}, "is not known to Tsugiki, so it cannot tell.*merge"),
 }
 
 

@@ -24,8 +24,13 @@ from tsugiki.methods.peft_keys import without_duplicates
 from tsugiki.methods.table import format_of, formats
 
 _PART = re.compile(r"adapter_model-(\d{5})-of-(\d{5})\.safetensors")
-_WRITERS = frozenset({"peft_version", "transformers_version", "unsloth_version"})
-"""Fields that name the programs that wrote a file."""
+_WRITERS = frozenset(
+    {
+        *("peft_version", "transformers_version", "unsloth_version", "unsloth_fixed"),
+        *("lora_dtype", "lorap_lr_ratio", "lorap_emb_lr"),  # ms-swift's, of the training
+    }
+)
+"""Fields that name the programs that wrote a file, or that only they read; PEFT ignores them."""
 _COMMON_FIELDS = _WRITERS | {
     *("peft_type", "task_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode")
 }

@@ -111,7 +111,10 @@ def _load_by_transformers(
     missing = sorted(loading_info["missing_keys"])
     if missing:  # transformers fills missing weights with random values and only warns
         message = _("{name} is not a complete model: {path} is missing ({count} such weights)")
-        raise TsugikiError(message.format(name=name, path=missing[0], count=len(missing)))
+        others = {*(config.architectures or ())} - {type(model).__name__}
+        if others:  # such as a classifier
+            message = _("{name} is a model of the type {kind}, which is no causal language model")
+        raise TsugikiError(message.format(name=name, path=missing[0], count=len(missing), kind=", ".join(others)))
     check_all_used(name, model, loading_info["unexpected_keys"])
     base_dtype = quantized_dtype(dtype)
     if base_dtype is not None:

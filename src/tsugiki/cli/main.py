@@ -42,7 +42,9 @@ def main() -> None:
     try:
         status = _run(arguments)
     except TsugikiError as error:
-        _stop(str(error), 2, debug)
+        from tsugiki.cli.mistakes import with_keyboard_hint
+
+        _stop(with_keyboard_hint(str(error), arguments), 2, debug)
     except Interrupted as stop:
         if not is_main_process():  # the main process got the signal as well, and says so
             raise SystemExit(128 + stop.number) from None

@@ -17,16 +17,6 @@ from tsugiki.training.settings.files import SEVERAL_TEXTS
 _MOST = 3  # suggestions
 _MESSAGES = [
     (r"Missing (option|argument) (?P<name>.+)", marked("{name} is missing")),
-    (
-        r"No such command 'bench'.*",
-        marked(
-            "`tsugiki bench` left the package: a clone has `python -m benchmarks.speed` and `python -m benchmarks.race`"
-        ),
-    ),
-    (
-        r"No such command 'pretrain'.*",
-        marked("`tsugiki pretrain` left the package: a clone has `python examples/embedded_base/pretrain.py`"),
-    ),
     (r"No such command (?P<name>'.*')", marked("no such command {name}")),
     (
         r"No such command (?P<name>'.*')\. Did you mean (?P<near>.*)\?",
@@ -50,6 +40,9 @@ _MESSAGES = [
     ),
 ]
 """Messages of typer, and the messages that replace them."""
+_NARROW = {0xFEE0 + code: code for code in range(0x21, 0x7F)} | dict.fromkeys(map(ord, "―—–‐ー"), "-")
+"""The characters that a Japanese keyboard gives in place of those of ASCII -> those of ASCII."""
+_QUOTES = "「」『』“”‘’"
 
 
 def describe_usage_error(error: TyperException) -> str:
@@ -68,6 +61,21 @@ def describe_usage_error(error: TyperException) -> str:
     if hasattr(getattr(context, "command", None), "commands"):
         return _("{problem} ({help} lists the commands)").format(problem=problem, help=help_)
     return _("{problem} ({help} lists the options)").format(problem=problem, help=help_)
+
+
+def with_keyboard_hint(problem: str, words: Iterable[str]) -> str:
+    """Return a problem, and what to type instead of the first word with characters of a Japanese keyboard, if any.
+
+    Marks of quotation are such characters only in a word that the problem names: elsewhere they may be meant.
+    """
+    for word in words:
+        typed = word.translate(_NARROW)
+        typed = typed if typed.isascii() else word
+        typed = typed.strip(_QUOTES) if word in problem else typed
+        if typed != word:
+            message = _("{problem}; {word} has characters of a Japanese keyboard: type {typed}")
+            return message.format(problem=problem.rstrip("。"), word=word, typed=typed)
+    return problem
 
 
 def _problem(error: TyperException) -> str:

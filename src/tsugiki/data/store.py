@@ -33,6 +33,7 @@ from tsugiki.data.encoding import EncodedRecord, document_end, document_start, e
 from tsugiki.data.records import AssistantTurns, Document, Reading, Record, answer, question, text_to_compare
 from tsugiki.errors import TsugikiError, summarise_list, warn_caller
 from tsugiki.io.atomic import DAY, new_folder, remove_leftovers
+from tsugiki.io.cache import another_place
 from tsugiki.io.digests import changed_files, combined_digest, file_sha256, sha256, sha256_bytes
 from tsugiki.io.json import read_json, write_json
 from tsugiki.io.locks import locked
@@ -133,7 +134,7 @@ def open_store(
     folder = cache / name
     if store := _read(folder):
         return store
-    with locked(cache / f".{name}.lock", folder):
+    with another_place(), locked(cache / f".{name}.lock", folder):
         remove_leftovers(cache, of=name)  # left by killed processes, since running ones wait for the lock
         remove_leftovers(cache, older_than=DAY)
         store = _read(folder)  # another process may have written it since

@@ -184,6 +184,15 @@ def new_entry(folder: Path, facts: Mapping[str, Any]) -> Iterator[Path]:
         write_manifest(temporary, {"entry": folder.name, **facts})
 
 
+@contextmanager
+def another_place() -> Iterator[None]:
+    """Say in an error of writing into the cache, within the block, how to name another place for it."""
+    try:
+        yield
+    except WriteError as error:
+        raise WriteError(_("{error}; XDG_CACHE_HOME names another place for the cache").format(error=error)) from error
+
+
 def check_room(folder: Path, size: float) -> None:
     """Check that the disk has room for this many bytes in a folder."""
     free = shutil.disk_usage(folder).free

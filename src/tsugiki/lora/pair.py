@@ -66,6 +66,10 @@ class Grafted(Wrapper):
         self.base_layer = base_layer
         self.register_module("lora", None)
 
+    def extra_repr(self) -> str:
+        """Say who made the layer, also to whoever reads why PEFT cannot adapt it again."""
+        return "grafted already, by tsugiki.graft"
+
     @property
     def weight(self) -> Tensor:
         """The frozen weight, for code that reads `layer.weight`."""

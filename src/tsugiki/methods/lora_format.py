@@ -80,14 +80,15 @@ _HARMLESS = frozenset(
         "qalora_group_size",
         # what the backward pass keeps; the result is the same
         "velora_config",
+        # how PEFT computes; it does not read the field from a file
+        "runtime_config",
     }
 )
-_MERGEABLE = frozenset({"kasa_config", "monteclora_config", "use_bdlora"})
-"""Fields that are not supported, and whose adapters PEFT can merge."""
 # Values of `init_lora_weights` that leave the frozen weights unchanged. With all others (PiSSA, OLoRA, CorDA, LoftQ,
 # LoRA-GA), PEFT changes the base, and the file fits only the changed one.
 _INITIALISATIONS = (True, False, "gaussian", "eva", "orthogonal", "mica")
-_NO_INSTEAD = {
+_NOT_SUPPORTED = {
+    **dict.fromkeys(("kasa_config", "monteclora_config", "use_bdlora"), MERGE_WITH_PEFT),
     "layer_replication": marked(
         "it repeats layers of the base, which all adapters of a model share; load it with PEFT"
     ),
@@ -97,7 +98,7 @@ _NO_INSTEAD = {
         "it adds the inputs of a quantised layer in groups, and PEFT cannot merge it; load it with PEFT"
     ),
 }
-"""Fields that are not supported, and whose effect cannot be merged either -> the reason, and what to do."""
+"""Fields that are not supported -> what to do, and the reason where their effect cannot be merged either."""
 _NO_EFFECT = frozenset(
     {
         *("peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
@@ -106,7 +107,7 @@ _NO_EFFECT = frozenset(
     }
 )
 """Settings of PEFT's `LoraConfig` that do not change what a new adapter computes."""
-FIELDS_OF_PEFT = _HARMLESS | _MERGEABLE | _NO_INSTEAD.keys() | _NO_EFFECT | {"inference_mode", "runtime_config"}
+FIELDS_OF_PEFT = _HARMLESS | _NOT_SUPPORTED.keys() | _NO_EFFECT | {"inference_mode"}
 """The fields of PEFT's `LoraConfig` that ours does not have. Any other field is refused, unless its value is empty."""
 
 
@@ -346,7 +347,7 @@ def _from_json(fields: Mapping[str, Any]) -> LoraConfig:
         )
         shown = error_text(repr(initialisation), 40)
         raise TsugikiError(message.format(initialisation=shown, hint=_(MERGE_WITH_PEFT)))
-    for name, instead in _NO_INSTEAD.items():
+    for name, instead in _NOT_SUPPORTED.items():
         if fields.get(name):
             message = _("{name}={value} is not supported: {reason}")
             raise TsugikiError(message.format(name=name, value=error_text(repr(fields[name]), 80), reason=_(instead)))

@@ -147,7 +147,7 @@ def read_fields(config: type[ConfigT], fields: Mapping[str, Any], harmless: froz
         if name not in known | harmless and value not in (None, False, {}, [])
     ]
     if unknown:
-        message = _("{unknown} would change the result and is not supported; {hint}")
+        message = _("{unknown} is not known to Tsugiki, so it cannot tell whether it changes the result; {hint}")
         raise TsugikiError(message.format(unknown=", ".join(unknown), hint=_(MERGE_WITH_PEFT)))
     return config(**{name: value for name, value in fields.items() if name in known and value is not None})
 

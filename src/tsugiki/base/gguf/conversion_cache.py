@@ -20,8 +20,7 @@ from pathlib import Path
 from tsugiki.base.gguf.conversion import conversion_dtype, read_model_header, write_folder, write_settings
 from tsugiki.base.gguf.file import GgufHeader
 from tsugiki.errors import TsugikiError, unreadable
-from tsugiki.io.atomic import WriteError
-from tsugiki.io.cache import cache_folder, check_room, has_entry, kept, lock_of, new_entry
+from tsugiki.io.cache import another_place, cache_folder, check_room, has_entry, kept, lock_of, new_entry
 from tsugiki.io.digests import combined_digest, file_state, tensor_digest
 from tsugiki.io.formatting import format_size
 from tsugiki.io.locks import locked
@@ -51,14 +50,10 @@ def _name(path: Path, content: str = "") -> str:
 def _entry(path: Path, folder: Path, convert: Callable[[Path, GgufHeader, Path], None]) -> Path:
     if has_entry(folder):
         return folder
-    try:
-        with locked(lock_of(folder), folder):
-            if not has_entry(folder):
-                with new_entry(folder, {"file": path.name}) as temporary:
-                    convert(path, read_model_header(path), temporary)
-    except WriteError as error:
-        message = _("{error}; XDG_CACHE_HOME sets where converted models are kept")
-        raise TsugikiError(message.format(error=error)) from error
+    with another_place(), locked(lock_of(folder), folder):
+        if not has_entry(folder):
+            with new_entry(folder, {"file": path.name}) as temporary:
+                convert(path, read_model_header(path), temporary)
     return folder
 
 

@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import chain, islice
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, TypeAlias
 
 from tsugiki.data.read.aozora.text import clean_work, has_annotations, is_work, standard_characters
@@ -221,6 +221,8 @@ def _files(root: Path, reading: Reading) -> list[_File]:
         return files
     if not root.is_file():
         message = _("there is no file or folder {root} (data sets on the hub are written owner/name)")
+        if PureWindowsPath(root).drive:
+            message = _("there is no file or folder {root}")
         raise TsugikiError(message.format(root=root))
     if root.suffix.lower() not in DATA_SUFFIXES:
         kind = root.suffix or _("a file without a suffix")
