@@ -161,7 +161,8 @@ def computer(machine: Mapping[str, Any]) -> str:
     """Return the name of the accelerator, or else of the processor, from what `this_machine` returned."""
     generation = f" ({machine['generation']})" if machine.get("generation") else ""
     without = ", without C functions" if machine.get("c_functions") is False else ""
-    return machine.get("accelerator") or f"{machine['processor']}{generation}, {machine['threads']} threads{without}"
+    threads = "1 thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
+    return machine.get("accelerator") or f"{machine['processor']}{generation}, {threads}{without}"
 
 
 def _cell(text: str, language: str) -> str:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from benchmarks.figures import CHANGES, changes_since, zen
+from benchmarks.figures import CHANGES, changes_since, computer, zen
 from benchmarks.guide_tables import fill_guide, guide_language, main, read_results
 from benchmarks.speed.results import results_table
 
@@ -45,6 +45,11 @@ def test_a_table_of_a_guide_is_regenerated(tmp_path: Path):
     assert text.startswith("前\n")
     assert text.endswith("後\n")
     assert fill_guide(text, tmp_path, "ja") == text
+    alone = {"processor": "EPYC", "threads": 1}
+    assert computer(alone) == "EPYC, 1 thread"
+    for name in ("a", "b"):
+        replace(results, machine=alone).write(tmp_path / name)
+    assert "· EPYC、1 スレッド、2" in fill_guide(text, tmp_path, "ja")
 
 
 def tables_in(guide: Path) -> set[str]:
