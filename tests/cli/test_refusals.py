@@ -180,19 +180,24 @@ def test_what_cannot_be_is_one_line_and_changes_nothing(
     assert contents(made) == before
 
 
+GUIDE = Path(__file__).parents[2] / "CHANGELOG.md"
+
+
 @pytest.mark.parametrize(
     ("words", "typed"),
     [
         (["－－model", "embedded"], "－－model has .* type --model$"),
         (["ーーmodel", "embedded"], "ーーmodel has .* type --model$"),
         (["--max-steps", "１０"], "１０ has .* type 10$"),
+        (["--dtype", "fp32"], r"--dtype; did you mean --base-dtype\? "),
+        (["--model", "embedded", "--data", str(GUIDE), "--out", "o\udcff"], r"out: input should be a text in UTF-8"),
         (["--model", "embedded", "--data", "「文ー１.txt」", "--out", "o"], "type 文ー１.txt$"),
         (["--model", "embedded", "--data", "“a.txt”", "--out", "o"], "type a.txt$"),
         (["--model", "embedded", "--data", "none.txt", "--out", "o", "--prompts", "「春は」"], r"owner/name\)$"),
         (["--model", "embedded", "--data", r"C:\me\a.txt", "--out", "o"], r"no file or folder C:\\me\\a.txt$"),
     ],
 )
-def test_characters_of_a_japanese_keyboard_and_paths_of_windows_are_named(run: Any, words: list[str], typed: str):
+def test_what_somebody_types_is_answered_with_what_to_type(run: Any, words: list[str], typed: str):
     status, _out, said = run("train", *words)
     assert status == 2
     assert re.search(typed, said.strip()), said

@@ -79,6 +79,8 @@ def test_the_validation_text_and_what_it_has_chosen_are_shown():
     worse = [evaluation(step, loss) for step, loss in ((0, 5.0), (20, 5.1), (40, 5.5))]
     page = of(record(validations=worse, kept_step=20, training=TRAINING))
     assert "No step was better than the base on the validation text" in page.text
+    part = of(record(validations=worse, half_validations=worse[1:], kept_step=20, strength=0.1, training=TRAINING))
+    assert "no step was better" not in part.text.lower()  # a tenth of the update was
 
 
 @pytest.mark.parametrize(("after", "said"), [(5.1, False), (5.2, True)])

@@ -29,8 +29,9 @@ OTHER_NAMES = {
     "iters": "max_steps",
     "adapter_path": "adapter",
     "max_tokens": "max_new_tokens",
+    "dtype": "base_dtype",
 }
-"""Name of a setting in another program, or in an earlier version -> name."""
+"""Name of a setting in another program -> name."""
 
 _PROBLEMS = {
     "missing": marked("field required"),
@@ -45,6 +46,7 @@ _PROBLEMS = {
     **dict.fromkeys(("float_type", "float_parsing"), marked("input should be a valid number")),
     **dict.fromkeys(("bool_type", "bool_parsing"), marked("input should be true or false")),
     "string_type": marked("input should be a text"),
+    "string_unicode": marked("input should be a text in UTF-8"),
     "string_too_short": marked("input should not be empty"),
     "dict_type": marked("input should be settings"),
     # `is_instance_of`: settings name only the class `Sequence`

@@ -153,7 +153,7 @@ def run_notes(record: RunRecord) -> list[Sentence]:
             "0): the text is short, or like what the model knows already."
         )
         notes.append(Note(message))
-    elif not record.any_step_is_better():
+    elif record.strength == 1 and not record.any_step_is_better():  # a part of the update may be better
         message = _(
             "No step was better than the base on the validation text: the learning rate is too high, or the text "
             "is short, or like what the base knows already."
