@@ -61,8 +61,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("command", "said"),
     [
         ("nosuch", "nosuch"),
-        ("pretrain run.yaml", "python examples/embedded_base/pretrain.py"),
-        ("bench --race", "python -m benchmarks.race"),
         ("trian", "'train' … (tsugiki --help"),
         ("adapters lst", "'list' … (tsugiki adapters --help"),
         ("merge --out x --model m", "--adapter … (tsugiki merge --help"),
