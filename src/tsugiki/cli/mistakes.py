@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import PurePath
 from typing import Any
+from unicodedata import normalize
 
 from typer.exceptions import TyperException
 
@@ -40,8 +41,7 @@ _MESSAGES = [
     ),
 ]
 """Messages of typer, and the messages that replace them."""
-_NARROW = {0xFEE0 + code: code for code in range(0x21, 0x7F)} | dict.fromkeys(map(ord, "―—–‐ー"), "-")
-"""The characters that a Japanese keyboard gives in place of those of ASCII -> those of ASCII."""
+_DASHES = re.compile("[―—–‐ー]")
 _QUOTES = "「」『』“”‘’"
 
 
@@ -69,7 +69,7 @@ def with_keyboard_hint(problem: str, words: Iterable[str]) -> str:
     Marks of quotation are such characters only in a word that the problem names: elsewhere they may be meant.
     """
     for word in words:
-        typed = word.translate(_NARROW)
+        typed = normalize("NFKC", _DASHES.sub("-", word))
         typed = typed if typed.isascii() else word
         typed = typed.strip(_QUOTES) if word in problem else typed
         if typed != word:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -184,8 +184,6 @@ def _load_training_state(loop: TrainingLoop, folder: Path, is_longer: bool) -> N
         loop.gradients.scaler.load_state_dict(scaler)
     curve = [LossPoint.model_validate(point) for point in progress.pop("loss_curve")]
     answers = [PreferencePoint.model_validate(point) for point in progress.pop("preference_curve", [])]
-    known = {field.name for field in fields(Progress)}  # a checkpoint of an earlier version has others as well
-    progress = {name: value for name, value in progress.items() if name in known}
     loop.progress = Progress(**progress, loss_curve=curve, preference_curve=answers)
     if loop.progress.step < loop.steps and is_longer:
         loop.progress.stopped = False
