@@ -147,6 +147,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "gemma4": {"text_config": _WIDE},
     "gemma4_unified": {"text_config": _WIDE},
     "granitemoehybrid": {**_MAMBA, "layers_block_type": ["mamba", "attention"]},
+    "hrm_text": {"num_hidden_layers": 16},  # a cache for each of the calls of its stacks
     "hunyuan_v1_dense": {"head_dim": 8},
     "hunyuan_v1_moe": {"head_dim": 8, "num_experts": 4, "moe_topk": 2},
     "inkling2_loop_text": {

@@ -3,8 +3,10 @@
 from typing import Any
 
 import pytest
+import torch
 
 from tests.tiny import tiny_model
+from tests.tiny_types import tiny_of
 from tsugiki import disable_adapter, graft, ungraft
 from tsugiki.methods import METHODS
 from tsugiki.model import (
@@ -21,6 +23,17 @@ from tsugiki.model import (
 def test_context_is_the_number_of_positions(kind: str, positions: int | None, length: int):
     model = tiny_model(kind)
     assert (max_positions(model), virtual_tokens(model), context_length(model)) == (positions, 0, length)
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "opt", "whisper", "mpt", "roberta", "data2vec-text", "prophetnet"])
+def test_no_more_tokens_fit_into_the_positions(model_type: str):
+    model = tiny_of(model_type)
+    longest = max_positions(model)
+    assert longest is not None
+    with torch.no_grad():
+        model(input_ids=torch.full((1, longest), 30))
+        with pytest.raises((IndexError, RuntimeError)):
+            model(input_ids=torch.full((1, longest + 1), 30))
 
 
 @pytest.mark.parametrize("method", ["prompt-tuning", "prefix-tuning"])

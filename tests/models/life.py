@@ -1,6 +1,7 @@
 """The whole life of an adapter with default targets on a tiny model of one type, as a list of checks."""
 
 import copy
+import math
 import re
 import tempfile
 import warnings
@@ -8,14 +9,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import peft
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import PreTrainedTokenizerFast
 from transformers.pytorch_utils import Conv1D
 
+import tsugiki
 from tests.tiny import by_definition, relative_error
 from tests.tiny_types import VOCABULARY, inputs_for, lively_model
 from tsugiki import (
@@ -105,6 +110,8 @@ def live(model_type: str, task: str) -> Life:
         if names:
             check_experts(make, names, inputs)
     if task == "causal":
+        with check("train"):
+            train_by_command(make())
         with check("isolation"):
             with base_alone(model):
                 assert not attends_to_later_tokens(model), "attends to later tokens"
@@ -230,6 +237,40 @@ def train(model: Any, inputs: dict[str, Tensor]) -> list[float]:
         loss.backward()
         optimizer.step()
     return [*losses, float(loss_of(model, inputs))]
+
+
+def train_by_command(model: Any) -> None:
+    """A run of `tsugiki.train` on a text that is longer than the positions of the model."""
+    text = "the quick brown fox jumps over the lazy dog and then sleeps under an old oak tree until it is dark again. "
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(f"{folder}/base")
+        _tokenizer().save_pretrained(f"{folder}/base")
+        Path(folder, "text.txt").write_text("\n\n".join(text[place:] + 5 * text for place in range(0, 90, 9)))
+        record = tsugiki.train(
+            model=f"{folder}/base",
+            data=f"{folder}/text.txt",
+            out=f"{folder}/run",
+            max_steps=2,
+            batch_size=2,
+            learning_rate=1e-3,
+            held_out=0.2,
+            validation="none",
+            prompts=["the old "],
+            sample_tokens=2,
+        )
+    losses = [record.training.loss, *(evaluation.loss for evaluation in record.evaluations)]
+    assert len(losses) > 2, "the held-out text was not scored"
+    assert all(map(math.isfinite, losses)), losses
+
+
+def _tokenizer() -> Any:
+    """A tokenizer of letters, whose ids are those that `tokens_for` draws, but for the end of a text."""
+    letters = "ĠĊ.abcdefghijklmnopqrstuvwxyz"
+    vocabulary = {f"<{i}>": i for i in range(20)} | {letter: 20 + i for i, letter in enumerate(letters)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<1>", pad_token="<1>")
 
 
 def shake(model: Any) -> None:

@@ -11,6 +11,7 @@ import json
 import multiprocessing
 import os
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -61,5 +62,7 @@ def main(file: str, *only: str) -> None:
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    os.environ["TRANSFORMERS_VERBOSITY"] = "error"
-    main(*sys.argv[1:])
+    os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "TSUGIKI_LANG": "en"}
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["XDG_CACHE_HOME"] = cache
+        main(*sys.argv[1:])

@@ -77,6 +77,12 @@ class Grafted(Wrapper):
         return weight
 
     @property
+    def out_features(self) -> int:
+        """The width of the output, for code that reads `layer.out_features`."""
+        width: int = self.base_layer.out_features
+        return width
+
+    @property
     def bias(self) -> Tensor | None:
         """The base's bias, for code that reads `layer.bias`."""
         bias: Tensor | None = self.base_layer.bias

@@ -10,6 +10,8 @@ from tsugiki.annotations import PretrainedConfig, PreTrainedModel
 PROMPT_ATTRIBUTE = "tsugiki_prompt_tokens"
 """The attribute of a decoder that holds the number of virtual tokens of the soft prompt that is attached to it."""
 _DEFAULT_CONTEXT = 2048
+_POSITIONS = ("max_position_embeddings", "max_target_positions", "max_decoder_position_embeddings", "max_seq_len")
+"""The settings that say how many positions a model has: of most models, of Whisper, of LED, of MPT."""
 _WINDOWS = re.compile(r".*(window|chunk|topk|radius|block_size|local_attention).*")
 
 
@@ -30,8 +32,19 @@ def decoder_of(model: nn.Module) -> PreTrainedModel | None:
 
 def max_positions(model: nn.Module) -> int | None:
     """Return the largest number of tokens that the model has positions for, or None if its config names none."""
-    length = getattr(text_config(model), "max_position_embeddings", None)
-    return int(length) if length and length > 0 else None  # XLNet's is -1
+    settings = (getattr(text_config(model), name, None) for name in _POSITIONS)
+    length = next((length for length in settings if length and length > 0), None)  # XLNet's is -1
+    return length and length - _rows_before_positions(model)
+
+
+def _rows_before_positions(model: nn.Module) -> int:
+    """Return how many rows of a table of positions belong to none: up to that of padding, as in RoBERTa.
+
+    ProphetNet also reads the row after that of the last token, because it predicts one token more.
+    """
+    tables = (module for name, module in model.named_modules() if name.endswith("position_embeddings"))
+    padding = [table.padding_idx for table in tables if getattr(table, "padding_idx", None) is not None]
+    return padding[0] + 1 + hasattr(text_config(model), "ngram") if padding else 0
 
 
 def possible_windows(model: nn.Module) -> list[int]:

@@ -11,10 +11,12 @@ from safetensors.torch import load_file
 
 from tests.runs import assert_resumes, run_config, tiny_base
 from tests.tiny import byte_tokenizer
+from tests.tiny_types import tiny_of
+from tsugiki import LoraConfig
 from tsugiki.io import ADAPTER_FILE
 from tsugiki.training import RunRecord, train
 from tsugiki.training.choose.base_predictions import BasePredictions
-from tsugiki.training.choose.output_head import head_factor
+from tsugiki.training.choose.output_head import head_factor, with_output_head
 
 RARE = "Q"
 BLOCKS = {"c_attn", "c_fc", "c_proj"}
@@ -95,3 +97,7 @@ def test_the_rate_of_the_head_follows_from_vocabulary_and_share(share: float, vo
 
 def test_layers_that_are_named_are_taken(base: str, tmp_path: Path):
     assert layers(run_on(tmp_path, 0.1, lora={"target_modules": "all-linear"})) == BLOCKS
+
+
+def test_a_head_that_no_names_select_alone_stays_frozen():
+    assert with_output_head(tiny_of("git"), LoraConfig()) is None  # called `output`, as are parts of its blocks

@@ -21,6 +21,7 @@ from typing import Any
 
 from torch import nn
 
+from tsugiki.errors import TsugikiError
 from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.pair import LowRank
@@ -48,14 +49,18 @@ def leaves_layers_open(config: Any) -> bool:
 def with_output_head(model: nn.Module, config: LoraConfig) -> LoraConfig | None:
     """Return settings that select the default layers of the model and its output head.
 
-    Returns None if the model has no head that can be grafted.
+    Returns None if the model has no head that can be grafted, or if no names in an adapter's file select it without
+    selecting other layers.
     """
     head = output_head(model)
     names = [name for name, module in base_modules(model) if module is head]
     if head is None or not names or not is_graftable(head):
         return None
     both = [*find_targets(model, config), names[0]]
-    return dataclasses.replace(config, target_modules=shortest_target_modules(model, config, both))
+    try:
+        return dataclasses.replace(config, target_modules=shortest_target_modules(model, config, both))
+    except TsugikiError:  # as in GIT, whose head is called `output`, like parts of its blocks
+        return None
 
 
 def head_weights(model: nn.Module) -> list[nn.Parameter]:
@@ -84,7 +89,7 @@ def head_notes(share: float, model: nn.Module) -> list[str]:
             "output head gets LoRA factors as well ({flag:target_modules all-linear} leaves it out)"
         )
     notes = [message.format(share=share)]
-    if text_config(model).tie_word_embeddings:
+    if getattr(text_config(model), "tie_word_embeddings", False):
         notes.append(
             _(
                 "the head shares its weight with the token embedding, so llama.cpp can load the adapter merged into "
