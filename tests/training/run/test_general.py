@@ -61,7 +61,7 @@ def test_the_answers_of_the_base_are_learned_beside_the_rows(tmp_path: Path, ask
     mixed, alone = train(chat_config(tmp_path)), train(chat_config(tmp_path, "alone", mix="none"))
     rows = alone.data.train.documents
     assert (alone.data.mixed, alone.data.train.documents) == (None, ROWS - alone.data.held_out.documents)
-    assert mixed.data.mixed.documents == -(-rows // 6) == mixed.data.train.documents - rows
+    assert mixed.data.mixed.documents == 24 == mixed.data.train.documents - rows
     assert list(mixed.data.mixed.general_answers) == list(asked[0])
     assert mixed.data.mixed.share == pytest.approx(
         1 - alone.data.target_tokens_per_epoch / mixed.data.target_tokens_per_epoch
@@ -113,7 +113,7 @@ def test_methods_are_compared_with_one_set_of_answers(tmp_path: Path, asked: lis
     config = {"data": questions_file(tmp_path), "model": str(tmp_path / "base"), "out": str(tmp_path / "both")}
     compared = ComparisonConfig.model_validate({**config, "settings": shared, "methods": {"lora": {}, "full": {}}})
     records = compare(compared)
-    assert {record.data.mixed.documents for record in records.values()} == {-(-16 // 6)}
+    assert {record.data.mixed.documents for record in records.values()} == {24}
 
 
 def test_a_preview_has_the_answers_and_a_plan_the_number_of_rows(
@@ -149,6 +149,11 @@ def test_the_language_is_that_of_the_rows():
     assert chosen([japanese] * 9).language == "ja"
     assert chosen([english] * 9 + [japanese] * 3).language == "en"
     assert all(re.search("[ぁ-ん]", question) for question in chosen([japanese] * 9).learned)
+
+
+@pytest.mark.parametrize(("rows", "questions"), [(1, 24), (72, 24), (73, 25), (300, 100)])
+def test_more_rows_take_more_questions(rows: int, questions: int):
+    assert len(chosen([("What is it?", "A lamp.")] * rows).learned) == questions
 
 
 def test_a_question_of_the_rows_is_not_asked():

@@ -19,8 +19,8 @@ from tsugiki.data.store import TokenStore, text_key
 from tsugiki.language import ENGLISH, JAPANESE, _
 from tsugiki.training.settings.config import AUTO, RunConfig
 
-_ROWS_FOR_ONE = 6
-"""The user's rows for each question, so that a seventh of all rows are general ones."""
+_ROWS_FOR_ONE, _FEWEST = 3, 24
+"""The user's rows for each question, and the fewest questions: fewer are learned by heart, and keep little else."""
 _LOOKED_AT = 64
 """The rows whose language is looked at."""
 _KANA = re.compile(r"[\u3041-\u30fe]")
@@ -67,7 +67,7 @@ def general_questions(
     rows = map(json.loads, _file(language).read_text("utf-8").splitlines())
     asked = set(store.index.questions.tolist())
     free = [row["prompt"] for row in rows if text_key(question(Completion(row["prompt"], "", ""))) not in asked]
-    return GeneralQuestions(language, tuple(free[: -(-len(train) // _ROWS_FOR_ONE)]))
+    return GeneralQuestions(language, tuple(free[: max(_FEWEST, -(-len(train) // _ROWS_FOR_ONE))]))
 
 
 def _is_japanese(tokenizer: PreTrainedTokenizerBase, store: TokenStore, train: Integers) -> bool:
