@@ -264,6 +264,25 @@ def test_only_a_command_may_name_a_program(tmp_path: Path):
             refuse_programs(rule, "run.yaml")
 
 
+def test_a_program_gets_every_character_of_a_row(tmp_path: Path):
+    odd = "a\u2028b\x85c\u2029"
+    length = "def reward(prompt, answer, note):\n    return len(note) + len(answer)"
+    assert scores(python(tmp_path, length), odd, note=odd) == [12.0]
+    code = "import json, sys\nfor line in sys.stdin.buffer:\n    print(len(json.loads(line)['note']))"
+    (tmp_path / "score").write_text(code)
+    assert scores(f"command:{sys.executable} {tmp_path / 'score'}", odd, note=odd) == [6.0]
+
+
+def test_a_lone_surrogate_in_a_row_of_prompts_is_refused(tmp_path: Path):
+    path = tmp_path / "p.jsonl"
+    turns = [{"role": "user", "content": "\ud800"}]
+    others = ({"note": "\udfff"}, {"\ud8ff": 1}, {"prompt": "a\ud800"}, {"prompt": turns})
+    for row in ({"prompt": "a", **other} for other in others):
+        path.write_text(json.dumps({"prompt": "b"}) + "\n" + json.dumps(row) + "\n")
+        with pytest.raises(TsugikiError, match=r"p\.jsonl:2 contains an unpaired surrogate"):
+            read_prompts(str(path))
+
+
 def test_prompts_are_texts_or_messages_and_keep_their_fields(tmp_path: Path):
     path = tmp_path / "p.jsonl"
     turns = [{"role": "user", "content": "x" * 300}]

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from tsugiki import TsugikiError
 from tsugiki.data.read.prompts import PromptRow
+from tsugiki.io.digests import check_digest, write_digest
 from tsugiki.preference.sampling import (
     Answer,
     PromptAnswers,
@@ -66,3 +68,43 @@ def test_answers_are_read_as_they_were_written(tmp_path: Path):
     (found,) = read_answers(tmp_path / "a.jsonl")
     assert found.row == ROW
     assert [(one.text, one.reward) for one in found.answers] == [("春。\n", 1.0), ("b", None)]
+
+
+def test_line_ends_of_unicode_stay_in_their_texts(tmp_path: Path):
+    odd = PromptRow([{"role": "user", "content": "a\u2028b", "weight": 1}], {"note": "\x85\u2029"}, "p.jsonl:1")
+    given = [PromptAnswers(odd, [Answer("c\u2028d\u2029e\x85", False, True, (1.0, None, "no"), 1.0)])]
+    write_answers(tmp_path / "a.jsonl", given)
+    (found,) = read_answers(tmp_path / "a.jsonl")
+    assert found.row == odd
+    assert [vars(one) for one in found.answers] == [{**vars(given[0].answers[0]), "scores": [1.0, None, "no"]}]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"answers": [', '"answers": [1, '), ('"reward": 1.0', '"reward": "high"'), ('"Why?"', "5"),
+        ('"Why?"', '[{"role": "user"}]'), ('"Why?"', "[]"), ('"text"', '"texts"'), ("}", ""),
+    ],
+)  # fmt: skip
+def test_damaged_answers_are_an_error_that_names_the_line(old: str, new: str, tmp_path: Path):
+    path = tmp_path / "a.jsonl"
+    write_answers(path, [answers(("a", 1.0)), answers(("b", 1.0))])
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], lines[1].replace(old, new, 1)]))
+    with pytest.raises(TsugikiError, match=r"a\.jsonl:2"):
+        read_answers(path)
+
+
+def test_answers_that_were_changed_after_their_digest_are_not_read(tmp_path: Path):
+    path = tmp_path / "a.jsonl"
+    write_answers(path, [answers(("a", 1.0))])
+    assert not check_digest(path)
+    write_digest(path)
+    assert check_digest(path)
+    assert len(read_answers(path)) == 1
+    path.write_text(path.read_text().replace("1.0", "2.0"))
+    with pytest.raises(TsugikiError, match=r"a\.jsonl has changed"):
+        read_answers(path)
+    path.unlink()
+    with pytest.raises(TsugikiError, match=r"a\.jsonl has changed"):
+        check_digest(path)

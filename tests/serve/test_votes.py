@@ -91,3 +91,28 @@ def test_fewer_than_a_hundred_pairs_all_train_and_none_chooses(place: Place, mon
 def test_without_votes_there_is_nothing_to_learn(place: Place):
     assert place.post("train/votes", {}).status_code == 400
     assert place.get("train/uploads").json()["files"] == []
+
+
+def test_what_can_be_read_of_a_damaged_file_is_shown_and_the_rest_is_named(place: Place):
+    place.post("vote", vote("a", "b"))
+    file = place.running.library / ".votes" / "votes.jsonl"
+    good = file.read_bytes()
+    for damaged in (b"xx", b"\xff\xfe", b"[" * 9000, b'{"chosen": "a"}', b"1", good[:20]):
+        file.write_bytes(good + damaged + b"\n" + good)
+        shown = place.get("votes").json()
+        assert (shown["pairs"], len(shown["last"])) == (2, 2)
+        assert shown["damaged"].startswith("votes.jsonl:2 is damaged")
+        name = place.post("train/votes", {}).json()["name"]
+        assert (place.running.library / ".texts" / name).read_bytes() == good * 2, "what can be read is learned"
+        assert place.post("train/remove-upload", {"name": name}).status_code == 200
+    file.write_bytes(b"xx")
+    assert place.post("train/votes", {}).status_code == 400
+
+
+def test_a_vote_begins_a_line_of_its_own_after_an_editor(place: Place):
+    place.post("vote", vote("a", "b"))
+    file = place.running.library / ".votes" / "votes.jsonl"
+    file.write_bytes(file.read_bytes().rstrip(b"\n"))
+    assert place.post("vote", vote("c", "d\u2028e")).json()["pairs"] == 2
+    assert [row["rejected"] for row in place.get("votes").json()["last"]] == ["春の朝、d\u2028e", "春の朝、b"]
+    assert place.get("votes").json()["damaged"] == ""

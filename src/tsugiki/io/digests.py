@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 from tsugiki.errors import TsugikiError
+from tsugiki.io.atomic import write_text
 from tsugiki.io.file_names import MANIFEST_FILE
 from tsugiki.io.json import read_json, to_json_text, write_json
 from tsugiki.language import _
@@ -55,6 +56,27 @@ def changed_files(folder: Path, digests: Mapping[str, str]) -> list[str]:
             return True
 
     return [name for name in digests if is_changed(name)]
+
+
+def write_digest(path: Path) -> None:
+    """Write the digest of a file beside it, to `NAME.sha256`, as `sha256sum` does."""
+    write_text(_beside(path), f"{file_sha256(path).removeprefix('sha256:')}  {path.name}\n")
+
+
+def check_digest(path: Path) -> bool:
+    """Return whether the digest of a file was written; a TsugikiError says that the file has changed since."""
+    try:
+        written = _beside(path).read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return False
+    if changed_files(path.parent, {path.name: f"sha256:{written.partition(' ')[0]}"}):
+        message = _("{path} has changed since it was written; restore it, or start another run")
+        raise TsugikiError(message.format(path=path))
+    return True
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
 
 
 def tensor_digest(file: BinaryIO, begin: int, end: int, description: str) -> str:

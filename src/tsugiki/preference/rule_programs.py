@@ -62,7 +62,7 @@ def _number(line: str) -> Result:
 
 def _written(rule: str, words: Sequence[str], lines: Sequence[dict[str, Any]], seconds: float) -> tuple[list[str], int]:
     """Return the lines that a program writes for lines of JSON, and its status. It is ended with all it has started."""
-    pipe, text = subprocess.PIPE, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    pipe, text = subprocess.PIPE, "".join(json.dumps(line) + "\n" for line in lines)
     try:
         process = subprocess.Popen(words, stdin=pipe, stdout=pipe, encoding="utf-8", start_new_session=True)
     except OSError as error:

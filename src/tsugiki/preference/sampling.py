@@ -8,19 +8,17 @@ whole sentence, where the model learns to end. One without a whole sentence stay
 answer, and can be the rejected answer of a pair, but never the chosen one.
 """
 
-import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from pydantic import BaseModel
 
 from tsugiki.data.read.prompts import PromptRow
-from tsugiki.io.atomic import write_text
-from tsugiki.io.digests import sha256_bytes
+from tsugiki.io.digests import check_digest, sha256_bytes
+from tsugiki.io.json_lines import read_rows, write_rows
 from tsugiki.language import _
 from tsugiki.preference.rule_programs import Result
 
@@ -39,6 +37,13 @@ class Answer:
     scores: Sequence[Result] = ()
     """For each rule."""
     reward: float | None = None
+
+
+@dataclass(frozen=True)
+class _Line(PromptRow):
+    """A line of a file of answers."""
+
+    answers: Sequence[Answer]
 
 
 @dataclass(frozen=True)
@@ -123,14 +128,13 @@ def answer_of(text: str, was_cut: bool) -> Answer:
 
 def write_answers(path: Path, answers: Iterable[PromptAnswers]) -> None:
     """Write all answers with their scores, a line for each prompt, atomically."""
-    _write_lines(path, ({**vars(one.row), "answers": [vars(answer) for answer in one.answers]} for one in answers))
+    write_rows(path, ({**vars(one.row), "answers": [vars(answer) for answer in one.answers]} for one in answers))
 
 
 def read_answers(path: Path) -> list[PromptAnswers]:
-    """Return the answers that `write_answers` has written."""
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    answers = [[Answer(**one) for one in row.pop("answers")] for row in rows]
-    return [PromptAnswers(PromptRow(**row), of_row) for row, of_row in zip(rows, answers, strict=True)]
+    """Return the answers that `write_answers` has written; a file that is damaged or was changed is a TsugikiError."""
+    check_digest(path)
+    return [PromptAnswers(PromptRow(one.prompt, one.fields, one.source), one.answers) for one in read_rows(path, _Line)]
 
 
 def write_pairs(path: Path, answers: Iterable[PromptAnswers]) -> None:
@@ -140,18 +144,14 @@ def write_pairs(path: Path, answers: Iterable[PromptAnswers]) -> None:
         if pair := one.pair():
             both = {"chosen": _completion(one, pair[0]), "rejected": _completion(one, pair[1])}
             rows.append({"prompt": one.row.prompt, **both, "scores": [answer.reward for answer in pair]})
-    _write_lines(path, rows)
+    write_rows(path, rows)
 
 
 def write_prompts(path: Path, rows: Iterable[PromptRow]) -> None:
     """Write prompts as plain texts."""
-    _write_lines(path, [{"text": row.text} for row in rows])
+    write_rows(path, [{"text": row.text} for row in rows])
 
 
 def _completion(answers: PromptAnswers, answer: Answer) -> str | list[dict[str, str]]:
     """Return an answer in the form of its prompt: a text, or messages."""
     return answer.text if isinstance(answers.row.prompt, str) else [{"role": "assistant", "content": answer.text}]
-
-
-def _write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

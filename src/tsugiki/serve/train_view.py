@@ -29,6 +29,7 @@ from tsugiki.errors import TsugikiError, error_text
 from tsugiki.io.atomic import write_text
 from tsugiki.io.file_names import DATA_SUFFIXES
 from tsugiki.io.formatting import format_size
+from tsugiki.io.json_lines import to_lines
 from tsugiki.io.locks import OWNER_FILE
 from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
@@ -427,9 +428,10 @@ def training_routes(training: Training, jobs: Jobs, votes: Votes) -> list[Route]
         return training.uploads.listing()
 
     def take_votes(_asked: NoFields) -> dict[str, str]:
-        if not (content := votes.content()):
+        rows, _damaged = votes.rows()
+        if not rows:
             raise ApiError(400, _("there are no votes to learn from"), code="invalid_value")
-        return {"name": training.uploads.put(FILE, content)}
+        return {"name": training.uploads.put(FILE, to_lines(rows))}
 
     return [
         get_route("train/uploads", training.uploads.listing),

@@ -4,21 +4,21 @@ A row has the columns that preference tuning reads, and says which models wrote 
 the messages. A text that is continued is part of both answers, so that no chat template is put around it.
 """
 
-import json
 from contextlib import AbstractContextManager
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import BaseModel, Field, StringConstraints
 from pydantic_core import from_json
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from tsugiki.errors import system_error, unreadable
+from tsugiki.errors import TsugikiError, system_error, unreadable
 from tsugiki.io.atomic import new_file
 from tsugiki.io.formatting import format_size
+from tsugiki.io.json_lines import parse_rows, to_lines
 from tsugiki.io.locks import locked
 from tsugiki.language import _
 from tsugiki.serve.errors import ApiError
@@ -38,6 +38,21 @@ _LARGEST = 16_000_000  # bytes of the file
 _SHOWN = 100  # pairs that are listed
 
 _Text = Annotated[str, StringConstraints(max_length=200_000)]
+
+
+class _Turn(BaseModel):
+    role: str
+    content: str
+
+
+class _Pair(BaseModel):
+    """A row of the file."""
+
+    prompt: str | list[_Turn] | None = None
+    chosen: str | list[_Turn]
+    rejected: str | list[_Turn]
+    base: str
+    models: dict[Literal["chosen", "rejected"], str]
 
 
 class VoteMessage(Fields):
@@ -95,18 +110,27 @@ class Votes:
         except OSError as error:
             raise unreadable(self.file, error) from error
 
+    def rows(self) -> tuple[list[dict[str, Any]], str]:
+        """Return the pairs that can be read, and what is wrong with the first other line; empty if there is none."""
+        parsed = list(parse_rows(Path(FILE), self.content(), _Pair))
+        damaged = [str(one) for one in parsed if isinstance(one, TsugikiError)]
+        return [one.model_dump(exclude_none=True) for one in parsed if isinstance(one, _Pair)], "".join(damaged[:1])
+
     def listing(self) -> dict[str, Any]:
         """Return how many pairs there are, from how many on they are offered or enough, and the last ones."""
-        lines = self.content().splitlines()
-        last = [json.loads(line) for line in lines[: -_SHOWN - 1 : -1]]
-        return {"pairs": len(lines), "offered": OFFERED, "few": FEW, "last": last}
+        rows, damaged = self.rows()
+        last = rows[: -_SHOWN - 1 : -1]
+        return {"pairs": len(rows), "offered": OFFERED, "few": FEW, "last": last, "damaged": damaged}
 
     def add(self, vote: VoteRequest, base: str) -> dict[str, Any]:
         """Write the pairs of a vote; return how many there are now, are new, and could not be made."""
         rows = vote.pairs(base)
-        added = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode(errors="replace")
+        added = to_lines(rows)
         with self._locked():
-            content = self.content() + added
+            content = self.content()
+            if content and not content.endswith(b"\n"):  # an editor has written it
+                content += b"\n"
+            content += added
             if len(content) > _LARGEST:
                 message = _("the votes take the {size} that they may; download and delete them first")
                 raise ApiError(413, message.format(size=format_size(_LARGEST)), code="no_room")
@@ -114,7 +138,7 @@ class Votes:
             if added:
                 with new_file(self.file, replace=True) as temporary:
                     temporary.write_bytes(content)
-        return {"pairs": content.count(b"\n"), "added": len(rows), "left_out": len(vote.answers) - 1 - len(rows)}
+        return {"pairs": len(self.rows()[0]), "added": len(rows), "left_out": len(vote.answers) - 1 - len(rows)}
 
     def remove(self) -> None:
         """Remove the file."""

@@ -105,6 +105,18 @@ def test_rounds_are_asked_learned_and_judged_and_the_best_one_is_kept(
     assert all(said in page for said in ("Reward by round", "1, kept", "held-out prompts (4) is"))
 
 
+def test_line_ends_of_unicode_are_learned_and_changed_answers_are_refused(tmp_path: Path):
+    rows = [{"prompt": f"{number}\u2028\x85", "note": "a\u2029b"} for number in range(4)]
+    (tmp_path / "odd.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = random_config(tmp_path, "odd", data=str(tmp_path / "odd.jsonl"))
+    assert train_by_reward(given).rounds[1].learned.drawn == 4
+    answers = tmp_path / "odd" / "rounds" / "1.answers.jsonl"
+    answers.write_text(answers.read_text("utf-8").replace('"reward": 0', '"reward": 1', 1), "utf-8")
+    more = random_config(tmp_path, "odd", data=str(tmp_path / "odd.jsonl"), settings={"rounds": 3})
+    with pytest.raises(TsugikiError, match=r"1\.answers\.jsonl has changed"):
+        train_by_reward(more, resume=True)
+
+
 def kill(given: RunConfig, owner: Any, name: str) -> None:
     """Start a run, and raise KeyboardInterrupt in it at the second call of a function."""
     function, calls = getattr(owner, name), itertools.count(1)

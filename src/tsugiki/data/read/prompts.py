@@ -7,10 +7,12 @@ rules that score answers need them, such as the right answer.
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator
 
 from tsugiki.data.read.files import Data, read_wanted
-from tsugiki.data.read.schemas import NO_COLUMNS, Columns, Wanted
+from tsugiki.data.read.schemas import NO_COLUMNS, Columns, Wanted, check_surrogates
 from tsugiki.data.records import Document, Reading
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
@@ -18,11 +20,19 @@ from tsugiki.language import _
 _ROW = "row"  # the field of a record that has all columns
 
 
+def _asks(prompt: Any) -> Any:
+    """Return a prompt, unless it is neither a text nor messages for the assistant to answer, which is a ValueError."""
+    roles = [_role(turn) for turn in prompt] if isinstance(prompt, list) else []
+    if not isinstance(prompt, str) and (not roles or None in roles or roles[-1] == "assistant"):
+        raise ValueError(_("it is neither a text nor messages for the assistant to answer"))
+    return prompt
+
+
 @dataclass(frozen=True)
 class PromptRow:
     """A prompt, and the row that it is from."""
 
-    prompt: str | list[dict[str, str]]
+    prompt: Annotated[str | list[dict[str, Any]], AfterValidator(_asks)]
     """A text, or messages with `role` and `content`."""
     fields: Mapping[str, Any]
     """The other columns of the row."""
@@ -42,19 +52,20 @@ def read_prompts(data: Data, columns: Columns = NO_COLUMNS) -> list[PromptRow]:
 
 
 def _read_row(row: Mapping[str, Any], source: str, reading: Reading) -> list[Document]:
-    return [Document("", source, {_ROW: json.dumps(row, default=str)})]
+    text = json.dumps(row, ensure_ascii=False, default=str)
+    check_surrogates(text, source)
+    return [Document("", source, {_ROW: text})]
 
 
 def _prompt_row(fields: Mapping[str, str], source: str) -> PromptRow:
     row = json.loads(fields.get(_ROW, "{}"))
-    prompt = row.pop("prompt", None)
-    roles = [_role(turn) for turn in prompt] if isinstance(prompt, list) else []
-    if not isinstance(prompt, str) and (not roles or None in roles or roles[-1] == "assistant"):
+    try:
+        return PromptRow(_asks(row.pop("prompt", None)), row, source)
+    except ValueError as error:
         message = _(
             "{source} has no prompt: a column with texts, or with lists of messages for the assistant to answer"
         )
-        raise TsugikiError(message.format(source=source))
-    return PromptRow(prompt, row, source)
+        raise TsugikiError(message.format(source=source)) from error
 
 
 def _role(turn: Any) -> str | None:

@@ -261,7 +261,10 @@ def read_row(row: Mapping[str, Any], source: str) -> Record | None:
             message = _("{source} has tools, which only lists of messages can call; remove the field or the row")
             raise TsugikiError(message.format(source=source))
         record = replace(record, tools=tools)
-    _check_surrogates(record)
+    text = record.text
+    if isinstance(record, Conversation):
+        text += record.tools + "".join(turn.of_tools for turn in record.messages)
+    check_surrogates(text, source)
     return record
 
 
@@ -373,16 +376,14 @@ def _check_turns(turns: list[Message], source: str) -> tuple[Message, ...]:
     return tuple(turns)
 
 
-def _check_surrogates(record: Record) -> None:
-    text = record.text
-    if isinstance(record, Conversation):
-        text += record.tools + "".join(turn.of_tools for turn in record.messages)
+def check_surrogates(text: str, source: str) -> None:
+    """Raise a TsugikiError if a text has an unpaired surrogate, which tokenizers refuse."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
         surrogate = ascii(text[error.start])[1:-1]
         message = _("{source} contains an unpaired surrogate ({surrogate}); repair or remove it")
-        raise TsugikiError(message.format(source=record.source, surrogate=surrogate)) from error
+        raise TsugikiError(message.format(source=source, surrogate=surrogate)) from error
 
 
 _TYPE_NAMES = {

@@ -34,6 +34,7 @@ from tsugiki.generation.generate import continue_rows
 from tsugiki.generation.prompt import tokens_of_prompts
 from tsugiki.generation.sampling import Sampling
 from tsugiki.io.atomic import check_new_file, make_folder, refuse_existing, write_bytes
+from tsugiki.io.digests import check_digest, write_digest
 from tsugiki.io.file_names import RECORD_FILE
 from tsugiki.io.measurements import decide
 from tsugiki.io.run_folder import CHECKPOINTS, remove_run
@@ -194,11 +195,13 @@ class _Rounds:
 
         def asked() -> tuple[list[PromptAnswers], float]:
             self.scoring[:] = [0.0]
-            if not file.exists():
+            if not check_digest(file):
                 found = self.ask(number - 1, self._drawn(number), self.numbers.samples, f"round {number}")
                 write_answers(file, found)
-            write_pairs(self.path(f"{number}.pairs.jsonl"), read_answers(file))
-            return read_answers(file), self.scoring[0]
+                write_digest(file)
+            answers = read_answers(file)
+            write_pairs(self.path(f"{number}.pairs.jsonl"), answers)
+            return answers, self.scoring[0]
 
         answers, scoring = on_main(self.start.accelerator, asked)
         counted = count_answers(answers)

@@ -4,7 +4,6 @@ A source lists its works, from the library's index (list_person_all_extended_utf
 `select` chooses from this list, `read_entries` downloads and cleans the chosen works, and `write_works` writes them.
 """
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from tsugiki.errors import TsugikiError, error_text, summarise_list, unreadable
 from tsugiki.io.atomic import new_file
 from tsugiki.io.cache import cache_folder
 from tsugiki.io.formatting import format_size
+from tsugiki.io.json_lines import to_lines
 from tsugiki.language import _
 
 if TYPE_CHECKING:
@@ -257,9 +257,9 @@ class Totals:
 def write_works(works: Iterable[Work], out: Path) -> Totals:
     """Write one JSON object per line and work. The file appears only when all works are written."""
     totals = Totals()
-    with new_file(out) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as lines:
+    with new_file(out) as temporary, temporary.open("wb") as lines:
         for work in works:
-            lines.write(json.dumps(_record(work), ensure_ascii=False) + "\n")
+            lines.write(to_lines([_record(work)]))
             totals = Totals(totals.works + 1, totals.characters + len(work.text), totals.unresolved + work.unresolved)
     return totals
 

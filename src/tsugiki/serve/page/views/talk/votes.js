@@ -67,7 +67,7 @@ export function interval(won, count) {
 export function Votes({ base, isOpen, kept, setKept }) {
   const [, redraw] = useReducer((times) => times + 1, 0);
   const tally = Object.entries(stored()[base] ?? {});
-  if (!tally.length && !kept?.pairs) return null;
+  if (!tally.length && !kept?.pairs && !kept?.damaged) return null;
   const share = ({ won, lost }) => {
     if (won + lost === 0) return "–";
     const [low, high] = interval(won, won + lost).map(percent);
@@ -79,13 +79,13 @@ export function Votes({ base, isOpen, kept, setKept }) {
     ${tally.length > 0 &&
     html`<${Table} headers=${[t("model"), t("won"), t("lost"), t("tied"), t("share")]} rows=${rows} />
       <${Quiet} act=${() => (change(base), redraw(null))}>${t("forget")}<//>`}
-    ${kept?.pairs > 0 && html`<${Pairs} ...${{ kept, setKept }} />`}
+    ${(kept?.pairs > 0 || kept?.damaged) && html`<${Pairs} ...${{ kept, setKept }} />`}
   </details>`;
 }
 
 /** The pairs on the server, and what can be done with them. */
 function Pairs({ kept, setKept }) {
-  const { pairs, offered, few } = kept;
+  const { pairs, offered, few, damaged } = kept;
   const save = async () => saveFile("votes.jsonl", await getBlob("/page/api/votes/file"));
   const remove = async () => {
     const yes = await ask(t("pairs.remove_all", { count: pairs }), t("pairs.remove"));
@@ -93,7 +93,7 @@ function Pairs({ kept, setKept }) {
   };
   const look = () => openDialog(t("pairs.look"), (close) => html`<${PairList} ...${{ kept, close }} />`);
   return html`<div class="pairs">
-    <p>${t("pairs.kept", { count: pairs })} ${pairs < offered && t("pairs.wait", { count: offered })}</p>
+    <p>${t("pairs.kept", { count: pairs })} ${pairs < offered && t("pairs.wait", { count: offered })} ${damaged}</p>
     <${Actions} kind="quiet" of=${[
       [true, t("pairs.look"), look],
       [true, t("pairs.save"), save],
