@@ -194,13 +194,16 @@ def evaluate(
         raise TsugikiError(message)
     chosen = of_targets.evaluation_targets(_list(model), _list(adapter))
     progress, notes = ProgressDisplay(), list[str]()
+    if dtype is None and (dtype := of_targets.dtype_of(chosen)) != "fp32":
+        message = _("the base is in {dtype}, as when an adapter was trained; alone it is in fp32 ({flag:dtype})")
+        notes.append(message.format(dtype=dtype))
     loaded = partial(of_targets.loaded_targets, chosen, allow_base_mismatch, trust_remote_code, chat_template, dtype)
     with quiet_libraries():
         if questions is not None:
             asked = read_questions(Path(questions))
             targets = loaded(each_alone=all(isinstance(question.prompt, str) for question in asked))
             answers = of_targets.answer_with_targets(targets, asked, max_new_tokens, progress)
-            return Results(chosen, answers, answers_table)
+            return Results(chosen, answers, answers_table, notes)
         if pairs:
             targets = loaded(only_pairs=holds_completions(pairs, columns))
             scores = of_targets.score_pairs_with_targets(targets, pairs, columns, notes, progress)
@@ -212,7 +215,7 @@ def evaluate(
         results = list(evaluated)
     if characters is not None and results[0].characters > characters:
         message = _("--characters {asked:,} was rounded up to {measured:,}: only whole windows are evaluated")
-        notes = [message.format(asked=characters, measured=results[0].characters)]
+        notes.append(message.format(asked=characters, measured=results[0].characters))
     return Results(chosen, results, evaluation_table, [*reading.notes(), *notes])
 
 

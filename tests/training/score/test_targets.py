@@ -82,6 +82,9 @@ def test_an_adapter_of_a_quantised_base_is_evaluated_on_such_a_base(config: Any,
         assert all(any(isinstance(layer, Nf4Linear) for layer in model.modules()) is expected for model in models)
     base, adapted = evaluated(quantised, list(config.data))
     assert base.loss != adapted.loss
+    for adapter, named in ((quantised.out, 1), (config.out, 0), ((), 0)):
+        results = tsugiki.evaluate(list(config.data), model=config.model, adapter=adapter)
+        assert sum("in nf4" in note for note in results.table()[1]) == named
     assert not any(isinstance(layer, Nf4Linear) for layer in TargetLoader(False, False).use(targets[0])[0].modules())
 
 
