@@ -182,6 +182,14 @@ def test_a_mask_that_overrides_sliding_windows_is_not_used_in_longer_rows(kind: 
     assert difference(wide, "attention_mask")[0] < 1e-5
 
 
+@pytest.mark.parametrize("kind", ["roberta", "camembert", "gpt_oss"])
+def test_a_model_that_differs_at_the_beginning_of_a_row_needs_separate_rows(kind: str):
+    """RoBERTa counts positions from the number of padding; a window is shorter than the documents of the trial."""
+    model = lively_model(kind, **({"sliding_window": 8} if kind == "gpt_oss" else {}))
+    assert difference(model, "attention_mask")[0] > 1e-2
+    assert detect_document_masking(model) == "separate_rows"
+
+
 @pytest.mark.parametrize("kind", ["hy_v4", "dots3_note_text"])
 def test_attention_to_a_number_of_chosen_tokens_needs_separate_rows(kind: str):
     """Which of several tokens with one score are chosen depends on their places in the row."""

@@ -315,7 +315,8 @@ def _keeps_apart(
 
     They differ by rounding, because rows of other lengths are computed by other kernels. Layers that round their input
     to 8 bits increase the difference (to 20 % in Gemma 3). So it is compared with the difference for a document at the
-    beginning of a row, which no other document can influence.
+    beginning of a row, which no other document can influence. No mask and no positions are given for this: a mask
+    without the model's window, or positions that it counts from another number, would change both differences alike.
 
     The first `shared` tokens of the second document are not there twice: they are before the first document, as a
     prompt of both, and the states of the others are compared.
@@ -329,7 +330,7 @@ def _keeps_apart(
     if same_to_rounding(packed, alone):
         return True
     beginning = second[:, :_SECOND]  # a short document, for which other kernels are used than for the row
-    leading = _packed_states(model, beginning, other, masking)[0]
+    leading = last_hidden_states(model, {"input_ids": torch.cat([beginning, other], 1)})[:, :_SECOND]
     rounding = _difference(leading, last_hidden_states(model, {"input_ids": beginning}))
     return _difference(packed, alone) <= _MOST_ROUNDING * rounding
 
