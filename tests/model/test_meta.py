@@ -1,3 +1,4 @@
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -6,6 +7,7 @@ import torch
 import transformers
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.devices.pretend import NAME, on_host, pretended_device
 from tests.tiny import ids, tiny_model
 from tsugiki.model import NoRandomValues, meta_model, replica_in
 
@@ -24,6 +26,39 @@ def test_a_replica_computes_as_the_model_loaded_in_bfloat16(kind: str, tmp_path:
     assert torch.equal(found, expected)
     assert all(p.dtype == torch.bfloat16 for p in replica.parameters())
     assert all(p.dtype == torch.float32 for p in model.parameters())
+
+
+def replica_by_data(dtype: torch.dtype, model: Any) -> Any:
+    """The definition: a whole copy whose parameters then get other data."""
+    replica = copy.deepcopy(model)
+    for parameter in replica.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return replica
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])  # with tied weights, and without
+def test_a_replica_has_parameters_of_its_own(kind: str, dtype: torch.dtype):
+    model = tiny_model(kind)
+    model.get_input_embeddings().weight.requires_grad_(False)
+    replica, expected = replica_in(dtype, model), replica_by_data(dtype, model)
+    found, wanted = dict(replica.named_parameters()), dict(expected.named_parameters())
+    assert list(found) == list(wanted)
+    assert [*replica.state_dict()] == [*expected.state_dict()]
+    for name, parameter in found.items():
+        assert type(parameter) is type(wanted[name])
+        assert parameter.requires_grad == wanted[name].requires_grad
+        torch.testing.assert_close(parameter, wanted[name], rtol=0, atol=0)
+    storages = [{p.data_ptr() for p in each.parameters()} for each in (model, replica)]
+    assert not storages[0] & storages[1]
+    tied = [each.lm_head.weight is each.get_input_embeddings().weight for each in (replica, expected)]
+    assert tied == [kind == "gpt2"] * 2
+
+
+def test_a_replica_is_made_on_a_device_whose_tensors_are_wrappers():
+    with pretended_device():
+        replica = replica_in(torch.bfloat16, tiny_model().to(NAME))
+        assert {on_host(parameter.detach()).dtype for parameter in replica.parameters()} == {torch.bfloat16}
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "gemma3_text", "gptj", "gemma4_text"])

@@ -157,8 +157,10 @@ def replica_in(dtype: torch.dtype, model: Model) -> Model:
     the angle at position 2,047 is wrong by up to 0.9 rad (heads of 64 channels, base 10,000).
     `from_pretrained(dtype=dtype)` keeps them in float32, and so does this function.
     """
-    replica = copy.deepcopy(model)
-    for parameter in replica.parameters():
-        if parameter.is_floating_point():
-            parameter.data = parameter.data.to(dtype)
-    return replica
+    # What a parameter is copied to is given to `deepcopy`, so tied parameters stay tied, and none is copied twice.
+    cast = {
+        id(parameter): nn.Parameter(parameter.detach().to(dtype, copy=True), parameter.requires_grad)
+        for parameter in model.parameters()
+        if parameter.is_floating_point()
+    }
+    return copy.deepcopy(model, cast)
