@@ -34,6 +34,7 @@ _JAPANESE = {
     "causal": "因果言語モデル",
     "seq2seq": "エンコーダー・デコーダー",
     "speech": "音声認識",
+    "of their own": "種類ごとに異なる",
 }
 _LATER = (
     "attends to later tokens, so it cannot learn to predict them",
@@ -47,7 +48,12 @@ _NO_TINY = (
     "the general rule for tiny models does not build one that runs",
     "検査用の小さなモデルを共通の規則では作れない",
 )
+_NOT_LOADED = (
+    "Transformers saves a text model of a type that it does not load",
+    "Transformers が、自身では読み込めない種類のテキストモデルとして保存する",
+)
 _EXPLAINED = "reason: "
+_OWN = "of their own"
 _MARKS = {"attention_mask": "‡", "separate_rows": "†"}
 """How documents in a row are kept apart -> the mark of a type in the table; position ids have none."""
 REASONS: dict[str, tuple[str, str]] = {
@@ -58,6 +64,17 @@ REASONS: dict[str, tuple[str, str]] = {
     "laguna": _RENAMED,
     "inkling2_text": _RENAMED,
     "inkling2_loop_text": _RENAMED,
+    "emu3": _NOT_LOADED,
+    "mllama": _NOT_LOADED,
+    "blt": (
+        "Transformers cannot generate with it, so a run with samples fails",
+        "Transformers では生成できず、生成例のある実行は失敗する",
+    ),
+    "git": ("its own loss counts the tokens of an image", "モデル自身の損失計算が画像のトークンを前提とする"),
+    "xlstm": (
+        "it does not compute in bfloat16; train with `--base-dtype fp32`",
+        "bfloat16 では計算できない（`--base-dtype fp32` なら学習できる）",
+    ),
     "gemma3n": ("its image encoder requires the package timm", "画像エンコーダーに timm パッケージが必要"),
     "reformer": (
         "its reversible layers compute no gradients if the embeddings are frozen",
@@ -98,16 +115,24 @@ def _summary(lives: Sequence[Life]) -> Table:
 
 
 def _types(lives: Sequence[Life]) -> Table:
-    """A row for each set of layers, with the types that have it."""
+    """A row for each set of layers that several types have, and two for the others, without and with experts."""
     groups: dict[tuple[frozenset[str], frozenset[str]], list[Life]] = {}
     for life in (life for life in lives if life.layers):
         groups.setdefault((frozenset(_names(life.layers)), frozenset(_names(life.experts))), []).append(life)
     rows = [
-        [_listed(f"{life.model_type}{_MARKS.get(life.masking, '')}" for life in own)]
-        + [" ".join(names) or "–" for names in (_names(own[0].layers), _names(own[0].experts))]
+        [_marked(own), *(" ".join(names) or "–" for names in (_names(own[0].layers), _names(own[0].experts)))]
         for own in sorted(groups.values(), key=len, reverse=True)
+        if len(own) > 1
     ]
+    alone = [own[0] for own in groups.values() if len(own) == 1]
+    for experts, cell in ((False, "–"), (True, _OWN)):
+        if some := [life for life in alone if bool(life.experts) == experts]:
+            rows.append([_marked(some), _OWN, cell])
     return ["types", "adapted by default", "experts"], rows
+
+
+def _marked(lives: Sequence[Life]) -> str:
+    return _listed(f"{life.model_type}{_MARKS.get(life.masking, '')}" for life in lives)
 
 
 def _exported(lives: Sequence[Life]) -> Table:

@@ -34,7 +34,8 @@ def test_the_summary_counts_what_passes_every_check():
 
 
 def test_types_with_the_same_layers_share_a_row():
-    assert rows("types") == [["llama, xlnet", "q_proj", "–"], ["qwen3_moe†", "q_proj k_proj", "down_proj"]]
+    assert rows("types") == [["llama, xlnet", "q_proj", "–"], ["qwen3_moe†", "of their own", "of their own"]]
+    assert rows("types", japanese=True)[1][1:] == ["種類ごとに異なる"] * 2
 
 
 def test_types_that_llama_cpp_loads_are_listed():
