@@ -90,6 +90,15 @@ def test_details(place: Place):
     assert running["time_left"] == "12 s"  # six steps of two seconds
 
 
+def test_a_finished_run_whose_process_still_lives_is_finished(tmp_path: Path, runs: Runs, processes: NotedProcesses):
+    write_run(tmp_path, "run", status="finished")
+    processes.running = tmp_path / "run"
+    shown = shown_of(runs)
+    assert (shown["state"], shown["can_stop"], shown["time_left"]) == ("finished", False, None)
+    with sole_use(tmp_path / "run"):  # a process that continues it with more steps
+        assert shown_of(runs)["state"] == "running"
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_names_that_are_no_run(place: Place, name: str):
     for path in ("runs/stop", "runs/resume", "runs/remove", "runs/plan"):

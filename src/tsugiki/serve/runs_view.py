@@ -405,6 +405,9 @@ class Runs:
 
     def _state(self, run: RunFolder, record: RunRecord | TsugikiError | None, waiting: list[str]) -> State:
         folder, in_use = run.folder, is_in_use(run.folder)
+        finished = isinstance(record, RunRecord) and record.status == "finished"
+        if finished and not in_use:  # its process may still live for a moment; one that continues it has the lock
+            return "finished"
         if in_use or self.processes.owner(folder) is not None:
             if self.processes.is_stopping(folder):
                 return "stopping"
@@ -413,8 +416,6 @@ class Runs:
             return "queued"
         if isinstance(record, TsugikiError):
             return "unreadable"
-        if record is not None and record.status == "finished":
-            return "finished"
         return "failed" if self._reason(folder) else "stopped"
 
     def _reason(self, folder: Path) -> str | None:
