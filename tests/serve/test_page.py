@@ -32,6 +32,42 @@ def test_files(server: Running):
         assert httpx2.get(server.url + other).status_code == 404
 
 
+def test_a_file_that_the_browser_has_is_not_sent_again(server: Running):
+    tags = set()
+    with httpx2.Client() as client:
+        for address in page_files():
+            plain = client.get(server.url + address, headers={"Accept-Encoding": "identity"})
+            packed = client.get(server.url + address, headers={"Accept-Encoding": "br, gzip"})
+            assert plain.content == packed.content
+            encodings = [answer.headers.get("content-encoding") for answer in (plain, packed)]
+            assert encodings == [None, "gzip"]
+            assert packed.num_bytes_downloaded < max(500, 0.6 * len(plain.content)), address
+            tag = plain.headers["etag"]
+            tags.add(tag)
+            for known, status in (tag, 304), (f'"a", {tag.removeprefix("W/")}', 304), ('"a"', 200), ("W/", 200):
+                answer = client.get(server.url + address, headers={"If-None-Match": known})
+                assert answer.status_code == status
+                assert (answer.headers["etag"], answer.headers["vary"]) == (tag, "Accept-Encoding")
+                assert bool(answer.content) == (status == 200)
+    assert len(tags) == len(page_files())  # a tag is that of one content
+
+
+def imported(path: Path, found: set[Path]) -> set[Path]:
+    """Return a module with all that it imports, at first or later."""
+    if path not in found:
+        found.add(path)
+        for name in re.findall(r'^import [^;]*from "([^"]+)"', path.read_text(encoding="utf-8"), re.MULTILINE):
+            imported((path.parent / name).resolve(), found)
+    return found
+
+
+def test_modules_of_the_first_view_are_loaded_at_once():
+    index = (FOLDER / "index.html").read_text(encoding="utf-8")
+    listed = re.findall(r'<link rel="modulepreload" href="/page/([^"]+)">', index)
+    needed = imported(FOLDER / "views/talk.js", imported(FOLDER / "app.js", set()))
+    assert sorted([*listed, "app.js"]) == sorted(path.relative_to(FOLDER).as_posix() for path in needed)
+
+
 def test_nothing_comes_from_elsewhere():
     index = (FOLDER / "index.html").read_text(encoding="utf-8")
     assert re.findall(r"<style|<script>|\son\w+=|\sstyle=", index) == []

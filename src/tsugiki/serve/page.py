@@ -5,6 +5,8 @@ API, the page uses only addresses below `/page/api/`. Requests there that change
 page's token, which `Guard` checks: only a page that this server has sent knows it.
 """
 
+import gzip
+import hashlib
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -57,9 +59,15 @@ def _file_route(address: str, path: Path, token: str) -> Route:
     content = path.read_bytes()
     if path.name == _INDEX:
         content = content.replace(_TOKEN.encode(), escape(token).encode())
-    headers = {**HEADERS, "Content-Type": _TYPES[path.suffix]}
+    tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+    headers = {**HEADERS, "Content-Type": _TYPES[path.suffix], "ETag": f"W/{tag}", "Vary": "Accept-Encoding"}
+    packed = gzip.compress(content, mtime=0)
 
     async def answer(request: Request) -> Response:
+        if tag in request.headers.get("If-None-Match", ""):
+            return Response(status_code=304, headers=headers)
+        if "gzip" in request.headers.get("Accept-Encoding", ""):
+            return Response(packed, headers={**headers, "Content-Encoding": "gzip"})
         return Response(content, headers=headers)
 
     return Route(address, answer)
