@@ -35,6 +35,8 @@ def _head(record: RunRecord) -> list[list[str]]:
 
 def _steps(record: RunRecord, steps: int) -> list[list[str]]:
     done = [look for look in looks(record) if look.whole.step]
+    if not done and record.strength < 1:
+        return [[_("strength"), f"{record.strength:g}", _("one text, whose end is no other text")]]
     if not done or record.pair_validations:
         return []
     text = _("{looks} looks at {windows} of {documents}").format(
@@ -48,10 +50,8 @@ def _steps(record: RunRecord, steps: int) -> list[list[str]]:
         [_("kept step"), f"{record.kept_step:,}" if record.kept_step is not None else "–", text],
     ]
     best = min(done, key=lambda look: look.loss)
-    if best.half is not None and best.base is not None:
-        points = [(0.0, best.base.loss), (0.5, best.half.loss), (1.0, best.whole.loss), (best.strength, best.loss)]
-        losses = [f"{strength:g}: {format_number(loss)}" for strength, loss in dict(points).items()]
-        rows.append(
-            [_("strength"), f"{record.strength:g}", _("validation loss by strength") + "\n" + "  ".join(losses)]
-        )
+    if best.half is not None:
+        losses = record.strength_losses or {strength: result.loss for strength, result in best.results.items()}
+        measured = "  ".join(f"{strength:g}: {format_number(losses[strength])}" for strength in sorted(losses))
+        rows.append([_("strength"), f"{record.strength:g}", _("validation loss by strength") + "\n" + measured])
     return rows

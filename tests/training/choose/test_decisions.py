@@ -1,5 +1,6 @@
 """What a run decides by its validation text."""
 
+import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.runs import assert_resumes
+from tests.data.test_splits import sentence
+from tests.runs import assert_resumes, run_config
 from tests.tiny import grafted, shake, tiny_model
 from tests.training.run import test_preference_runs
 from tests.training.run.test_keep_best import config
@@ -18,8 +20,10 @@ from tsugiki import LoraConfig, graft
 from tsugiki.data import Document
 from tsugiki.io import ADAPTER_FILE, CHECKPOINTS
 from tsugiki.report import run_notes
-from tsugiki.training import RunScores, Window, train
+from tsugiki.report.decisions import decision_table
+from tsugiki.training import RunRecord, RunScores, Window, train
 from tsugiki.training.choose.decisions import (
+    OF_ONE_TEXT,
     Look,
     PairLook,
     enough_windows,
@@ -44,7 +48,8 @@ def result(losses: list[float], step: int = 1, groups: list[int] | None = None) 
 
 
 def test_the_strength_is_where_a_parabola_is_lowest():
-    assert lowest_of_parabola(*(4 + 0.3 * (s - 0.4) ** 2 for s in (0, 0.5, 1))) == 0.4
+    assert lowest_of_parabola(*(4 * math.exp(0.1 * (s - 0.4) ** 2) for s in (0, 0.5, 1))) == 0.4
+    assert lowest_of_parabola(3.27, 0.5, 0.0456) == 1, "facts: a parabola through the losses would be below 0 at 0.79"
     assert lowest_of_parabola(4.0, 3.9, 3.8) == 1  # a line
     assert lowest_of_parabola(3.8, 3.9, 4.0) == 0
     assert lowest_of_parabola(4.0, 4.1, 3.9) == 1  # lower at both ends than in the middle
@@ -56,10 +61,11 @@ def test_a_look_has_the_scores_of_its_strength():
     base, slope, bend = rng.uniform(3, 5, 6), rng.uniform(-2, -1, 6), rng.uniform(1, 2, 6)
 
     def losses(s: float) -> list[float]:
-        return list(base + slope * s + bend * s * s)
+        return list(np.exp((base + slope * s + bend * s * s) / 4))
 
     look = Look(result(losses(1)), result(losses(0.5)), result(losses(0), 0))
-    assert look.strength == pytest.approx(-slope.sum() / (2 * bend.sum()), abs=0.005)
+    measured = [sum(losses(s)) for s in (0, 0.5, 1)]
+    assert look.strength == lowest_of_parabola(*measured)
     assert [score[0] / 100 for score in look.scores] == pytest.approx(losses(look.strength))
     assert look.loss == pytest.approx(np.mean(losses(look.strength)))
     without_half = Look(result(losses(1)))
@@ -122,8 +128,11 @@ def test_a_multiplied_update_is_between_the_base_and_the_adapter():
     assert torch.allclose(layer.lora.delta(), 0.3 * whole)
 
 
-def pretend(monkeypatch: pytest.MonkeyPatch, parts: dict[int, tuple[float, float]]) -> None:
-    """Let the looks have these losses relative to the base's: step -> half and whole update."""
+def pretend(monkeypatch: pytest.MonkeyPatch, parts: dict[int, tuple[float, float]], chosen: float = 0.5) -> None:
+    """Let the looks have these losses relative to the base's: step -> half and whole update.
+
+    `chosen` is that of the kept step at the strength that a parabola proposes, which is scored at the end.
+    """
     score = RunScores.score
 
     def pretended(self: RunScores, loop: Any, windows: list[Window], step: int | None = None) -> Any:
@@ -132,6 +141,8 @@ def pretend(monkeypatch: pytest.MonkeyPatch, parts: dict[int, tuple[float, float
             return found
         is_half = len(self.record.validations) > 1 + len(self.record.half_validations)
         factor, of_base = parts[found.step][0 if is_half else 1], self.record.validations[0]
+        if found.step in [one.step for one in self.record.half_validations]:
+            factor = chosen
         documents = tuple((nll * factor, *rest) for nll, *rest in of_base.documents)
         return found.model_copy(update={"loss": of_base.loss * factor, "documents": documents})
 
@@ -142,11 +153,11 @@ SETTINGS: dict[str, Any] = {"max_steps": 4, "save_steps": 1, "prompts": []}
 
 
 def test_a_run_keeps_the_step_and_the_strength_that_are_lowest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    pretend(monkeypatch, {1: (0.95, 0.92), 2: (0.92, 0.91), 3: (0.9, 1.05), 4: (0.91, 1.0)})
+    pretend(monkeypatch, {1: (0.95, 0.92), 2: (0.92, 0.91), 3: (0.9, 1.05), 4: (0.91, 1.0)}, chosen=0.89)
     record = assert_resumes(train, config(tmp_path, **SETTINGS), 3)
     # A parabola through 1, 0.9 and 1.05 is lowest at 0.45.
     assert (record.kept_step, record.strength) == (3, 0.45)
-    assert [look.strength for look in looks(record)] == [1, 0.82, 0.45, 0.5]
+    assert [look.strength for look in looks(record)] == [1, 0.83, 0.45, 0.5]
     assert record.any_step_is_better(), "at a part of its update"
     notes = " ".join(note.text for note in run_notes(record))
     assert not any(said in notes for said in ("better than the base", "by heart: "))
@@ -154,6 +165,60 @@ def test_a_run_keeps_the_step_and_the_strength_that_are_lowest(tmp_path: Path, m
     checkpoint, kept = (load_file(path / ADAPTER_FILE) for path in (folder / CHECKPOINTS / "checkpoint-3", folder))
     for name, value in kept.items():
         assert torch.allclose(value, (0.45 if "lora_B" in name else 1.0) * checkpoint[name]), name
+
+
+@pytest.mark.parametrize(("chosen", "kept"), [(0.89, 0.45), (0.93, 0.5)])
+def test_a_strength_is_measured_before_it_is_kept(
+    chosen: float, kept: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    pretend(monkeypatch, {1: (0.95, 0.92), 2: (0.92, 0.91), 3: (0.9, 1.05), 4: (0.91, 1.0)}, chosen)
+    record = train(config(tmp_path, **SETTINGS))
+    assert record.strength == kept, "half of the update wins where a parabola is wrong"
+    relative = {strength: loss / record.strength_losses[0] for strength, loss in record.strength_losses.items()}
+    assert relative == pytest.approx({0: 1, 0.5: 0.9, 1: 1.05, 0.45: chosen})
+    again = RunRecord.model_validate(record.to_json())
+    assert again.strength_losses == record.strength_losses
+    (row,) = [row for row in decision_table(record).rows if row[0] == "strength"]
+    assert row[1] == f"{kept:g}"
+    assert "0.45: " in row[2]
+
+
+OF_ONE_FILE: dict[str, Any] = {**SETTINGS, "validation": "auto", "eval_steps": 1}
+
+
+def test_of_questions_the_whole_update_is_kept_unless_another_is_certainly_lower(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    data = tmp_path / "questions.jsonl"
+    rows = [{"prompt": f"{n * 7919}?", "completion": f"{n * 104729}."} for n in range(40)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pretend(monkeypatch, dict.fromkeys(range(1, 5), (0.9, 0.95)), chosen=0.89)
+    settings: dict[str, Any] = {**OF_ONE_FILE, "data": str(data), "max_steps": 1, "mix": "none"}
+    certain = train(run_config(tmp_path, **settings))
+    assert certain.strength == 0.58
+    monkeypatch.setattr("tsugiki.training.run.best_step.is_certainly_lower", lambda one, other: False)
+    assert train(run_config(tmp_path, "whole", **settings)).strength == 1
+
+
+def test_one_text_keeps_a_part_of_the_strength_that_its_own_end_asks_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    text = tmp_path / "one.txt"
+    text.write_text(sentence(1, 3000))
+    settings: dict[str, Any] = {**OF_ONE_FILE, "data": str(text), "held_out": 0.1}
+    short = train(run_config(tmp_path, "short", **settings))
+    assert (short.validations, short.strength, short.data.held_out.same_text) == ([], OF_ONE_TEXT, True)
+    assert ["strength", f"{OF_ONE_TEXT:g}"] == decision_table(short).rows[-1][:2]
+    train(run_config(tmp_path, "whole", **settings, keep="last"))
+    ours, theirs = (load_file(tmp_path / name / ADAPTER_FILE) for name in ("short", "whole"))
+    for name, value in ours.items():
+        assert torch.allclose(value, (OF_ONE_TEXT if "lora_B" in name else 1.0) * theirs[name]), name
+    pretend(monkeypatch, dict.fromkeys(range(1, 5), (0.9, 0.95)), chosen=0.89)
+    long = assert_resumes(train, run_config(tmp_path, "long", **{**settings, "held_out": 0.5, "save_steps": 1}), 3)
+    assert long.data.validation.from_held_out
+    assert long.strength == pytest.approx(0.58 * OF_ONE_TEXT, abs=1e-3)
+    other = train(run_config(tmp_path, "none", **{**settings, "validation": "none"}))
+    assert other.strength == 1
 
 
 def test_nothing_is_kept_if_no_part_of_an_update_is_better(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -48,6 +48,10 @@ HALF = 0.5
 _WIDTH = 0.003
 """Width of the interval of a change that is narrow enough, relative to the loss."""
 _LEAST = 0.05  # strengths below it are 0, and as near to 1 are 1
+_TINY = 1e-9  # nats, for logarithms
+OF_ONE_TEXT = 0.45
+"""The part that a run keeps of the strength which the end of its only document asks for: the end has the names and the
+subject of what was learned, and other texts have not (docs/training-evidence.md)."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +70,18 @@ class Look:
         """Number of optimiser steps before it."""
         return self.whole.step
 
+    @property
+    def results(self) -> dict[float, StepEvaluation]:
+        """What was scored, by its strength."""
+        if self.half is None or self.base is None:
+            return {1.0: self.whole}
+        return {0.0: self.base, HALF: self.half, 1.0: self.whole}
+
     @cached_property
     def strength(self) -> float:
-        """The strength with the lowest loss."""
-        if self.half is None or self.base is None:
-            return 1.0
-        return lowest_of_parabola(self.base.loss, self.half.loss, self.whole.loss)
+        """The strength with the lowest loss, as a parabola has it."""
+        losses = [result.loss for result in self.results.values()]
+        return lowest_of_parabola(*losses) if len(losses) > 1 else 1.0
 
     @property
     def loss(self) -> float:
@@ -81,15 +91,12 @@ class Look:
     @cached_property
     def scores(self) -> list[Score]:
         """The scores of the documents at this strength; of a single document, those of its windows."""
-        whole = _scores(self.whole)
-        if self.half is None or self.base is None:
-            return whole
-        s = self.strength
-        # The parabola through three points: 1 at its own one, and 0 at the two others.
-        weights = ((1 - s) * (1 - 2 * s), 4 * s * (1 - s), s * (2 * s - 1))
+        s, scores = self.strength, [_scores(result) for result in self.results.values()]
+        # The parabola through three points: 1 at its own one, and 0 at the two others. Of logarithms, hence powers.
+        weights = ((1 - s) * (1 - 2 * s), 4 * s * (1 - s), s * (2 * s - 1))[-len(scores) :]
         return [
-            (sum(weight * one[0] for weight, one in zip(weights, same, strict=True)), same[0][1], same[0][2])
-            for same in zip(_scores(self.base), _scores(self.half), whole, strict=True)
+            (math.prod(max(one[0], _TINY) ** weight for weight, one in zip(weights, same, strict=True)), *same[0][1:])
+            for same in zip(*scores, strict=True)
         ]
 
 
@@ -115,8 +122,13 @@ class PairLook:
         return sum_groups([(loss, 1, 1) for loss in self.pairs.objectives], self.pairs.prompts)
 
 
-def lowest_of_parabola(base: float, half: float, whole: float) -> float:
-    """Return the strength, from 0 to 1, at which a parabola through the losses at 0, 1/2 and 1 is lowest."""
+def lowest_of_parabola(*losses: float) -> float:
+    """Return the strength, from 0 to 1, where a parabola through the logarithms of losses at 0, 1/2 and 1 is lowest.
+
+    Logarithms, because the loss of facts that are learned by heart falls by a factor with each part of the update. A
+    parabola through losses of 3.3, 0.5 and 0.05 would be below 0.
+    """
+    base, half, whole = (math.log(max(loss, _TINY)) for loss in losses)
     curvature = 2 * (base + whole - 2 * half)
     strength = (base + curvature - whole) / (2 * curvature) if curvature > 0 else float(whole < base)
     return 0.0 if strength < _LEAST else min(round(strength, 2), 1.0) if strength < 1 - _LEAST else 1.0
@@ -189,15 +201,20 @@ def multiply_update(model: nn.Module, factor: float) -> None:
             module.B.mul_(factor)
 
 
-def strength_note(look: Look) -> str:
-    """Return the sentence that says which strength was chosen."""
-    if look.strength == 0:
+def strength_note(strength: float, losses: Mapping[float, float]) -> str:
+    """Return the sentence that says which strength was chosen; `losses` were measured on the validation text."""
+    if strength == 0:
         return _("nothing that was learned helps on the validation text, so the adapter stays as it was (strength 0)")
     message = _(
-        "strength {strength:g}: with this part of its update, the adapter has a loss of about {loss:.4f} on the "
-        "validation text, with all of it {whole:.4f}"
+        "strength {strength:g}: with this part of its update, the adapter has a loss of {loss:.4f} on the validation "
+        "text, with all of it {whole:.4f}"
     )
-    return message.format(strength=look.strength, loss=look.loss, whole=look.whole.loss)
+    if strength not in losses:
+        message = _(
+            "strength {strength:g}: less than half of what is best for the end of the same text, because other texts "
+            "need less; {flag:keep last} keeps the whole update"
+        )
+    return message.format(strength=strength, loss=losses.get(strength), whole=losses.get(1.0))
 
 
 def _scores(result: Evaluation) -> list[Score]:

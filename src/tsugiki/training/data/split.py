@@ -77,6 +77,8 @@ class ReadRecords:
     digest: str
     """That of all texts of the run (`data_digest`)."""
     notes: Sequence[str] = ()
+    is_one: bool = False
+    """Whether they are the beginning and the end of one document."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,7 @@ def _split_of_one(
 ) -> DatasetSplit:
     """Return the split of a single document, whose end, a share of it, is held out."""
     note = _("one document: its last {held_out:.0%} is held out").format(held_out=share)
-    records = ReadRecords(store, lambda: parts, {Document}, [], digest, [note])
+    records = ReadRecords(store, lambda: parts, {Document}, [], digest, [note], is_one=True)
     end = HeldOut("held-out", store.index, np.array([1]), config.most_held_out_characters, [])
     # If the end repeats the beginning, a note says so, because nothing else is left to train on.
     return dataset_split(config, tokenizer, records, np.array([0]), end, ScoredTexts(), allow_overlap=True)
@@ -261,6 +263,7 @@ def dataset_split(
             **_counts(held_out.index, held_out.numbers),
             measured_characters=sum(len(window.record.text) for window in windows),
             known_facts=known_facts,
+            same_text=records.is_one,
         ),
         validation=validation,
         learns_conversations=_are_chats(records.kinds, tokenizer),

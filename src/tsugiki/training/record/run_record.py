@@ -140,6 +140,8 @@ class HeldOutCounts(RecordCounts):
     """Characters in the windows that are scored."""
     known_facts: int = 0
     """Number of questions among them whose answer is trained on with another question."""
+    same_text: bool = False
+    """Whether they are the end of the one document whose beginning is trained on."""
 
 
 class ValidationCounts(RecordCounts):
@@ -330,6 +332,8 @@ class RunRecord(BaseModel):
     """The step whose adapter or model the run ended with."""
     strength: float = 1.0
     """The part of the kept step's update that the adapter has (see `training.choose.decisions`)."""
+    strength_losses: dict[float, float] = Field(default_factory=dict)
+    """Strength -> loss on the validation text with this part of the kept step's update, as it was measured."""
     retention_evaluations: list[StepEvaluation] = Field(default_factory=list)
     """Evaluations on the text of `retention_data`, before and after training."""
     samples: list[Sample] = Field(default_factory=list)

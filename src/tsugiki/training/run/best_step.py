@@ -8,8 +8,10 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from tsugiki.annotations import PreTrainedModel
+from tsugiki.data.records import Document
 from tsugiki.language import _
 from tsugiki.training.choose.decisions import (
+    OF_ONE_TEXT,
     Look,
     PairLook,
     is_certainly_lower,
@@ -21,6 +23,7 @@ from tsugiki.training.choose.decisions import (
 )
 from tsugiki.training.model.trainable import restore_values, trained_values
 from tsugiki.training.run.scores import RunScores
+from tsugiki.training.settings.config import AUTO
 from tsugiki.training.step.loop import TrainingLoop
 
 
@@ -88,9 +91,7 @@ class BestStep:
         kept = 0
         if not self._restore_start(loop):
             kept = best if best is not None and best != last and self.restore(best) else last
-        if self.has_strength and self.record.half_validations:
-            kept = self._take_strength(kept)
-        return kept
+        return self._take_strength(loop, kept) if self.has_strength else kept
 
     def _restore_start(self, loop: TrainingLoop) -> bool:
         """Restore the values from the start if no step has a lower loss on the validation text, and return whether so.
@@ -114,16 +115,32 @@ class BestStep:
         restore_values(self.model, trained)
         return False
 
-    def _take_strength(self, kept: int) -> int:
+    def _take_strength(self, loop: TrainingLoop, kept: int) -> int:
         """Multiply the update of the kept step by its strength, and return the step: 0 if the strength is 0."""
-        best = next((look for look in looks(self.record) if look.step == kept), None)
-        if best is None:  # a step of an earlier version, which scored no half
-            return kept
-        self.record.strength = best.strength
-        if best.strength < 1:
-            self.display.print(strength_note(best))
-        if best.strength == 0:
+        record, scores = self.record, self.scores
+        for look in looks(record):
+            if look.step == kept and look.half:
+                record.strength = self._measured_strength(loop, look)
+        if scores.base.data.summary.held_out.same_text and scores.start.config.validation == AUTO:
+            record.strength = round(record.strength * OF_ONE_TEXT, 3)
+        if record.strength < 1:
+            self.display.print(strength_note(record.strength, record.strength_losses))
+        if record.strength == 0:
             restore_values(self.model, self.initial)
             return 0
-        multiply_update(self.model, best.strength)
+        multiply_update(self.model, record.strength)
         return kept
+
+    def _measured_strength(self, loop: TrainingLoop, look: Look) -> float:
+        """Return the strength with the lowest measured loss; of questions 1, unless another is certainly lower."""
+        results, windows = look.results, self.scores.validation_windows
+        if look.strength not in results:
+            whole = trained_values(self.model)
+            multiply_update(self.model, look.strength)
+            results[look.strength] = self.scores.score(loop, windows)
+            restore_values(self.model, whole)
+        losses = self.record.strength_losses = {strength: one.loss for strength, one in results.items()}
+        lowest = min(losses, key=lambda strength: losses[strength])
+        if isinstance(windows[0].record, Document) or is_certainly_lower(Look(results[lowest]), Look(look.whole)):
+            return lowest
+        return 1.0
