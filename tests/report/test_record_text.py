@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from tests.report.pages import TRAINING, evaluation, record
-from tsugiki.report import Note, Sentence, hints, speed_text, summary_sentence
-from tsugiki.training import wilson_interval
+from tsugiki.report import Note, Sentence, held_out_table, hints, run_notes, speed_text, summary_sentence
+from tsugiki.training import RunRecord, wilson_interval
+from tsugiki.training.record.result import FEWEST_CHARACTERS
 
 
 def curve(*losses: float) -> list[Any]:
@@ -73,8 +74,60 @@ def test_a_run_on_questions_that_answers_more_of_them_did_not_just_learn_by_hear
     curves = {"validations": curve(6.0, 5.0, 5.2, 5.4, 5.6), "data": short_text()}
     assert len(of(**curves)) == 2
     assert of(**curves, answers=[answers(0, 1), answers(40, 9)]) == []
-    assert of(**curves, answers=[answers(0, 0), answers(40, 0)]) == [], "the loss fell"
-    assert len(of(**curves, answers=[answers(0, 9), answers(40, 1)])) == 2
+    for before, after in ((0, 0), (9, 1)):  # that the loss fell is no help
+        assert "rose" in of(**curves, answers=[answers(0, before), answers(40, after)])[0].text
+        few = {"training": {**TRAINING, "steps": 9}, "validations": [], "data": short_text()}
+        assert "had only 9 steps" in of(**few, answers=[answers(0, before), answers(40, after)])[0].text
+
+
+def test_no_two_hints_ask_for_the_opposite_of_each_other():
+    few = {"training": {**TRAINING, "steps": 9}, "validations": []}
+    worse = [evaluation(0, 6.0), evaluation(40, 6.3)]
+    (short,) = of(**few, data=short_text())
+    assert "more steps do not" in short.text
+    (short,) = of(**few, data=short_text(), evaluations=[evaluation(0, 6.0), evaluation(40, 5.999)])
+    assert "more steps do not" in short.text
+    (result,) = of(**few, evaluations=worse)
+    assert "worse than the base" in result.text
+    falling = {"validations": curve(6.0, 5.8, 5.6, 5.4, 5.1)}
+    assert ["worse" in hint.text for hint in of(**falling, evaluations=worse)] == [True]
+
+
+def of_one_text(characters: int, held_out: int, **changed: Any) -> RunRecord:
+    """A run whose held-out text is the end of its only document."""
+    data = record().data.model_dump()
+    data["held_out"] |= {"documents": 1, "characters": held_out, "same_text": True}
+    score = {"characters": characters, "documents": [[500.0, 100, characters]]}
+    both = [evaluation(step, loss, 1) | score for step, loss in ((0, 5.0), (40, 4.5))]
+    both[1]["bits_per_char"] = 0.9 * both[0]["bits_per_char"]
+    return record(**{"data": data, "evaluations": both} | changed)
+
+
+def test_the_end_of_one_text_is_no_other_text():
+    said = summary_sentence(of_one_text(478, 478))
+    assert said.startswith("On the last 478 characters of the same text, the adapter needs 10.0 % fewer bits")
+    assert said.endswith("; other texts were not measured.")
+    assert summary_sentence(of_one_text(512, 1400)).startswith("On 512 characters of the end of the same text, the")
+
+
+def test_too_little_text_has_no_percentage():
+    few = of_one_text(FEWEST_CHARACTERS - 1, 2000)
+    assert f"Only {FEWEST_CHARACTERS - 1} characters are held out, too few" in summary_sentence(few)
+    assert "%" not in summary_sentence(few) + str(held_out_table(few).rows) + str([one.text for one in run_notes(few)])
+    assert "10.0 % fewer" in summary_sentence(of_one_text(FEWEST_CHARACTERS, 2000))
+
+
+def test_a_run_on_text_says_that_no_answers_were_taught():
+    def said(**changed: Any) -> bool:
+        return any("not what to answer" in note.text for note in run_notes(record(**changed)))
+
+    assert said()
+    assert not said(status="running")
+    assert not said(answers=[answers(0, 0), answers(40, 0)])
+    assert not said(data=record().data.model_dump() | {"learns_conversations": True})
+
+
+LONG = {"characters": 1000}
 
 
 def test_the_sentence_has_the_result_first_and_its_certainty():
@@ -82,11 +135,11 @@ def test_the_sentence_has_the_result_first_and_its_certainty():
         both = [evaluation(step, loss, documents) for step, loss in zip((0, 40), losses, strict=True)]
         return summary_sentence(record(**{"evaluations": both} | changed))
 
-    few = said(2, (5.0, 4.5))
+    few = said(2, (5.0, 4.5), evaluations=[evaluation(step, loss, 2) | LONG for step, loss in ((0, 5.0), (40, 4.5))])
     assert few == "On 2 texts that it has not seen, the adapter needs 10.0 % fewer bits per character."
     assert "needs 10.0 % more bits per character (95 % interval 10.0 to 10.0 %)." in said(5, (5.0, 5.5))
     assert "the adapter needs as many bits per character as the base." in said(5, (5.0, 5.0))
-    assert "the model needs 10.0 % fewer" in said(1, (5.0, 4.5), config={"method": "full"})
+    assert "the model needs 10.0 % fewer" in said(5, (5.0, 4.5), config={"method": "full"})
     both = {"answers": [answers(0, 2), answers(40, 13)]}
     right = said(5, (5.0, 4.5), **both)
     assert "On 16 questions that it has not seen, the adapter gives exactly the expected answer to 13, the" in right
@@ -94,7 +147,10 @@ def test_the_sentence_has_the_result_first_and_its_certainty():
     assert "due to chance" in said(5, (5.0, 4.5), answers=[answers(0, 2), answers(40, 3)])
     free = {"answers": [answers(0, 2, counted=False), answers(40, 13, counted=False)]}
     assert "On 5 questions that it has not seen, the adapter needs 10.0 % fewer" in said(5, (5.0, 4.5), **free)
-    assert "needs 10.0 % fewer" in said(5, (5.0, 4.5), answers=[answers(0, 0), answers(40, 0)]), "no answer is exact"
+    none = said(5, (5.0, 4.5), answers=[answers(0, 0), answers(40, 0)])
+    assert (
+        "On 16 questions that it has not seen, the adapter gives exactly the expected answer to 0, the base to" in none
+    )
 
 
 def test_the_speed_counts_tokens_outside_the_loss_too():

@@ -12,7 +12,7 @@ from tsugiki.report.rewards import reward_sentence
 from tsugiki.report.sections import Note, Sentence
 from tsugiki.report.table import Table
 from tsugiki.training.record.interval import Change, Interval
-from tsugiki.training.record.result import Evaluation, StepEvaluation, change_of_bits, change_of_share
+from tsugiki.training.record.result import Evaluation, StepEvaluation, change_of_bits, change_of_share, is_too_little
 from tsugiki.training.record.run_record import DataSummary, RecordCounts, RunRecord
 
 _FEW = 0.02  # share of tokens outside the loss; the first token of each document is one
@@ -39,9 +39,12 @@ def summary_sentence(record: RunRecord) -> str:
         return _("There is no evaluation yet.")
     if len(record.pair_evaluations) > 1:
         return _pairs_sentence(record)
-    if len(record.answers) > 1 and any(one.counted and one.correct for one in record.answers):
+    if len(record.answers) > 1 and record.answers[-1].counted:
         return _answers_sentence(record)
     after, change = record.evaluations[-1], change_of_run(record)
+    if is_too_little(after):
+        message = _("Only {characters} are held out, too few to say by how many percent anything has changed.")
+        return message.format(characters=counts.characters(after.characters))
     if len(record.evaluations) > 1 and not math.isnan(change.relative):
         return _bits_sentence(record, change)
     message = _("At step {step} the held-out text needs {figures}; there is no later evaluation yet.")
@@ -65,10 +68,16 @@ def _bits_sentence(record: RunRecord, change: Change) -> str:
         certainty = _(" (95 % interval {low:.1f} to {high:.1f} %)").format(low=low, high=high)
         if interval[0] < 0 < interval[1]:
             certainty = _(", a difference that may be due to chance")
-    count = counts.questions if record.answers else counts.texts
+    last = record.evaluations[-1]
     message = _("On {texts} that it has not seen, {what} needs {amount}{certainty}.")
-    texts, amount = count(change.documents), amount.format(share=abs(share))
-    return message.format(texts=texts, what=_what(record), amount=amount, certainty=certainty)
+    texts = counts.questions(len(last.documents)) if record.answers else counts.texts(change.documents)
+    if record.data is not None and record.data.held_out.same_text:
+        message = _("On {texts}, {what} needs {amount}{certainty}; other texts were not measured.")
+        texts = _("the last {characters} of the same text")
+        if last.characters < record.data.held_out.characters:
+            texts = _("{characters} of the end of the same text")
+        texts = texts.format(characters=counts.characters(last.characters))
+    return message.format(texts=texts, what=_what(record), amount=amount.format(share=abs(share)), certainty=certainty)
 
 
 def _answers_sentence(record: RunRecord) -> str:
@@ -128,7 +137,7 @@ def held_out_table(record: RunRecord) -> Table:
         figures = zip(_figures_of(record.evaluations[0]), _figures_of(record.evaluations[-1]), strict=True)
         for (label, before, before_interval), (_same, after, after_interval) in figures:
             texts = format_with_interval(before, before_interval), format_with_interval(after, after_interval)
-            rows.append([label, *texts, _relative(before, after)])
+            rows.append([label, *texts, "–" if is_too_little(record.evaluations[-1]) else _relative(before, after)])
     title = _("held-out chosen answers") if record.pair_evaluations else _("held-out text")
     return Table([title, _("before"), _("after"), _("change")], rows)
 
@@ -172,7 +181,19 @@ def run_notes(record: RunRecord) -> list[Sentence]:
         message = _("Of {asked:,} general questions, the base answers {before:,} as expected, {what} {after:,}.")
         right = {"before": before.correct, "after": after.correct}
         notes.append(Sentence(message.format(asked=after.questions, what=_what(record), **right)))
-    return [*notes, *pair_notes(record), *hints(record)]
+    return [*notes, *pair_notes(record), *hints(record), *_writing_note(record)]
+
+
+def _writing_note(record: RunRecord) -> list[Sentence]:
+    """Return what a finished run on plain text has not taught."""
+    is_finished = record.status == "finished" and record.data is not None and record.data.held_out.documents
+    if not is_finished or _has_questions(record) or record.pair_evaluations:
+        return []
+    message = _(
+        "A text teaches how to write, not what to answer. To teach answers, train on questions that have them: "
+        "docs/tutorial-questions.md"
+    )
+    return [Sentence(message)]
 
 
 def data_lines(data: DataSummary) -> list[tuple[str, str]]:
@@ -246,28 +267,33 @@ def _validation_line(data: DataSummary) -> list[tuple[str, str]]:
 def hints(record: RunRecord) -> list[Sentence]:
     """Return hints for the user from the record of a run; empty for a run that has just begun.
 
-    A run on questions that answers more of those that were held out was to learn its text by heart, so none says so.
+    A run on questions that answers more of those that were held out was to learn its text by heart, so none says so. No
+    two hints ask for the opposite of each other: a short text, and a run that is worse than the base, need no more
+    steps.
     """
-    facts = [] if _answers_better(record) else [_short_hint(record), _loss_hint(record)]
-    wrong = [*_text_hints(record), "" if _answers_better(record) else _result_hint(record), _sample_hint(record)]
+    better = len(record.answers) > 1 and record.answers[-1].correct > record.answers[0].correct
+    facts = [] if better else [_short_hint(record), _loss_hint(record)]
+    wrong = [*_text_hints(record), "" if better else _result_hint(record), _sample_hint(record)]
     return [*map(Sentence, filter(None, facts)), *map(Note, filter(None, wrong))]
 
 
-def _answers_better(record: RunRecord) -> bool:
-    """Return whether a run on questions gives more right answers; if as many as before, whether their loss fell."""
-    if len(record.answers) < 2 or len(record.evaluations) < 2:
-        return False
-    gain = record.answers[-1].correct - record.answers[0].correct
-    return gain > 0 or (gain == 0 and change_of_run(record).relative < 0)
+def _has_questions(record: RunRecord) -> bool:
+    """Return whether the run learned from questions or conversations, as far as its record tells."""
+    return bool(record.answers) or (record.data is not None and record.data.learns_conversations)
+
+
+def _helps_nowhere(record: RunRecord) -> bool:
+    """Return whether nothing that was learned is better than the base on the validation text."""
+    return record.kept_step == 0 or not record.any_step_is_better()
 
 
 def _short_hint(record: RunRecord) -> str:
-    """Return a hint if there is little text; else ""."""
-    if record.data is None or record.data.train.characters >= LITTLE_TEXT:
+    """Return a hint if there is little text that is no list of questions; else ""."""
+    if record.data is None or _has_questions(record) or record.data.train.characters >= LITTLE_TEXT:
         return ""
     message = _(
-        "The training text is short ({characters}): it is soon learned by heart. More text helps most; "
-        "{flag:epochs 1} and a small {flag:r} keep the adapter closer to the base."
+        "The training text is short ({characters}): it is soon learned by heart. More text helps most; more steps do "
+        "not."
     )
     return message.format(characters=counts.characters(record.data.train.characters))
 
@@ -306,11 +332,14 @@ def _loss_hint(record: RunRecord) -> str:
                 "text by heart. Fewer {flag:epochs} or a lower {flag:learning_rate} avoid it; more text helps most."
             )
             return message.format(step=lowest.step, rise=last.loss / lowest.loss - 1)
-        if _is_falling(points) and training.steps == planned:
-            return _(
-                "The loss on text that was not trained on was still falling at the last step: more {flag:epochs}, or "
-                "a higher {flag:learning_rate}, may give more."
-            )
+    worse = len(record.evaluations) > 1 and change_of_run(record).relative > _NO_CHANGE
+    if worse or _short_hint(record) or _helps_nowhere(record):
+        return ""
+    if len(points) > 2 and _is_falling(points) and training.steps == planned:
+        return _(
+            "The loss on text that was not trained on was still falling at the last step: more {flag:epochs}, or "
+            "a higher {flag:learning_rate}, may give more."
+        )
     if training.steps >= _FEW_STEPS:
         return ""
     message = _("The run had only {steps}: more {flag:epochs} or a smaller {flag:batch_size} give more of them.")
@@ -319,10 +348,11 @@ def _loss_hint(record: RunRecord) -> str:
 
 def _result_hint(record: RunRecord) -> str:
     """Return a hint if the result hardly differs from the base, or is worse; else ""."""
-    evaluations: Sequence[StepEvaluation] = record.evaluations
-    if record.status != "finished" or len(evaluations) < 2 or record.kept_step == 0 or not record.any_step_is_better():
+    if record.status != "finished" or len(record.evaluations) < 2 or _helps_nowhere(record):
         return ""
-    change = change_of_bits(evaluations[0], evaluations[-1]).relative
+    change = change_of_run(record).relative
+    if abs(change) < _NO_CHANGE and _short_hint(record):
+        return ""  # which says what helps
     if abs(change) < _NO_CHANGE:
         points = _loss_curve(record)
         message = _(

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from pydantic import BaseModel, ConfigDict, computed_field
 
@@ -74,6 +75,9 @@ class Evaluation(BaseModel):
         return bits_interval(self.independent)
 
 
+FEWEST_CHARACTERS = 250
+"""Without an interval, a change on fewer characters is no percentage. From here on, 19 of 20 stretches of a text say
+rightly whether it became likelier (`benchmarks.quality.single_texts --stretches`)."""
 _LOSSY = marked("decoding does not give the text back: the bits per character may be too low")
 
 
@@ -187,8 +191,14 @@ def of_first_windows(result: StepEvaluation, count: int) -> StepEvaluation:
 
 
 def change_of_bits(before: Evaluation, after: Evaluation) -> Change:
-    """Return the relative change of the bits per character."""
-    return change(before.bits_per_char, after.bits_per_char, before.independent, after.independent)
+    """Return the relative change of the bits per character; not a number if there is too little text to tell."""
+    found = change(before.bits_per_char, after.bits_per_char, before.independent, after.independent)
+    return replace(found, relative=math.nan) if is_too_little(after) else found
+
+
+def is_too_little(result: Evaluation) -> bool:
+    """Return whether an evaluation is of too little text for a change in percent."""
+    return result.loss_interval is None and result.characters < FEWEST_CHARACTERS
 
 
 def change_of_loss(before: Evaluation, after: Evaluation) -> Change:
