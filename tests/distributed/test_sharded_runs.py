@@ -11,7 +11,8 @@ from torch import Tensor
 from tests.distributed.launch import run_function
 from tests.runs import interrupt, run_config
 from tsugiki.io import ADAPTER_FILE, MODEL_FILE
-from tsugiki.training import RunRecord, train
+from tsugiki.training import RunRecord, preview, train
+from tsugiki.training.run.start import Start
 
 # Five rows for two processes in micro-batches of one row: one process has a row more than the other.
 SETTINGS: dict[str, Any] = {"base_dtype": "fp32", "max_steps": 4, "batch_size": 5, "micro_batch_size": 1}
@@ -101,6 +102,15 @@ def test_a_run_in_shards_is_resumed_without_and_again_in_shards(name: str, folde
     for processes, shard, step in ((2, "fsdp", 2), (1, "none", 4), (2, "fsdp", None)):
         run_function(train_until, folder, f"{name}-moved", shard, step, settings, processes=processes)
     assert_same_weights(folder / f"{name}-moved", folder / f"{name}-whole")
+
+
+def test_a_run_in_shards_says_that_the_output_head_has_no_adapter(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    said = "the output head gets no LoRA factors"
+    named = {"lora": {"target_modules": ["c_attn"]}}
+    assert not any(said in note for note in preview(run_config(folder, "alone"), rows=1).notes)
+    monkeypatch.setattr(Start, "in_shards", True)  # the choice is the same with one process
+    assert sum(said in note for note in preview(run_config(folder, "split"), rows=1).notes) == 1
+    assert not any(said in note for note in preview(run_config(folder, "named", **named), rows=1).notes)
 
 
 def test_one_process_has_nothing_to_split(folder: Path):

@@ -44,6 +44,12 @@ def prepare(start: Start, facts: Facts, base: Base) -> Ready:
     layers = choose_layers(start.before, base.model, start.config.adapter_config, with_head, predictions)
     resolved, more = make_model_trainable(start, base, layers)
     notes = [*layers.notes, *more]
+    if start.in_shards and leaves_layers_open(start.config.adapter_config):
+        message = _(
+            "the output head gets no LoRA factors, because {flag:shard fsdp} does not measure on split weights whether "
+            "they help; {flag:target_modules} can name it"
+        )
+        notes.append(message)
     loss = choose_loss(start, base, layers, predictions if samples else None)
     if isinstance(loss, SampledTextLoss):
         resolved["softmax"] = SAMPLED
