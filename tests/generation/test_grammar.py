@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from tests.errors import assert_refused
-from tests.export.tokenizers_of_kinds import KINDS, unigram
 from tests.generation.test_engine import TOKENIZER, Client, model_with_adapters, prompts, serving
+from tests.generation.tokenizers_of_kinds import KINDS, unigram
 from tests.tiny import byte_tokenizer, tiny_model
 from tsugiki.errors import TsugikiError
 from tsugiki.generation import (
