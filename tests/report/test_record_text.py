@@ -60,6 +60,12 @@ def test_what_went_wrong_has_one_line(case: str):
     assert isinstance(hint, Note) == (case not in FACTS)
 
 
+def test_a_part_of_the_update_is_no_rise():
+    fell = {"validations": [], "evaluations": curve(6.0, 3.0, 2.0, 1.95, 4.0)}
+    assert "rose" in of(**fell)[0].text
+    assert of(**fell, strength=0.45) == []
+
+
 def test_a_run_that_went_well_or_goes_on_has_none():
     assert of() == of(status="running", validations=curve(6.0, 5.0, 5.6)) == []
 

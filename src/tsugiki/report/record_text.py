@@ -306,8 +306,13 @@ def _text_hints(record: RunRecord) -> list[str]:
 
 
 def _loss_curve(record: RunRecord) -> Sequence[StepEvaluation]:
-    """Return the results on text that was not trained on: on the validation text if there are several."""
-    return record.validations if len(record.validations) > 1 else record.evaluations
+    """Return the results on text that was not trained on: on the validation text if there are several.
+
+    The last of the held-out text is left out if the adapter has a part of its update by then.
+    """
+    if len(record.validations) > 1:
+        return record.validations
+    return record.evaluations[:-1] if record.strength < 1 else record.evaluations
 
 
 def _is_falling(points: Sequence[StepEvaluation]) -> bool:
