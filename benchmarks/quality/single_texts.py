@@ -149,7 +149,7 @@ def _learned(out: Path, text: str) -> tuple[PreTrainedModel, float]:
     data.parent.mkdir(parents=True, exist_ok=True)
     data.write_text(text, "utf-8")
     if not (out / "run.json").exists() or read_record(out).status != "finished":
-        tsugiki.train(model=EMBEDDED, data=str(data), out=str(out), overwrite=True)
+        tsugiki.train(model=EMBEDDED, data=str(data), out=str(out))
     return load_adapter(load_model(EMBEDDED), str(out)), read_record(out).strength
 
 

@@ -47,6 +47,7 @@ def test_nothing_private_is_sent(tmp_path: Path):
     }
     data: Any = record().data
     data.near_duplicates.first = [["letters.jsonl:3 To my love", "x"]]
+    data.held_out.names = ["letters.jsonl:4 To my love"]
     asked = {"source": "letters.jsonl:9", "question": "my love?", "expected": "my all", "answer": "me", "correct": True}
     figures = {"questions": 1, "correct": 1, "share": 1.0, "share_interval": (0.2, 1.0), "counted": True}
     answers = [{"step": step, "answers": [asked], **figures} for step in (0, 8)]
@@ -66,6 +67,7 @@ def test_nothing_private_is_sent(tmp_path: Path):
     assert list(kept.values()) == ["letters.jsonl", "held.txt", ["/anna is a prompt"], None]
     assert [entry["correct"] for entry in run["answers"]] == [1, 1]
     assert run["data"]["near_duplicates"] == {"groups": 1, "records": 2, "first": []}
+    assert run["data"]["held_out"]["names"] == []
     assert json.loads(sent.files["adapter_config.json"])["base_model_name_or_path"] is None
     assert json.loads(sent.files["tsugiki.json"])["provenance"]["sources"][0]["name"] == "a"
     assert any("--base" in note for note in sent.notes)

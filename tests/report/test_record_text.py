@@ -11,7 +11,7 @@ import pytest
 from tests.report.pages import TRAINING, evaluation, record
 from tsugiki.report import Note, Sentence, held_out_table, hints, run_notes, speed_text, summary_sentence
 from tsugiki.training import RunRecord, wilson_interval
-from tsugiki.training.record.result import FEWEST_CHARACTERS
+from tsugiki.training.record.result import FEWEST_CHARACTERS, summarise
 
 
 def curve(*losses: float) -> list[Any]:
@@ -114,6 +114,29 @@ def test_the_end_of_one_text_is_no_other_text():
     assert said.startswith("On the last 478 characters of the same text, the adapter needs 10.0 % fewer bits")
     assert said.endswith("; other texts were not measured.")
     assert summary_sentence(of_one_text(512, 1400)).startswith("On 512 characters of the end of the same text, the")
+
+
+def test_texts_that_differ_by_more_than_chance_are_named():
+    def said(gains: list[float], noise: float) -> str:
+        """Of texts of six windows each, whose losses fall by these shares, more or less."""
+        shift = [1 + noise * one for one in (-1.0, 1.0, -0.5, 0.5, -0.8, 0.8)]
+        groups = [number for _window in shift for number in range(len(gains))]  # in turns
+        before = [(500.0, 100, 160)] * len(groups)
+        after = [(500.0 * (1 - gain) * part, 100, 160) for part in shift for gain in gains]
+        both = [
+            {"step": step, **summarise(one, groups, len(one), 0, 0, 0, True).model_dump()}
+            for step, one in ((0, before), (40, after))
+        ]
+        data = record().data.model_dump()
+        data["held_out"]["names"] = [f"text {number}" for number in range(len(gains))]
+        return summary_sentence(record(evaluations=both, data=data))
+
+    apart = said([0.06, 0.02, 0.09, 0.05], noise=0.01)
+    assert apart.endswith(" The texts differ by more than chance: -9.0% on text 2, -2.0% on text 1.")
+    assert apart.startswith("On 4 texts that it has not seen, the adapter needs 5.5 % fewer bits")
+    assert "differ" not in said([0.06, 0.02, 0.09, 0.05], noise=0.1), "their windows vary as much"
+    assert "differ" not in said([0.05, 0.05, 0.05], noise=0.01)
+    assert "differ" not in said([0.05], noise=0.01)
 
 
 def test_too_little_text_has_no_percentage():

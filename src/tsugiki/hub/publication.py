@@ -151,6 +151,7 @@ def _public_record(record: RunRecord, base: str | None) -> RunRecord:
     if public["data"]:
         for named in (public["data"]["near_duplicates"], public["data"]["left_out"] or {}):
             named["first"] = []
+        public["data"]["held_out"]["names"] = []
     for one in public["rounds"]:  # prompts of the user's data; a rule may name files
         one["samples"], public["samples"], public["resolved_settings"]["rules"] = [], [], []
         public["config"].pop("reward", None)

@@ -11,7 +11,7 @@ from tsugiki.report.pairs import pair_notes
 from tsugiki.report.rewards import reward_sentence
 from tsugiki.report.sections import Note, Sentence
 from tsugiki.report.table import Table
-from tsugiki.training.record.interval import Change, Interval
+from tsugiki.training.record.interval import Change, Interval, change_interval
 from tsugiki.training.record.result import Evaluation, StepEvaluation, change_of_bits, change_of_share, is_too_little
 from tsugiki.training.record.run_record import DataSummary, RecordCounts, RunRecord
 
@@ -77,7 +77,25 @@ def _bits_sentence(record: RunRecord, change: Change) -> str:
         if last.characters < record.data.held_out.characters:
             texts = _("{characters} of the end of the same text")
         texts = texts.format(characters=counts.characters(last.characters))
-    return message.format(texts=texts, what=_what(record), amount=amount.format(share=abs(share)), certainty=certainty)
+    said = message.format(texts=texts, what=_what(record), amount=amount.format(share=abs(share)), certainty=certainty)
+    return said + _best_and_worst(record)
+
+
+def _best_and_worst(record: RunRecord) -> str:
+    """Return which held-out texts gain most and least, if the 95 % intervals over their windows are apart; else "".
+
+    Of eight texts that gain alike, the intervals of two are apart in 2 to 8 % of runs (simulated).
+    """
+    both, found = (record.evaluations[0], record.evaluations[-1]), []
+    for number, name in enumerate(record.data.held_out.names if record.data else ()):
+        scores = ([s for s, group in zip(one.documents, one.groups, strict=False) if group == number] for one in both)
+        if interval := change_interval(*scores):
+            found.append((sum(interval) / 2, interval, name))
+    if not found or min(found)[1][1] >= max(found)[1][0]:
+        return ""
+    message = _(" The texts differ by more than chance: {best:+.1%} on {name}, {worst:+.1%} on {other}.")
+    (best, _interval, name), (worst, _interval, other) = min(found), max(found)
+    return message.format(best=best, name=name, worst=worst, other=other)
 
 
 def _answers_sentence(record: RunRecord) -> str:

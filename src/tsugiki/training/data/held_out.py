@@ -30,7 +30,7 @@ class HeldOut:
         """
         self.kind: Kind = kind
         self.index, self.numbers = index, numbers
-        self._all = numbers
+        self.all_numbers = numbers
         self._places = {number: place for place, number in enumerate(numbers.tolist())}
         together = join_groups(len(index), [*kept_together(index, groups), *grouped(numbered_facts(index))])
         inside = [[self._places[number] for number in group if number in self._places] for group in together]
@@ -43,7 +43,7 @@ class HeldOut:
 
     def numbers_of(self, windows: Sequence[Window]) -> Integers:
         """Return the sorted numbers of the records that some of the windows are from."""
-        return np.unique(self._all[[window.document for window in windows]])
+        return np.unique(self.all_numbers[[window.document for window in windows]])
 
     def add(self, numbers: Iterable[int], records: Iterable[Record], scored: ScoredTexts) -> None:
         """Add the text of those of the numbered records that are among these records."""

@@ -61,6 +61,7 @@ _VALIDATION_CHARACTERS = 32 * WINDOW_CHARACTERS
 """Characters of the validation text that are scored. Even twelve windows determine the change of a loss to 0.2 %,
 because the same windows are compared."""
 _SHOWN_GROUPS = 5
+_NAMED = 100  # held-out records
 
 
 @dataclass(frozen=True)
@@ -264,6 +265,7 @@ def dataset_split(
             measured_characters=sum(len(window.record.text) for window in windows),
             known_facts=known_facts,
             same_text=records.is_one,
+            names=[held_out.index.name(number) for number in held_out.all_numbers[:_NAMED]],
         ),
         validation=validation,
         learns_conversations=_are_chats(records.kinds, tokenizer),

@@ -142,6 +142,9 @@ class HeldOutCounts(RecordCounts):
     """Number of questions among them whose answer is trained on with another question."""
     same_text: bool = False
     """Whether they are the end of the one document whose beginning is trained on."""
+    names: list[str] = Field(default_factory=list)
+    """Names of the first records, whose places are the numbers of their groups in the evaluations; empty in a record
+    that was pushed to the hub."""
 
 
 class ValidationCounts(RecordCounts):

@@ -42,7 +42,7 @@ class RunScores:
         windows = self.record.validations[0].windows if self.record.validations else plan.windows
         held_out = self.record.evaluations[0].windows if self.record.evaluations else plan.held_out
         self.validation_windows = in_turns(base.data.validation_windows)[:windows]
-        self.held_out_windows = evenly_spread(base.data.windows, held_out)
+        self.held_out_windows = in_turns(evenly_spread(base.data.windows, held_out))
 
     @property
     def parts_of_pairs(self) -> Sequence[str]:
