@@ -4,7 +4,7 @@ A line ends at a line feed alone: texts can have U+2028 and other characters at 
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,28 +28,25 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     write_bytes(path, to_lines(rows))
 
 
-def parse_rows(path: Path, content: bytes, kind: type[T]) -> Iterator[T | TsugikiError]:
-    """Yield each row of the content of a file as a class that pydantic can validate, or what is wrong with its line."""
-    adapter = TypeAdapter(kind)
+def parse_rows(path: Path, content: bytes, kind: type[T]) -> tuple[list[T], list[str]]:
+    """Return the rows of a file's content as a class that pydantic can validate, and what is wrong with other lines."""
+    adapter, rows, damaged = TypeAdapter(kind), list[T](), list[str]()
     for number, line in enumerate(content.split(b"\n"), 1):
         if line.strip():
             try:
-                yield adapter.validate_json(line)
+                rows.append(adapter.validate_json(line))
             except ValidationError as error:
                 message = _("{path}:{number} is damaged: {problems}; correct or remove the line")
-                problems = describe_problems(error, ())
-                yield TsugikiError(message.format(path=path, number=number, problems=problems))
+                damaged.append(message.format(path=path, number=number, problems=describe_problems(error, ())))
+    return rows, damaged
 
 
 def read_rows(path: Path, kind: type[T]) -> list[T]:
     """Return the rows of a file as a class that pydantic can validate; a TsugikiError names the first other line."""
     try:
-        content = path.read_bytes()
+        rows, damaged = parse_rows(path, path.read_bytes(), kind)
     except OSError as error:
         raise unreadable(path, error) from error
-    rows = []
-    for row in parse_rows(path, content, kind):
-        if isinstance(row, TsugikiError):
-            raise row
-        rows.append(row)
+    if damaged:
+        raise TsugikiError(damaged[0])
     return rows

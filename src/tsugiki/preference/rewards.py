@@ -27,7 +27,7 @@ from pydantic_core import from_json
 
 from tsugiki.data.read.prompts import PromptRow
 from tsugiki.data.records import folded
-from tsugiki.errors import TsugikiError, error_text
+from tsugiki.errors import TsugikiError, error_text, unreadable
 from tsugiki.io.digests import file_sha256
 from tsugiki.io.json import read_json
 from tsugiki.language import _
@@ -191,8 +191,7 @@ def _schema_check(path: str) -> Callable[[str], bool]:
         except (ValueError, ArithmeticError, RecursionError):
             return False
         except Unresolvable as error:
-            message = _("{path} refers to {reference}, which it does not define")
-            raise TsugikiError(message.format(path=path, reference=error_text(repr(error.ref), 100))) from error
+            raise unreadable(path, error) from error
 
     return allows
 

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, StringConstraints
-from pydantic_core import from_json
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from tsugiki.errors import TsugikiError, system_error, unreadable
+from tsugiki.errors import system_error, unreadable
 from tsugiki.io.atomic import new_file
 from tsugiki.io.formatting import format_size
 from tsugiki.io.json_lines import parse_rows, to_lines
@@ -112,9 +111,8 @@ class Votes:
 
     def rows(self) -> tuple[list[dict[str, Any]], str]:
         """Return the pairs that can be read, and what is wrong with the first other line; empty if there is none."""
-        parsed = list(parse_rows(Path(FILE), self.content(), _Pair))
-        damaged = [str(one) for one in parsed if isinstance(one, TsugikiError)]
-        return [one.model_dump(exclude_none=True) for one in parsed if isinstance(one, _Pair)], "".join(damaged[:1])
+        rows, damaged = parse_rows(Path(FILE), self.content(), _Pair)
+        return [row.model_dump(exclude_none=True) for row in rows], "".join(damaged[:1])
 
     def listing(self) -> dict[str, Any]:
         """Return how many pairs there are, from how many on they are offered or enough, and the last ones."""
@@ -156,13 +154,9 @@ def holds_few_votes(path: Path) -> bool:
     """Return whether a file holds pairs of votes, and fewer than `FEW`."""
     if path.suffix != ".jsonl":
         return False
-    with path.open(encoding="utf-8", errors="replace") as file:
-        lines = list(islice(file, FEW))
-    try:
-        row = from_json(lines[0])  # which refuses what is nested too deeply
-    except (IndexError, ValueError):
-        return False
-    return len(lines) < FEW and isinstance(row, dict) and {"chosen", "rejected", "models"} <= row.keys()
+    with path.open("rb") as file:
+        rows, _damaged = parse_rows(path, b"".join(islice(file, FEW)), _Pair)
+    return 0 < len(rows) < FEW
 
 
 class NoFields(Fields):
