@@ -170,6 +170,8 @@ class Reading:
     """The number of characters in these files that have no code and became 〓."""
     annotated: list[str] = field(default_factory=list)
     """Other texts with annotations in Aozora Bunko's notation, which were kept."""
+    special_tokens: int = 0
+    """The number of special tokens that are written out in documents, such as <|endoftext|>."""
     empty: list[str] = field(default_factory=list)
     """Files without text, and rows that are left out, because they have null or an answer without text."""
     passed_over: list[str] = field(default_factory=list)
@@ -185,61 +187,75 @@ class Reading:
 
     def notes(self) -> list[str]:
         """Return one sentence for each fact that a user should know."""
-        found = []
-        if self.pairs:
-            found.append(_("using the columns {pairs}").format(pairs=summarise_list(self.pairs)))
-        if self.unused:
-            found.append(_("columns that are not learned: {names}").format(names=summarise_list(self.unused)))
-        for encoding, names in self.encodings.items():
-            found.append(_("{names}: read as {encoding}").format(names=summarise_list(names), encoding=encoding))
-        if self.works:
-            count = len(self.works)
-            found.append(
+        notes: list[tuple[int | list[str], str]] = [
+            (self.pairs, _("using the columns {names}")),
+            (self.unused, _("columns that are not learned: {names}")),
+            (
+                self.works,
                 ngettext(
                     "{names}: a text of Aozora Bunko; header, footer, ruby and annotations are removed",
                     "{names}: texts of Aozora Bunko; headers, footers, ruby and annotations are removed",
-                    count,
-                ).format(names=summarise_list(self.works))
-            )
-        if self.unresolved:
-            found.append(
+                    len(self.works),
+                ),
+            ),
+            (
+                self.unresolved,
                 ngettext(
                     "{count:,} character of these has no code, and became 〓",
                     "{count:,} characters of these have no code, and became 〓",
                     self.unresolved,
-                ).format(count=self.unresolved)
-            )
-        if self.annotated:
-            message = _(
-                "{names}: annotations such as ［＃５字下げ］ are learned as they are, because the text has neither "
-                "the header nor the footer of Aozora Bunko"
-            )
-            found.append(message.format(names=summarise_list(self.annotated)))
-        if self.empty:
-            found.append(
+                ),
+            ),
+            (
+                self.annotated,
+                _(
+                    "{names}: annotations such as ［＃５字下げ］ are learned as they are, because the text has neither "
+                    "the header nor the footer of Aozora Bunko"
+                ),
+            ),
+            (
+                self.special_tokens,
+                ngettext(
+                    "{count:,} special token is written in the texts, such as the end token, and is learned as such",
+                    "{count:,} special tokens are written in the texts, such as the end token, and are learned as such",
+                    self.special_tokens,
+                ),
+            ),
+            (
+                self.empty,
                 ngettext(
                     "{names}: empty, so nothing of it is used",
                     "{count:,} files or rows are empty, so nothing of them is used: {names}",
                     len(self.empty),
-                ).format(count=len(self.empty), names=summarise_list(self.empty))
-            )
-        if self.other_prompts:
-            message = _(
-                "{names}: the prompt is none of the turns with which chosen and rejected begin; these are learned, and "
-                "it is not"
-            )
-            found.append(message.format(names=summarise_list(self.other_prompts)))
-        if self.passed_over:
-            found.append(
+                ),
+            ),
+            (
+                self.other_prompts,
+                _(
+                    "{names}: the prompt is none of the turns with which chosen and rejected begin; these are learned, "
+                    "and it is not"
+                ),
+            ),
+            (
+                self.passed_over,
                 ngettext(
                     "{count:,} file of another kind is passed over ({kinds})",
                     "{count:,} files of other kinds are passed over ({kinds})",
                     len(self.passed_over),
-                ).format(count=len(self.passed_over), kinds=_kinds(self.passed_over))
-            )
-        if self.without_fields:
-            message = _("{names}: passed over, because no known field is in it")
-            found.append(message.format(names=summarise_list(self.without_fields)))
+                ),
+            ),
+            (self.without_fields, _("{names}: passed over, because no known field is in it")),
+        ]
+        found = [
+            _("{names}: read as {encoding}").format(names=summarise_list(names), encoding=encoding)
+            for encoding, names in self.encodings.items()
+        ]
+        for facts, message in notes:
+            names = [] if isinstance(facts, int) else facts
+            if facts:
+                found.append(
+                    message.format(count=len(names) or facts, names=summarise_list(names), kinds=_kinds(names))
+                )
         return found
 
 

@@ -163,6 +163,17 @@ def split_validation(
     return inside
 
 
+def duplicates(index: RecordIndex, near: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Return groups of records of which one says all: near-duplicate texts, and equal rows of question and answer.
+
+    Rows that are nearly alike can hold different facts, such as the opening hours of two shops.
+    """
+    of_texts = [list(group) for group in near if not index.answers[group].any()]
+    asked = np.flatnonzero(index.answers)
+    _rows, labels = np.unique(index.digests[asked], axis=0, return_inverse=True)
+    return [*of_texts, *(asked[group].tolist() for group in grouped(labels.ravel()))]
+
+
 def shorter_duplicates(index: RecordIndex, groups: Sequence[Sequence[int]]) -> Integers:
     """Return the sorted numbers of all records in the groups except the longest record of each group."""
     longest = {max(group, key=lambda number: (index.characters[number], -number)) for group in groups}

@@ -206,6 +206,12 @@ def _write(
             without_target += [
                 record.source for record, one in zip(batch, encoded, strict=True) if not one.target_tokens
             ]
+            reading.special_tokens += sum(
+                record.text.count(name)
+                for record in batch
+                if isinstance(record, Document)
+                for name in tokenizer.all_special_tokens
+            )
             described = [json.dumps([record.source, dict(record.fields)], ensure_ascii=False) for record in batch]
             lines = [line.encode("utf-8", "surrogatepass") + b"\n" for line in described]
             ends["offsets"] = ends["offsets"][-1] + np.cumsum([len(one.ids) for one in encoded])

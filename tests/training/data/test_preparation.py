@@ -79,6 +79,35 @@ def test_near_duplicates_are_on_one_side_and_told():
     assert any("near-duplicates of each other: 10 records in 5 groups" in note for note in prepared.notes)
 
 
+def test_special_tokens_that_are_written_in_documents_are_told():
+    texts = [work["text"] + ("<|endoftext|>" if place < 3 else "") for place, work in enumerate(works())]
+    data = lines("s.jsonl", [{"text": text} for text in texts])
+    for _cached in range(2):
+        assert [note for note in split(data).notes if "special" in note] == [
+            "3 special tokens are written in the texts, such as the end token, and are learned as such"
+        ]
+    assert not any("special" in note for note in split(lines("n.jsonl", works())).notes)
+
+
+def test_rows_with_different_answers_are_no_duplicates():
+    places = ["Marrow Bay", "Birchford", "Ashwell", "Colne", "Dunmore"]
+    rows = [
+        {
+            "question": f"What are the opening hours of the shop in {place}?",
+            "answer": f"The shop in {place} is open from 11:{n}5 to 20:00.",
+        }
+        for n, place in enumerate(places)
+    ]
+    data = lines("q.jsonl", [*rows, rows[0]])
+    plain, dropped = (split(data, held_out="none", drop_duplicates=drop) for drop in (False, True))
+    assert any("nearly alike: 5 records in 1 group, kept together" in note for note in plain.notes)
+    assert not any("drop" in note for note in plain.notes), "no advice that loses facts"
+    assert (plain.summary.near_duplicates.records, plain.summary.near_duplicates.groups) == (2, 1)
+    kept = [line_of(dropped.store.index.sources[number]) for number in dropped.train.tolist()]
+    assert (len(plain.train), kept) == (6, [1, 2, 3, 4, 5])
+    assert any("2 records in 1 group; only the longest one" in note for note in dropped.notes)
+
+
 @pytest.mark.parametrize("copies", [1, 10])
 def test_held_out_questions_of_other_kinds_than_the_trained_ones_are_told(copies: int):
     texts = [work["text"] for work in works()]

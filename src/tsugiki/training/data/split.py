@@ -19,6 +19,7 @@ from tsugiki.data.read.schemas import NO_COLUMNS, Columns
 from tsugiki.data.records import NONE, Completion, Conversation, Document, Reading, Record
 from tsugiki.data.splits import (
     VALIDATION,
+    duplicates,
     kept_together,
     near_duplicate_records,
     parse_held_out,
@@ -74,7 +75,7 @@ class ReadRecords:
     kinds: set[type[Record]]
     """Their classes."""
     groups: list[list[int]]
-    """Near-duplicates, as numbers in `store`."""
+    """Near-duplicates, which stay together, as numbers in `store`."""
     digest: str
     """That of all texts of the run (`data_digest`)."""
     notes: Sequence[str] = ()
@@ -159,7 +160,11 @@ def _split_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase, progress:
     store = _tokenise(config, read_records(config.data, config.columns, reading), key, tokenizer, progress, reading)
     with progress.stage(_("looking for near-duplicates"), None):
         groups = near_duplicate_records(store.index)
-    dropped = shorter_duplicates(store.index, groups) if config.drop_duplicates else np.array([], np.int64)
+    dropped = (
+        shorter_duplicates(store.index, duplicates(store.index, groups))
+        if config.drop_duplicates
+        else np.array([], np.int64)
+    )
     used = np.setdiff1d(np.arange(len(store.index)), dropped)
     scored, limit = ScoredTexts(), config.most_held_out_characters
     if held_out is None:
@@ -255,8 +260,8 @@ def dataset_split(
         *_split_notes(config, records, held_out),
         *_known_notes(len(held_out.numbers), known_facts),
     ]
-    first = [[store.index.name(number) for number in group] for group in records.groups[:_SHOWN_GROUPS]]
-    duplicates = sum(map(len, records.groups))
+    alike = duplicates(store.index, records.groups)
+    first = [[store.index.name(number) for number in group] for group in alike[:_SHOWN_GROUPS]]
     summary = SplitSummary(
         digest=records.digest,
         train=RecordCounts(**_counts(store.index, train)),
@@ -269,7 +274,7 @@ def dataset_split(
         ),
         validation=validation,
         learns_conversations=_are_chats(records.kinds, tokenizer),
-        near_duplicates=NearDuplicates(groups=len(records.groups), records=duplicates, first=first),
+        near_duplicates=NearDuplicates(groups=len(alike), records=sum(map(len, alike)), first=first),
         left_out=left_out,
     )
     retention_windows = [] if parts.retention is None else parts.retention.windows
@@ -354,21 +359,22 @@ def _split_notes(config: RunConfig, records: ReadRecords, held_out: HeldOut) -> 
     if parse_held_out(config.held_out) is None:
         yield _("nothing is held out, so nothing is measured on text that the run has not seen")
     groups = records.groups
-    if not groups:
-        return
     note = _(
         "near-duplicates of each other: {records} in {groups}, kept together; {flag:drop_duplicates} uses one of each"
     )
-    if _is_of_other_kinds(records.store.index, held_out, groups):
-        note = _(
-            "near-duplicates of each other: {records} in {groups}, kept together, so the held-out text has no "
-            "question like the trained ones; {flag:drop_duplicates} uses one of each"
-        )
-    if config.preference is not None:
-        note = _("near-duplicates of each other: {records} in {groups}, kept together")
+    if config.preference or records.kinds != {Document}:
+        note = _("nearly alike: {records} in {groups}, kept together")
+        together = {number for group in groups for number in group}
+        if held_out.index is records.store.index and 2 * len(together & {*held_out.numbers}) > len(held_out.numbers):
+            note = _(
+                "nearly alike: {records} in {groups}, kept together, so the held-out text has no question like the "
+                "trained ones"
+            )
     if config.drop_duplicates:
+        groups = duplicates(records.store.index, groups)
         note = _("near-duplicates of each other: {records} in {groups}; only the longest one of each group is used")
-    yield note.format(records=counts.records(sum(map(len, groups))), groups=counts.groups(len(groups)))
+    if groups:
+        yield note.format(records=counts.records(sum(map(len, groups))), groups=counts.groups(len(groups)))
 
 
 def _known_notes(held_out: int, known_facts: int) -> Iterator[str]:
@@ -541,14 +547,6 @@ def with_mixed(split: DatasetSplit, mixed: "Mixed", answers: Mapping[str, str] =
     train = RecordCounts(**_counts(index, mixed.train))
     summary = split.summary.model_copy(update={"train": train, "mixed": counted})
     return replace(split, store=mixed.store, train=mixed.train, summary=summary)
-
-
-def _is_of_other_kinds(index: RecordIndex, held_out: HeldOut, groups: list[list[int]]) -> bool:
-    """Return whether most of the held-out records of an index are prompts in whole groups of near-duplicates."""
-    if held_out.index is not index or not len(held_out.numbers) or index.splittable[held_out.numbers].any():
-        return False
-    alike = np.isin(held_out.numbers, [number for group in groups for number in group])
-    return bool(alike.mean() > 0.5)
 
 
 def _validation(

@@ -204,7 +204,8 @@ class DataSettings(Settings):
     columns: Annotated[dict[str, str], BeforeValidator(_as_columns), About(first=True)] = {}
     """Names of columns or fields that differ from those of Tsugiki: prompt=title,completion=body; can be repeated."""
     drop_duplicates: Annotated[bool, About(data=_NOT_PAIRS, page=marked("Drop near-duplicates"))] = False
-    """Of records that are nearly the same, such as several editions of a work, use the longest one only."""
+    """Of texts that are nearly the same, such as several editions of a work, use the longest one only; of questions and
+    answers, one of each that are equal in both."""
     held_out: Annotated[float | Text, About(first=True, page=marked("Held-out share"), most=1)] = AUTO
     """Held-out text, which is evaluated and not trained on: a share of the data (0.1 or 10%), a condition on the
     records (author=NAME), a file, or none: nothing is measured then on text that the run has not seen. auto: a tenth,
