@@ -21,6 +21,7 @@ from tsugiki.generation import (
     continue_rows,
     json_grammar,
     regex_grammar,
+    room_for_digits,
     token_bytes,
 )
 
@@ -93,6 +94,69 @@ def test_json_has_white_space_between_its_parts_only_if_the_schema_says_so():
         assert begun(grammar, allowed).finished
         with pytest.raises(TsugikiError):
             begun(grammar, refused)
+
+
+TIMES = {"format": "date-time", "type": "string"}
+FRACTION = {"type": "number", "minimum": 0.01, "exclusiveMaximum": 0.05}
+
+
+@pytest.mark.parametrize("kind", ["bytes alone", "gpt-2"])
+@pytest.mark.parametrize(
+    ("schema", "pattern"),
+    [
+        ({"type": "integer"}, r"9{19}"),
+        ({"type": "number"}, r"9{19}\.9{17}"),
+        (FRACTION, r"0\.049{15}"),
+        ({"anyOf": [FRACTION, {"type": "null"}]}, r"0\.049{15}"),
+        ({"enum": [10**30, 10**40]}, r"10{30}|10{40}"),
+        (TIMES, r'"[-0-9]{10}[Tt][:0-9]{8}\.\d{6}(Z|z|[+-]\d\d:\d\d)"'),
+        ({"type": "string", "pattern": r"^\d\d:\d\d:\d\d\.\d{9}$"}, r'"[:0-9]{8}\.\d{9}"'),
+        ({"type": "string", "pattern": r"^\d\d:\d\d:\d\d\.\d{1,9}$"}, r'"[:0-9]{8}\.\d{9}"'),
+        ({"type": "string", "pattern": "^[0-9]+$", "maxLength": 60}, r'"\d{60}"'),
+        ({"const": "\\" + "1" * 40}, r'"\\\\1{40}"'),
+    ],
+)
+def test_a_model_that_likes_digits_ends_its_numbers(schema: dict[str, Any], pattern: str, kind: str):
+    tokenizer = KINDS[kind]()
+    words = len(tokenizer)
+    tokens = token_bytes(tokenizer, words)
+    liked = torch.tensor([float(b".0123456789".find(token[:1] or b"a")) for token in tokens])
+    matcher = Grammars(tokenizer, words).compile(json_grammar(objects(["a", "b"], a=schema, b={"const": 1})))
+    text = b""
+    while not matcher.finished:
+        scores = liked.clone()
+        matcher.restrict(scores, ())
+        token = int(scores.argmax())
+        matcher.advance(token)
+        text += tokens[token]
+        assert len(text) < 200
+    jsonschema.validate(json.loads(text), objects(["a", "b"], a=schema, b={"const": 1}))
+    assert re.fullmatch(rf'\{{"a":(?:{pattern}),"b":1\}}', text.decode()), text
+
+
+@pytest.mark.parametrize(
+    ("text", "room"),
+    [
+        ("", 19),
+        ('{"a":-12', 17),
+        ("[0.", 17),
+        ("1.5", 16),
+        ("1.5e", 3),
+        ("1E+30", 1),
+        ('["12:34:56.', 6),
+        ('["a\\"",1', 18),
+    ],
+)
+def test_how_many_digits_may_follow(text: str, room: int):
+    assert room_for_digits(text.encode()) == (room, text.startswith('["12'))
+
+
+def test_digits_are_free_outside_json():
+    text = '"json_schema":{' + "1" * 40
+    for grammar in (regex_grammar(r'"json_schema":\{[0-9]+(a|b)'), choice_grammar([f"{text}1", f"{text}a"])):
+        scores = torch.zeros(WORDS)
+        begun(grammar, text).restrict(scores, ())
+        assert scores[TOKENIZER("1").input_ids[0]] == 0
 
 
 def begun(grammar: str, text: str) -> Any:

@@ -5,6 +5,7 @@ A grammar defines which bytes may come next, and a vocabulary which bytes each t
 """
 
 import json
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,14 @@ _COMPACT: Any = {"whitespace_flexible": False}
 _MISSING = marked("the vocabulary has no tokens for the text that it prescribes")
 _ENDLESS = marked("no text can fit it, because it refers to itself without an end")
 _COMPLEX = marked("it is too complex; write it shorter, with smaller numbers of repetitions")
+_DIGITS = b"0123456789"
+_MOST_DIGITS, _MOST_DECIMALS, _MOST_OF_A_SECOND, _MOST_OF_AN_EXPONENT = 19, 17, 6, 3
+"""The digits of a 64-bit integer, after the point of a double, of a microsecond, and of the largest double's power."""
+_SECONDS = re.compile(rb":\d\d\.$")
+_EXPONENT = re.compile(rb"[eE][+-]?$")
+_MAY_GROW = tuple(bytes([letter]) for letter in _DIGITS + b".")
+_OF_JSON = re.compile(r'"json_schema":\{|^\w+: %json ', re.MULTILINE)
+"""In the grammars of JSON texts; elsewhere the quotation marks are escaped, or a line does not begin so."""
 _PROBE = '{"名前": "a b", "年": [1, null]}'
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 
@@ -56,15 +65,32 @@ def choice_grammar(texts: Sequence[str]) -> str:
     return "start: " + " | ".join(map(json.dumps, texts))
 
 
+def room_for_digits(text: bytes) -> tuple[int, bool]:
+    """Return how many digits may follow the beginning of a JSON text, and whether it ends within a string.
+
+    A schema seldom limits the digits of a number, and a model could write them for ever. In a string, digits are
+    limited after the seconds of a time alone.
+    """
+    before = text.rstrip(_DIGITS)
+    in_string = re.sub(rb"\\.", b"", text).count(b'"') % 2 == 1
+    most = _MOST_DECIMALS if before.endswith(b".") else _MOST_DIGITS
+    if _EXPONENT.search(before[-2:]):
+        most = _MOST_OF_AN_EXPONENT
+    if in_string:
+        most = _MOST_OF_A_SECOND if _SECONDS.search(before[-4:]) else len(text) + _MOST_DIGITS
+    return most - (len(text) - len(before)), in_string
+
+
 class Matcher:
     """The state of a row's text in a grammar."""
 
-    def __init__(self, matcher: "LLMatcher", words: int) -> None:
-        self._matcher, self._words = matcher, words
+    def __init__(self, matcher: "LLMatcher", vocabulary: "_Vocabulary", is_json: bool, text: bytes = b"") -> None:
+        """Create it for the state after a `text`; in one that `is_json`, numbers have limits (`room_for_digits`)."""
+        self._matcher, self._vocabulary, self._is_json, self._text = matcher, vocabulary, is_json, text
 
     def copy(self) -> "Matcher":
         """Return a copy in the same state, for another row."""
-        return Matcher(self._matcher.deep_copy(), self._words)
+        return Matcher(self._matcher.deep_copy(), self._vocabulary, self._is_json, self._text)
 
     @property
     def finished(self) -> bool:
@@ -78,18 +104,33 @@ class Matcher:
         """
         allowed = torch.frombuffer(bytearray(self._matcher.compute_logit_bias()), dtype=torch.uint8)
         self._check()
+        words = self._vocabulary.eos_token_id
         forbidden = torch.ones(len(scores), dtype=torch.bool)
-        torch.eq(allowed[: self._words], 0, out=forbidden[: self._words])
+        torch.eq(allowed[:words], 0, out=forbidden[:words])
         forbidden[[token for token in ends if token < len(scores)]] = not self._matcher.is_accepting()
         if forbidden.all():
             raise _unusable(_MISSING)
+        if self._is_json and self._text.endswith(_MAY_GROW):
+            self._limit_digits(forbidden)
         scores.masked_fill_(forbidden.to(scores.device), -torch.inf)
+
+    def _limit_digits(self, forbidden: Tensor) -> None:
+        """Forbid more digits than a number needs, in place, unless the grammar demands them.
+
+        It does where nothing else can follow, such as in a long constant. A string that can end here is free text.
+        """
+        room, in_string = room_for_digits(self._text)
+        found = forbidden.clone()
+        found[: len(self._vocabulary.digits)] |= self._vocabulary.digits > room
+        if not found.all() and not (in_string and not forbidden[self._vocabulary.quotes].all()):
+            forbidden.copy_(found)
 
     def advance(self, token: int) -> None:
         """Append a token to the text."""
         if not self._matcher.consume_token(token):  # it was allowed, so what must follow has no token
             self._check()
             raise _unusable(_MISSING)
+        self._text += self._vocabulary.tokens[token]
 
     def _check(self) -> None:
         if self._matcher.is_error():
@@ -122,7 +163,8 @@ class Grammars:
             raise _unusable(_("it is too large: more than {count:,} characters").format(count=_LARGEST))
         if self._vocabulary is None:
             self._vocabulary = _Vocabulary(self._tokenizer, self._words)
-        matcher = Matcher(library.LLMatcher(self._vocabulary.native, grammar, log_level=0), self._words)
+        compiled = library.LLMatcher(self._vocabulary.native, grammar, log_level=0)
+        matcher = Matcher(compiled, self._vocabulary, is_json=_OF_JSON.search(grammar) is not None)
         matcher._check()
         matcher._matcher.compute_bitmask()  # copies share the lexer states that this builds
         if matcher._matcher.is_error():
@@ -149,6 +191,10 @@ class _Vocabulary:
         self.eos_token_id = words
         self.special_token_ids = [words]
         self.native = _llguidance().LLTokenizer(self)
+        self.digits = torch.tensor([len(token) - len(token.lstrip(_DIGITS)) for token in self.tokens[:words]])
+        """With how many digits each token begins."""
+        self.quotes = [place for place, token in enumerate(self.tokens) if token.startswith(b'"')]
+        """The tokens that can end a string."""
 
     def __call__(self, text: str) -> list[int]:
         """Return the tokens of a text that a grammar prescribes, as the model's tokenizer splits it.
