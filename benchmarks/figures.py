@@ -55,10 +55,12 @@ _JAPANESE_CELLS = {
     r"not in (\d+)": r"\1 秒では未達",
     r"^([\d,]+) of (\d+)$": r"\2 のうち \1",
     r"^mean change$": "変化の平均",
+    r"^mean change, authors that chose$": "変化の平均（選択に使った著者）",
+    r" points$": " ポイント",
     r"^all authors, ": "すべての作家、",
     r", modern kana$": "、新仮名",
     r", old kana$": "、旧仮名",
-    r" \(at most ([\d.]+)\)": r"（最大 \1）",
+    r" \(at most ([-+\d.%]+)\)": r"（最大 \1）",
     r"^the last step$": "最後のステップ",
     r"^the last step, at its strength$": "最後のステップ（強さを選ぶ）",
     r"^the last step that is not certainly above the lowest one$": (

@@ -3,7 +3,8 @@
 A run of the embedded model with default settings learns the beginning of one work, and its end judges it. Its adapter
 is then scored on three other works of the author, which is what a style is for, and on the text that comes next in the
 same work: with the part of the update that the run keeps, with the strength that the end asked for, and with the whole
-update. Figures are changes of the bits per character from the base, means over two works of each author.
+update. Figures are changes of the bits per character from the base, means and highest over two works of each author
+and the three lengths.
 
 The first five authors chose the part that is kept (`decisions.OF_ONE_TEXT`), the others confirm it. The base has
 learned no work of theirs in this orthography, or few. The authors of `--known` were in its training data: whatever a
@@ -19,6 +20,7 @@ import random
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from statistics import fmean
 
@@ -52,15 +54,8 @@ _OTHERS, _CHARACTERS, _NEXT = 3, 4096, 2560  # works, characters of each, and ch
 _STRETCHES = (16, 32, 64, 128, 256, 512, 1024, 2048)
 _STRETCHED = 8192  # characters that are cut into stretches
 HEADERS = {
-    "en": ["author", "text", "other works: end's strength", "other works: kept", "next: kept", "next: whole update"],
-    "ja": [
-        "著者",
-        "文章",
-        "ほかの作品：末尾に最適な強さ",
-        "ほかの作品：残した強さ",
-        "続き：残した強さ",
-        "続き：更新量すべて",
-    ],
+    "en": ["author", "other works: end's strength", "other works: kept", "next: kept", "next: whole update"],
+    "ja": ["著者", "ほかの作品：末尾に最適な強さ", "ほかの作品：残した強さ", "続き：残した強さ", "続き：更新量すべて"],
 }
 STRETCH_HEADERS = {
     "en": ["characters", "says better or worse rightly", "within half of the change", "95 % of errors below"],
@@ -92,25 +87,27 @@ def main() -> None:
 
 
 def _author_rows(works: Sequence[Mapping[str, str]], authors: Sequence[tuple[str, str]], out: Path) -> list[list[str]]:
-    """Return a row for each author and length, then the mean and the highest figures of each length."""
-    rows, found = [], dict[tuple[int, int], list[list[float]]]()
-    for number, (author, kana) in enumerate(authors):
+    """Return a row for each author, with means and highest figures, then the means of the two halves of the authors."""
+    found = []
+    for author, kana in authors:
         long, others = _chosen(works, author, kana)
         windows = [Window(Document(text, ""), place) for place, text in enumerate(others)]
+        changes = []
         for length in LENGTHS:
-            changes = [
-                _changes(out / f"{author} {kana} {place} {length}", work, length, windows) for place, work in long
-            ]
-            found.setdefault((number // CHOOSING, length), []).extend(changes)
-            rows.append([f"{author}, {kana} kana", f"{length:,}", *map(_percent, _means(changes))])
-            print(rows[-1], flush=True)
-    for (group, length), changes in found.items():
-        highest = [max(column) for column in zip(*changes, strict=True)]
-        cells = (
-            f"{_percent(mean)} (at most {_percent(most)})" for mean, most in zip(_means(changes), highest, strict=True)
-        )
-        rows.append(["mean change" if group else "mean change, choosing", f"{length:,}", *cells])
-    return rows
+            for place, work in long:
+                changes.append(_changes(out / f"{author} {kana} {place} {length}", work, length, windows))
+                print(author, place, length, *map(_percent, changes[-1]), flush=True)
+        found.append(changes)
+    rows = [
+        [f"{author}, {kana} kana", *_cells(changes)] for (author, kana), changes in zip(authors, found, strict=True)
+    ]
+    halves = {"mean change, authors that chose": found[:CHOOSING], "mean change": found[CHOOSING:]}
+    return [*rows, *([name, *_cells(list(chain(*half)))] for name, half in halves.items() if half)]
+
+
+def _cells(changes: Sequence[Sequence[float]]) -> list[str]:
+    columns = list(zip(*changes, strict=True))
+    return [f"{fmean(column):+.2%} (at most {max(column):+.2%})" for column in columns]
 
 
 def _chosen(works: Sequence[Mapping[str, str]], author: str, kana: str) -> tuple[list[tuple[int, str]], list[str]]:
@@ -198,10 +195,6 @@ def _agreement(before: Evaluation, after: Evaluation, together: int) -> tuple[fl
     errors = sums(after) / sums(before) - 1 - change
     right = float(np.mean((errors + change) * change > 0))
     return right, float(np.mean(abs(errors) <= abs(change) / 2)), float(np.percentile(abs(errors), 95))
-
-
-def _means(changes: Sequence[Sequence[float]]) -> list[float]:
-    return [fmean(column) for column in zip(*changes, strict=True)]
 
 
 def _percent(value: float) -> str:
