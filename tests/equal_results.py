@@ -126,7 +126,7 @@ class Commands:
         """Merge two adapters into their base, combine them in two ways, truncate one result, and export both."""
         values = self.run("merge --adapter a --adapter b --weights 0.7,0.3 --out merged --no-verify", "merged")
         values |= self.run("adapters combine a b --weights 0.7,0.3 --out ./combined", "combined")
-        values |= self.run("adapters combine a b --type svd --rank 4 --out ./approximation", "approximation")
+        values |= self.run("adapters combine a b --weights 1,-1 --out ./difference", "difference")
         values |= self.run("adapters truncate ./combined --rank 3 --out ./truncated", "truncated")
         values |= self.run("export a --gguf adapter.gguf") | self.run("export b --merged --gguf model.gguf")
         return values | {path.name: digest(path.read_bytes()) for path in self.folder.glob("*.gguf")}

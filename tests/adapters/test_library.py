@@ -11,7 +11,6 @@ from tests.tiny import byte_tokenizer, save_grafted, shake, tiny_model
 from tests.tiny_types import tiny_of
 from tsugiki import LoraConfig, TsugikiError, graft, save_adapter, trainable_parameters
 from tsugiki.adapters import (
-    Combination,
     WeightedAdapter,
     adapter_folder,
     check_name,
@@ -127,7 +126,7 @@ def test_experts_are_targets_and_only_merging_takes_them(tmp_path: Path):
     assert info.parameters == sum(p.numel() for p in trainable_parameters(model).values())
     lora = read_lora_weights(tmp_path)
     assert len(lora.layers) == 4  # a router has one matrix
-    assert_refused("experts.*experts.lora_A", combine, [WeightedAdapter("a", lora, 2.0)], Combination())
+    assert_refused("experts.*experts.lora_A", combine, [WeightedAdapter("a", lora, 2.0)])
 
 
 def test_the_tokenizer_of_new_words_is_copied(tmp_path: Path):

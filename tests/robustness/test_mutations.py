@@ -26,7 +26,6 @@ from tests.robustness.mutations import MAX_SIZE, VALUES, json_bytes, mutate_byte
 from tests.tiny import byte_tokenizer, save_grafted, tiny_model
 from tsugiki import LoraConfig, TsugikiError, load_adapter
 from tsugiki.adapters import (
-    Combination,
     combine,
     copy_into_library,
     load_weighted_adapters,
@@ -219,7 +218,7 @@ def read_adapters(folder: Path) -> None:
         copy_into_library(folder, Path(library), "a")
         inspect_adapter(read_library(Path(library))[0].folder)
         lora = read_lora_weights(folder)
-        combine(load_weighted_adapters([folder, folder], [1.0, 0.5]), Combination("svd"))
+        combine(load_weighted_adapters([folder, folder], [1.0, 0.5]))
         write_lora_weights(truncated(lora, 1)[0], Path(library) / "b", None)
         read_lora_weights(Path(library) / "b")
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.serve.asking import PROMPT, assert_scores, at_once, connect, greedy, ids, openai, texts
 from tests.serve.conftest import Running, save_adapter_of, start
-from tsugiki.adapters import Combination, combine, load_weighted_adapters, write_lora_weights
+from tsugiki.adapters import combine, load_weighted_adapters, write_lora_weights
 
 MIX = {"poet": 0.7, "lawyer": -0.3}
 
@@ -25,7 +25,7 @@ def ask(server: Running, mix: dict[str, Any], **fields: Any) -> Any:
 
 def test_a_mix_is_the_combined_adapter(server: Running, tmp_path: Path):
     parts = load_weighted_adapters([server.library / name for name in MIX], list(MIX.values()))
-    write_lora_weights(combine(parts, Combination("cat")), tmp_path / "combined", None)
+    write_lora_weights(combine(parts), tmp_path / "combined", None)
     expected = greedy(server, None, folder=tmp_path / "combined")
     assert expected not in [greedy(server, name) for name in ("poet", "lawyer", None)]
     assert ask(server, MIX).text == expected

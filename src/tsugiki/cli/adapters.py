@@ -267,47 +267,28 @@ def combine_command(
     *,
     out: NewAdapter,
     weights: Weights = None,
-    type_: str = "cat",
-    rank: int | None = None,
     allow_base_mismatch: AllowBaseMismatch = False,
     library: Library = None,
 ) -> None:
-    """Combine several adapters of one base into one adapter, by default as the exact weighted sum.
+    """Combine several adapters of one base into one adapter, as the exact weighted sum; its rank is the sum of theirs.
 
     The table shows how large each part is: ‖ΔW‖ is the root of the sum of squares of the update over all layers.
 
     Args:
         adapters: Names in the library, or folders.
-        type_: cat (the exact sum), or svd (the best approximation of the sum at a --rank).
-        rank: Rank of the result, for svd; if unset, the highest of the adapters' ranks.
 
     Examples:
         tsugiki adapters combine ichiyo soseki --weights 0.5,0.5 --out both
-        tsugiki adapters combine ichiyo soseki --type svd --rank 8 --out both
     """
-    from tsugiki.adapters.algebra.combine import (
-        Combination,
-        combine,
-        distance,
-        load_weighted_adapters,
-        norm,
-        write_combined,
-    )
+    from tsugiki.adapters.algebra.combine import combine, load_weighted_adapters, norm, write_combined
     from tsugiki.adapters.library import adapter_folder, new_adapter_folder
 
     folders, target = [adapter_folder(adapter, library) for adapter in adapters], new_adapter_folder(out, library)
-    combination = Combination(type_, rank)
     parts = load_weighted_adapters(folders, parse_weights(weights))
-    lora = combine(parts, combination, allow_base_mismatch=allow_base_mismatch, track=track_layers)
-    write_combined(lora, target, folders, [part.weight for part in parts], combination)
+    lora = combine(parts, allow_base_mismatch=allow_base_mismatch, track=track_layers)
+    write_combined(lora, target, folders, [part.weight for part in parts])
     rows = [[part.name, f"{part.weight:g}", f"{abs(part.weight) * norm(part.lora):.4g}"] for part in parts]
-    line = f"{type_}: ‖ΔW‖ = {norm(lora):.4g}"
-    if type_ != "cat":
-        exact = combine(parts, Combination("cat"), allow_base_mismatch=allow_base_mismatch)
-        line += _("; the exact sum has {norm:.4g}, and differs from the result by {distance:.4g}").format(
-            norm=norm(exact), distance=distance(lora, exact)
-        )
-    print_table(Table([_("adapter"), _("weight"), _("‖weight · ΔW‖")], rows), line)
+    print_table(Table([_("adapter"), _("weight"), _("‖weight · ΔW‖")], rows), f"‖ΔW‖ = {norm(lora):.4g}")
     print_written(target)
 
 

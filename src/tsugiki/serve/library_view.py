@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from tsugiki.adapters.algebra.combine import Combination, combine, load_weighted_adapters, write_combined
+from tsugiki.adapters.algebra.combine import combine, load_weighted_adapters, write_combined
 from tsugiki.adapters.files import read_adapter_config
 from tsugiki.adapters.library import (
     check_name,
@@ -187,10 +187,7 @@ class LibraryView:
         def save() -> None:
             out = new_adapter_folder(asked.name, library)
             parts = load_weighted_adapters(folders, weights)
-            combination = Combination()
-            write_combined(
-                combine(parts, combination, allow_base_mismatch=mismatch), out, folders, weights, combination
-            )
+            write_combined(combine(parts, allow_base_mismatch=mismatch), out, folders, weights)
 
         await asyncio.to_thread(save)
         return JSONResponse({"name": asked.name})

@@ -19,29 +19,25 @@ from tests.tiny_types import lively_model
 from tsugiki import LoraConfig, TsugikiError, active_adapter, graft, load_adapter, save_adapter
 from tsugiki.adapters import (
     BaseReference,
-    Combination,
     LayerFactors,
     LoraWeights,
     WeightedAdapter,
     combine,
-    distance,
     load_weighted_adapters,
     norm,
     weights_or_ones,
     write_lora_weights,
 )
+from tsugiki.adapters.algebra.matrices import truncated
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 WEIGHTS = [0.7, -0.4]
 
 
-def how(kind: str, rank: int = 3) -> Combination:
-    return Combination(kind, rank if kind == "svd" else None)
-
-
-def combined(folders: list[Path], weights: list[float], how: Combination) -> LoraWeights:
-    return combine(load_weighted_adapters(folders, weights), how)
+def combined(folders: list[Path], weights: list[float], rank: int | None = None) -> LoraWeights:
+    lora = combine(load_weighted_adapters(folders, weights))
+    return lora if rank is None else truncated(lora, rank)[0]
 
 
 def shaken(model: Any, name: str, seed: int) -> None:
@@ -92,14 +88,14 @@ LAYERS: dict[str, tuple[Callable[[], Any], list[dict[str, Any]], bool]] = {
 def test_both_types_are_pefts(layers: str, kind: str, tmp_path: Path):
     build, fields, turned = LAYERS[layers]
     theirs, folders = two_of_pefts(build(), tmp_path, *fields)
-    theirs.add_weighted_adapter(["a", "b"], WEIGHTS, "c", combination_type=kind, svd_rank=how(kind).rank)
+    theirs.add_weighted_adapter(["a", "b"], WEIGHTS, "c", combination_type=kind, svd_rank=3)
     theirs.set_adapter("c")
     expected = {
         name.removeprefix("base_model.model."): module.get_delta_weight("c").detach()
         for name, module in theirs.named_modules()
         if hasattr(module, "get_delta_weight") and ("c" in module.lora_A or "c" in module.lora_embedding_A)
     }
-    lora = combined(folders, WEIGHTS, how(kind))
+    lora = combined(folders, WEIGHTS, 3 if kind == "svd" else None)
     assert lora.layers.keys() == expected.keys()
     for path, layer in lora.layers.items():
         theirs_here = expected[path].T if turned else expected[path]
@@ -129,7 +125,7 @@ def test_a_convolution_in_groups_does_the_sum_of_what_both_do(kind: str, tmp_pat
         model = graft(layer(), LoraConfig(r=rank, target_modules=["0"], init_lora_weights=False))
         save_adapter(model, folder)
         expected = expected + weight * (model(x) - base)
-    write_lora_weights(combined(folders, WEIGHTS, how(kind, 6)), tmp_path / "c", None)
+    write_lora_weights(combined(folders, WEIGHTS, 6 if kind == "svd" else None), tmp_path / "c", None)
     model = load_adapter(layer(), tmp_path / "c")
     assert relative_error(model(x), base) > 1e-2
     assert relative_error(model(x), expected) < 1e-5
@@ -144,25 +140,21 @@ def test_half_a_precision_is_no_half_of_the_sum():
     layers = [factors("linear", seed=seed) for seed in (0, 1)]
     short = [dataclasses.replace(layer, A=layer.A.bfloat16(), B=layer.B.bfloat16()) for layer in layers]
     parts = [WeightedAdapter("x", stored(x=layer), weight) for layer, weight in zip(short, (0.3, 1.7), strict=True)]
-    found = combine(parts, Combination()).layers["x"]
+    found = combine(parts).layers["x"]
     assert found.A.dtype == torch.float32
     assert relative_error(delta(found), 0.3 * delta(short[0]) + 1.7 * delta(short[1])) < 1e-6
 
 
-def test_distances():
-    def whole(*deltas: Tensor) -> Any:
-        return pytest.approx(float(torch.cat([delta.flatten() for delta in deltas]).norm()), abs=1e-6)
-
-    one, two = stored(x=factors("linear"), y=factors("wide")), stored(x=factors("linear", seed=1))
-    assert norm(one) == whole(*map(delta, one.layers.values()))
-    assert distance(one, two) == whole(delta(one.layers["x"]) - delta(two.layers["x"]), delta(one.layers["y"]))
-    assert distance(one, one) == pytest.approx(0, abs=1e-6)
+def test_the_norm_is_over_all_layers():
+    one = stored(x=factors("linear"), y=factors("wide"))
+    whole = torch.cat([delta(layer).flatten() for layer in one.layers.values()])
+    assert norm(one) == pytest.approx(float(whole.norm()), abs=1e-6)
 
 
 @pytest.mark.parametrize("factor", [0.25, -3])
 def test_scaled_logits_are_pefts_with_a_scaling(factor: float, tmp_path: Path):
     theirs, folders = two_of_pefts(tiny_model(), tmp_path, *[{"r": 4, "target_modules": ["c_attn", "wte"]}] * 2)
-    write_lora_weights(combine(load_weighted_adapters(folders[:1], [factor]), Combination()), tmp_path / "c", None)
+    write_lora_weights(combine(load_weighted_adapters(folders[:1], [factor])), tmp_path / "c", None)
     for module in theirs.modules():
         if hasattr(module, "set_scale"):
             module.set_scale("a", factor)
@@ -186,24 +178,24 @@ def test_the_result_targets_what_it_has(configs: list[dict[str, Any]], targets: 
         dataclasses.replace(stored(**{path: factors("linear")}), config=LoraConfig(**fields))
         for path, fields in zip(("0.q", "0.v"), configs, strict=True)
     ]
-    config = combine([WeightedAdapter("x", lora, 1) for lora in loras], Combination()).config
+    config = combine([WeightedAdapter("x", lora, 1) for lora in loras]).config
     assert (config.target_modules, config.layers_to_transform) == (targets, None)
 
 
 def refused(said: str, *loras: LoraWeights) -> None:
     with pytest.raises(TsugikiError, match=said):
-        combine([WeightedAdapter(name, lora, 1.0) for name, lora in zip("ab", loras, strict=False)], Combination())
+        combine([WeightedAdapter(name, lora, 1.0) for name, lora in zip("ab", loras, strict=False)])
 
 
 def test_bases():
     bases = [("here", "1"), ("there", "1"), ("here", "2"), ("there", None), (None, None)]
     a, same, other, unsaid, silent = (stored(*base, x=factors("linear")) for base in bases)
     for pair in ((a, same), (silent, a)):
-        assert combine([WeightedAdapter("x", lora, 1) for lora in pair], Combination()).base == a.base
+        assert combine([WeightedAdapter("x", lora, 1) for lora in pair]).base == a.base
     refused(r"a and b were trained on different bases \(here and here; their weights differ\)", a, other)
     refused(r"different bases \(there and here; .*unknown\)", unsaid, a)
     parts = [WeightedAdapter("x", lora, 1) for lora in (a, other)]
-    assert combine(parts, Combination(), allow_base_mismatch=True).base == a.base
+    assert combine(parts, allow_base_mismatch=True).base == a.base
 
 
 def test_what_cannot_be_combined():
@@ -217,10 +209,7 @@ def test_what_cannot_be_combined():
     refused("b also trains head.bias", a, dataclasses.replace(a, others={"head.bias": torch.ones(2)}))
 
 
-def test_combinations_that_cannot_be_meant():
-    wrong_fields = {("sum",): "'sum' is neither cat", ("cat", 4): "svd makes a result of rank 4", ("svd", 0): "rank"}
-    for fields, said in wrong_fields.items():
-        assert_refused(said, Combination, *fields)
+def test_each_adapter_has_one_finite_weight():
     assert weights_or_ones(None, 2) == [1.0, 1.0]
     for wrong in ([1.0], [1.0, float("nan")]):
         assert_refused("2 adapters", weights_or_ones, wrong, 2)
@@ -240,7 +229,7 @@ def test_layers_that_files_have_as_parameters_are_combined_and_read_by_peft(tmp_
         save_adapter(model, tmp_path / name)
         for path, pair in adapter.pairs.items():
             deltas[path] = deltas.get(path, 0) + weight * pair.delta().detach()
-    result = combined([tmp_path / "a", tmp_path / "b"], WEIGHTS, how("cat"))
+    result = combined([tmp_path / "a", tmp_path / "b"], WEIGHTS)
     write_lora_weights(result, tmp_path / "sum", None)
     expected = lively_model("glm4_moe")
     with torch.no_grad():

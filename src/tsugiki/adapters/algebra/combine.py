@@ -2,11 +2,10 @@
 
 With the weights w, the adapters' scalings s, and ΔW = s · B A:
 
-    cat      Σ w ΔW exactly: the rows of all A's and the columns of all B's are concatenated, so the ranks add up
-    svd      the best approximation of Σ w ΔW at one rank
+    Σ w ΔW exactly: the rows of all A's and the columns of all B's are concatenated, so the ranks add up
 
-The names are those of PEFT's `add_weighted_adapter`. Each layer is combined from the adapters that have it. Results are
-in float32, with a scaling of 1.
+This is "cat" of PEFT's `add_weighted_adapter`; `matrices.truncated` of the result is its "svd". Each layer is combined
+from the adapters that have it. Results are in float32, with a scaling of 1.
 """
 
 import dataclasses
@@ -15,12 +14,11 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
-from annotated_types import Ge
 
-from tsugiki.adapters.algebra.matrices import concatenate, matrices, truncated, update_norm, with_matrices
+from tsugiki.adapters.algebra.matrices import concatenate, matrices, update_norm, with_matrices
 from tsugiki.adapters.lora_weights import (
     LayerFactors,
     LoraWeights,
@@ -34,32 +32,9 @@ from tsugiki.errors import TsugikiError
 from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
 from tsugiki.model.names import matches
-from tsugiki.model.setting_checks import check_types
 
 ProgressIterator: TypeAlias = Callable[[Sequence[str]], Iterable[str]]
 """Iterates over the names of layers and shows the progress; `iter` shows nothing."""
-
-
-@dataclass(frozen=True)
-class Combination:
-    """The settings with which adapters are combined."""
-
-    combination_type: str = "cat"
-    """cat: the exact sum; svd: its best approximation at a rank."""
-    rank: Annotated[int, Ge(1)] | None = None
-    """The rank of the result, for svd; None: the highest rank among the adapters."""
-
-    def __post_init__(self) -> None:
-        if self.combination_type not in ("cat", "svd"):
-            message = _(
-                "{kind!r} is neither cat (the exact sum) nor svd (the sum at a rank); PEFT's add_weighted_adapter has "
-                "other combination types, and Tsugiki loads the folder that it saves"
-            )
-            raise TsugikiError(message.format(kind=self.combination_type))
-        check_types(self)
-        if self.rank is not None and self.combination_type == "cat":
-            message = _("cat does not use a rank; svd makes a result of rank {rank}")
-            raise TsugikiError(message.format(rank=self.rank))
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +77,6 @@ def load_weighted_adapters(folders: Sequence[Path], weights: Sequence[float] | N
 @torch.no_grad()
 def combine(
     adapters: Sequence[WeightedAdapter],
-    combination: Combination,
     *,
     allow_base_mismatch: bool = False,
     track: ProgressIterator = iter,
@@ -117,33 +91,22 @@ def combine(
     if not allow_base_mismatch:
         _refuse_different_bases(adapters)
     terms = _terms(adapters)
-    rank = combination.rank or max(term.layer.r for layer in terms.values() for term in layer)
     layers = {path: _exact_sum(terms[path]) for path in track(list(terms))}
     bases = [adapter.lora.base for adapter in adapters]
     base = next((base for base in bases if base.fingerprint), bases[0])
     config = _config([adapter.lora.config for adapter in adapters], list(layers))
-    lora = LoraWeights(config, layers, {}, base, adapters[0].lora.task_type)
-    return truncated(lora, rank)[0] if combination.combination_type == "svd" else lora
+    return LoraWeights(config, layers, {}, base, adapters[0].lora.task_type)
 
 
-def write_combined(
-    lora: LoraWeights, out: Path, folders: Sequence[Path], weights: Sequence[float], combination: Combination
-) -> None:
-    """Write the result of `combine` into a new folder, with a record of its source adapters and settings."""
+def write_combined(lora: LoraWeights, out: Path, folders: Sequence[Path], weights: Sequence[float]) -> None:
+    """Write the result of `combine` into a new folder, with a record of its source adapters."""
     sources = tuple(source_adapter(folder, weight) for folder, weight in zip(folders, weights, strict=True))
-    settings = dataclasses.asdict(combination)
-    write_lora_weights(lora, out, Provenance(operation="combine", sources=sources, settings=settings))
+    write_lora_weights(lora, out, Provenance(operation="combine", sources=sources))
 
 
 def norm(lora: LoraWeights) -> float:
     """Compute ‖ΔW‖, the root of the sum of squares over all layers."""
     return math.hypot(*map(update_norm, lora.layers.values()))
-
-
-def distance(one: LoraWeights, two: LoraWeights) -> float:
-    """Compute ‖ΔW - ΔW'‖ over all layers of two adapters."""
-    difference = [WeightedAdapter("one", one, 1.0), WeightedAdapter("the other", two, -1.0)]
-    return norm(combine(difference, Combination("cat"), allow_base_mismatch=True))
 
 
 def refuse_more_than_updates(lora: LoraWeights, name: str) -> None:
