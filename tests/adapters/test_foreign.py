@@ -215,4 +215,6 @@ def test_tensors_without_ordinary_numbers_are_refused(tmp_path: Path):
     quantised = torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8)
     for unusual in (tensor.to_sparse(), tensor.to("meta"), quantised, torch.nested.nested_tensor([*tensor])):
         torch.save({"base_model.model.x.lora_A.weight": unusual}, file)
-        assert_refused(r"x\.lora_A\.weight is sparse, quantised, nested", read_tensors, file)
+        # torch 2.15 does not unpickle a nested one.
+        refused = r"x\.lora_A\.weight is sparse, quantised, nested|holds torch\._utils\._rebuild_nested_tensor"
+        assert_refused(refused, read_tensors, file)
