@@ -3,6 +3,7 @@
 import io
 import re
 import shlex
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ from tests.cli.test_next import next_words
 from tests.tiny import save_tiny
 from tsugiki.base import chat_base, resolve
 from tsugiki.training.run import quickstart
+from tsugiki.training.settings.config import RunConfig
 
-SHORT = {"chat_template": "default", "max_steps": 1, "batch_size": 1, "block_size": 512}
+SHORT = {"max_steps": 1, "batch_size": 1, "block_size": 512, "validation": "none"}
 
 
 @pytest.fixture
@@ -23,7 +25,7 @@ def short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(chat_base, "chat_base", lambda: base)
     monkeypatch.setattr(resolve, "local_folder", lambda name: Path(base))  # also for the embedded model
     monkeypatch.setattr(quickstart, "_ANSWER", 2)
-    monkeypatch.setattr(quickstart, "_RECIPES", {"en": SHORT, "ja": SHORT})
+    monkeypatch.setattr(quickstart, "RunConfig", partial(RunConfig, **SHORT))
     return base
 
 

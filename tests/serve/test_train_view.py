@@ -101,7 +101,7 @@ def test_the_form_offers_settings_with_labels_in_the_language_of_the_reader(trai
     assert (settings["r"]["section"], settings["base_dtype"]["kind"]) == ("lora", "choice")
     assert "full" not in dict(settings["method"]["choices"])
     chat, preference, epochs = (settings[name] for name in ("chat_template", "preference", "epochs"))
-    assert (chat["default"], epochs["default"]) == ("auto", 3)
+    assert (chat["default"], epochs["default"]) == ("auto", "auto")
     assert chat["data"] == ("questions", "conversations", "pairs")  # what the data are decides what is offered
     assert (preference["data"], epochs["data"]) == (("pairs",), None)
     assert "--" not in json.dumps(list(settings.values()))

@@ -336,11 +336,11 @@ def plan_command(
     from tsugiki.training.run.plan import plan_run, smallest_need
 
     progress = ProgressDisplay()
-    rows = None
+    rows: tuple[int | None, bool, bool] = None, False, False
     if (config is not None or "data" in given) and not run_config.reward:
         rows = rows_of_data(run_config, progress)
     with progress.stage(_("measuring blocks of the model"), None):
-        plan = plan_run(run_config, rows, memory_size=None if memory is None else parse_size(memory))
+        plan = plan_run(run_config, *rows, memory_size=None if memory is None else parse_size(memory))
     command = _command(config, given, plan.options[0])
     if json_:
         typer.echo(json.dumps({**asdict(plan), "command": command}))

@@ -1,6 +1,7 @@
 """Sentences, hints and tables about the record of a run, for pages, model cards, the terminal and the server."""
 
 import math
+import shlex
 from collections.abc import Sequence
 
 from tsugiki.data.tokenizer_coverage import LITTLE_TEXT, Coverage
@@ -11,6 +12,7 @@ from tsugiki.report.pairs import pair_notes
 from tsugiki.report.rewards import reward_sentence
 from tsugiki.report.sections import Note, Sentence
 from tsugiki.report.table import Table
+from tsugiki.training.choose.decisions import LEVEL
 from tsugiki.training.record.interval import Change, Interval, change_interval
 from tsugiki.training.record.result import Evaluation, StepEvaluation, change_of_bits, change_of_share, is_too_little
 from tsugiki.training.record.run_record import DataSummary, RecordCounts, RunRecord
@@ -290,7 +292,7 @@ def hints(record: RunRecord) -> list[Sentence]:
     steps.
     """
     better = len(record.answers) > 1 and record.answers[-1].correct > record.answers[0].correct
-    facts = [] if better else [_short_hint(record), _loss_hint(record)]
+    facts = [_falling_hint(record)] if better else [_short_hint(record), _loss_hint(record)]
     wrong = [*_text_hints(record), "" if better else _result_hint(record), _sample_hint(record)]
     return [*map(Sentence, filter(None, facts)), *map(Note, filter(None, wrong))]
 
@@ -333,17 +335,30 @@ def _loss_curve(record: RunRecord) -> Sequence[StepEvaluation]:
     return record.evaluations[:-1] if record.strength < 1 else record.evaluations
 
 
-def _is_falling(points: Sequence[StepEvaluation]) -> bool:
-    """Return whether a good part of what was gained came at the end."""
+def _is_falling(points: Sequence[StepEvaluation], share: float = _STILL_FALLING) -> bool:
+    """Return whether a share of what was gained came after the last point but one."""
     gained, last = points[0].loss - points[-1].loss, points[-2].loss - points[-1].loss
     is_lowest = min(points, key=lambda point: point.loss) is points[-1]
-    return is_lowest and gained > 0 and last > _STILL_FALLING * gained
+    return is_lowest and gained > 0 and last > share * gained
+
+
+def _falling_hint(record: RunRecord) -> str:
+    """Return a hint with the command that continues a run, if its loss was still falling when its steps were done."""
+    training, points = record.training, _loss_curve(record)
+    if training is None or training.steps != record.resolved_settings.get("steps") or len(points) < 3:
+        return ""
+    if not _is_falling(points, LEVEL if _has_questions(record) else _STILL_FALLING):
+        return ""
+    command = ["tsugiki", "train", "--resume", record.config.out or "", "--max-steps", str(2 * training.steps)]
+    message = _(
+        "The loss on text that was not trained on was still falling at the last step: `{command}` continues the run."
+    )
+    return message.format(command=shlex.join(command))
 
 
 def _loss_hint(record: RunRecord) -> str:
     """Return a hint if the loss rose towards the end, or was still falling, or if there were few steps; else ""."""
-    training, planned = record.training, record.resolved_settings.get("steps")
-    points = _loss_curve(record)
+    training, points = record.training, _loss_curve(record)
     if training is None or record.status != "finished":
         return ""
     if len(points) > 2:
@@ -358,11 +373,8 @@ def _loss_hint(record: RunRecord) -> str:
     worse = len(record.evaluations) > 1 and change_of_run(record).relative > _NO_CHANGE
     if worse or _short_hint(record) or _helps_nowhere(record):
         return ""
-    if len(points) > 2 and _is_falling(points) and training.steps == planned:
-        return _(
-            "The loss on text that was not trained on was still falling at the last step: more {flag:epochs}, or "
-            "a higher {flag:learning_rate}, may give more."
-        )
+    if hint := _falling_hint(record):
+        return hint
     if training.steps >= _FEW_STEPS:
         return ""
     message = _("The run had only {steps}: more {flag:epochs} or a smaller {flag:batch_size} give more of them.")

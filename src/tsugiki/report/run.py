@@ -240,7 +240,7 @@ def _settings(record: RunRecord) -> Iterator[Part]:
     lines += [
         (_("learning rate"), f"{record.chosen('learning_rate')}, {config.lr_scheduler_type}"),
         (_("rows per optimiser step"), f"{record.chosen('batch_size')}"),
-        *([(_("epochs"), f"{config.epochs:g}")] if config.max_steps is None else []),
+        *([(_("epochs"), f"{config.epochs:g}")] if config.max_steps is None and config.epochs != "auto" else []),
         (_("seed"), str(config.seed)),
     ]
     yield Lines(lines)

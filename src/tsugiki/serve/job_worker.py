@@ -61,7 +61,7 @@ def plan(settings: dict[str, Any]) -> dict[str, Any]:
     from tsugiki.training.settings.config import RunConfig
 
     config = RunConfig.model_validate(settings)
-    planned = plan_run(config, rows_of_data(config, ProgressDisplay()))
+    planned = plan_run(config, *rows_of_data(config, ProgressDisplay()))
     planned = replace(planned, model=base_name(planned.model))
     headers, table = plan_table(planned)
     return {"lines": plan_lines(planned), "headers": headers, "rows": table, "fits": planned.options[0].fits}

@@ -64,13 +64,44 @@ def test_the_learning_rate_follows_from_the_model_the_run_and_the_method(given: 
         (5000, {}, (16, 939)),
         (100, {"epochs": 6}, (3, 204)),
         (100, {"epochs": 0.5}, (3, 17)),
-        (100, {"max_steps": 7}, (16, 7)),
+        (100, {"max_steps": 7}, (3, 7)),
         (100, {"max_steps": 7, "batch_size": 5}, (5, 7)),
     ],
 )
 def test_a_run_has_about_a_hundred_steps(rows: int, given: dict[str, Any], expected: tuple[int, int]):
     chosen = choices_for(config(learning_rate=0.5, **given), tiny_model("gpt2"), rows, 512)
     assert (chosen.batch_size, chosen.steps, chosen.learning_rate) == (*expected, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("rows", "has_validation", "given", "expected"),
+    [
+        (1, True, {}, (40, True)),
+        (5, True, {}, (120, True)),
+        (100, True, {}, (240, True)),
+        (5000, True, {}, (939, True)),
+        (1, False, {}, (40, False)),
+        (5, False, {}, (60, False)),
+        (100, False, {}, (102, False)),
+        (5, True, {"keep": "last"}, (60, False)),
+        (5, True, {"lr_scheduler_type": "cosine"}, (60, False)),
+        (5, True, {"epochs": 3}, (9, False)),
+        (5, True, {"max_steps": 50}, (50, False)),
+        (5, True, {"preference": "dpo"}, (9, False)),
+    ],
+)
+def test_questions_have_as_many_steps_as_their_validation_text_asks_for(
+    rows: int, has_validation: bool, given: dict[str, Any], expected: tuple[int, bool]
+):
+    chosen = choices_for(
+        config(learning_rate=0.5, **given),
+        tiny_model("gpt2"),
+        rows,
+        512,
+        learns_answers=True,
+        has_validation=has_validation,
+    )
+    assert (chosen.steps, chosen.is_open) == expected
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])

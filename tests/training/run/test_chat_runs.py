@@ -184,7 +184,7 @@ def test_pairs_are_learned_in_the_chat_template_and_their_adapter_has_it(pairs: 
     turns = "### user\n0?\n\n### assistant\n00<|endoftext|>"
     assert learned.strip() == f"<|endoftext|>{turns if template else '0?00<|endoftext|>'}"
     assert any("question → answer" in note for note in split.notes)
-    assert any("--chat-template none" in note for note in split.notes) == (template is not None)
+    assert any("--chat-template" in note for note in split.notes) == (template is not None)
 
 
 def test_prompts_of_an_adapter_are_as_in_its_training(pairs: Any, monkeypatch: pytest.MonkeyPatch):

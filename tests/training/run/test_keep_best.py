@@ -1,5 +1,6 @@
 """The step with the lowest loss on the validation text is kept, and nothing that is reported has chosen it."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,13 +9,14 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.data.test_splits import sentence
-from tests.runs import assert_resumes, run_config
+from tests.runs import assert_resumes, interrupt, run_config
 from tests.tiny import logits
-from tsugiki.adapters import load_adapter
+from tsugiki.adapters import load_adapter, saved_chat_template
 from tsugiki.base import load_model
-from tsugiki.data import Document
+from tsugiki.data import DEFAULT_TEMPLATE, Document
 from tsugiki.io import ADAPTER_FILE, CHECKPOINTS, checkpoints
 from tsugiki.report import run_notes
+from tsugiki.report.run import report_page
 from tsugiki.training import (
     Choices,
     EvaluationCallback,
@@ -25,6 +27,7 @@ from tsugiki.training import (
     plan_evaluations,
     train,
 )
+from tsugiki.training.choose.choices import _growing_steps
 from tsugiki.training.tools.spread import evenly_spread
 
 SETTINGS: dict[str, Any] = {"validation": "auto", "max_steps": 6, "eval_steps": 1, "save_steps": 2, "held_out": 0.5}
@@ -184,6 +187,52 @@ def test_a_longer_run_compares_losses_on_the_same_windows(tmp_path: Path, monkey
     train(config(tmp_path, max_steps=4))
     record = train(config(tmp_path, max_steps=6), resume=True)
     assert [entry.windows for entry in record.validations] == [1] * 7
+
+
+def questions(folder: Path, out: str = "run", **changes: Any) -> RunConfig:
+    """Settings of a run on twelve facts in five wordings, whose length is open."""
+    path = folder / "questions.jsonl"
+    rows = [{"prompt": f"{fact}? {wording}", "completion": f"{fact}!"} for fact in range(12) for wording in range(5)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {"validation": "auto", "held_out": "auto", "max_steps": None, "block_size": 64, "prompts": []}
+    return run_config(folder, out, data=str(path), **{**settings, **changes})
+
+
+def test_a_run_on_questions_ends_when_its_loss_levels_off_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    losses_on_validation(monkeypatch, [5.0] + [3.0] * 4 + [2.0] * 4 + [1.0] * 4 + [0.99] * 9)
+    given: dict[str, Any] = {"save_steps": 6, "eval_steps": 4, "learning_rate": 1e-3}
+    record = train(questions(tmp_path, **given))
+    assert [look.step for look in record.validations] == [0, 4, 8, 12, 16, 20]
+    assert (record.training.steps, record.ended_by) == (20, "validation")
+    assert saved_chat_template(record.folder()) == DEFAULT_TEMPLATE, "the base has none"
+    assert report_page(record, record.folder()), "also where the settings give no number of passes"
+    rates = [point.learning_rate for point in record.loss_curve]
+    assert rates == pytest.approx([1e-3] * 17 + [0.75e-3, 0.5e-3, 0.25e-3])
+    for step in (9, 18):  # before and after the rate falls
+        cut = questions(tmp_path, f"cut-{step}", **given)
+        interrupt(train, cut, step)
+        again = train(cut, resume=True)
+        assert (again.loss_curve, again.validations) == (record.loss_curve, record.validations)
+        assert (tmp_path / f"cut-{step}" / ADAPTER_FILE).read_bytes() == (tmp_path / "run" / ADAPTER_FILE).read_bytes()
+
+
+def test_a_run_that_its_largest_number_of_steps_has_ended_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tsugiki.training.choose.choices._MOST_STEPS_FOR_ANSWERS", 20)
+    monkeypatch.setattr("tsugiki.training.choose.choices._PASSES", 1)
+    losses_on_validation(monkeypatch, [5 - step / 10 for step in range(41)])
+    record = train(questions(tmp_path, batch_size=8))
+    assert (record.training.steps, record.kept_step, record.ended_by) == (20, 20, "bound")
+    [hint] = [note.text for note in run_notes(record) if "still falling" in note.text]
+    assert f"`tsugiki train --resume {record.config.out} --max-steps 40`" in hint
+    longer = train(questions(tmp_path, batch_size=8, max_steps=40), resume=True)
+    assert (longer.training.steps, longer.ended_by) == (40, "length")
+
+
+def test_looks_at_a_run_of_open_length_stand_at_steps_that_grow():
+    plan = EvaluationPlan(4, 12, 8, frozenset(_growing_steps(120, 1)))
+    due = [step for step in range(1, 121) if plan.is_due(step, 120, None)]
+    assert due == [8, 12, 16, 24, 32, 48, 64, 96, 120]
+    assert _growing_steps(120, 1 / 16) == [16, 32, 48, 64, 96], "two looks need 32 steps"
 
 
 def test_evaluations_are_spread_over_the_run():

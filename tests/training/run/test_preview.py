@@ -74,7 +74,7 @@ def test_targets_context_special_tokens_and_cuts_are_distinguished(config: RunCo
     Path("t.jsonl").write_text(
         "".join(json.dumps({"prompt": f"問{i}", "completion": "答え" * (1 if i else 20)}) + "\n" for i in range(9))
     )
-    config = config.model_copy(update={"data": "t.jsonl", "block_size": 48})
+    config = config.model_copy(update={"data": "t.jsonl", "block_size": 48, "chat_template": "none"})
     segments = [segment for row in preview(config, 20).rows for segment in row.segments]
     whole = next(segment for segment in segments if segment.last)
     assert [span.kind for span in whole.spans] == ["context special", "context", "target", "target special"]

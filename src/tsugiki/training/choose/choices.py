@@ -2,11 +2,13 @@
 
     rows in a step    the rows of three passes / 100, so that these are about 100 optimiser steps; at least 2, at most
                       16, whatever the machine, so that a run has the same steps on any number of threads; at least one
-                      for each process; other numbers of passes change the steps, not their rows
-    steps             the passes over these rows; or, if the length is set in minutes, those that the time suffices for
+                      for each process; other lengths change the steps, not their rows
+    steps             those that are set, as steps, passes or minutes; otherwise three passes over texts. A run on
+                      questions or conversations, whose facts need steps, ends when its validation text stops getting
+                      better (`training.choose.decisions`), at the latest after 240 steps or 40 passes
     learning rate     see `training.choose.learning_rate`
-    evaluations       as many as take a twentieth of the time of the steps; the held-out text, before and after the run,
-                      has 7 % of this time
+    evaluations       as many as take a twentieth of the time of the steps, or, if the length is open, after steps that
+                      grow by a third or a half; the held-out text, before and after the run, has 7 % of this time
 
 The settings of a run never change. What was chosen is recorded (`resolved_settings` in `run.json`), and a resumed run
 reads it from there.
@@ -32,6 +34,8 @@ from tsugiki.training.record.run_record import DataSummary
 from tsugiki.training.settings.config import AUTO, RunConfig
 
 _STEPS, _PASSES = 100, 3
+_STEPS_FOR_ANSWERS, _MOST_STEPS_FOR_ANSWERS, _MOST_PASSES = 60, 240, 40
+"""Of questions and conversations: steps without a validation text, and the most steps and passes with one."""
 _FEWEST_ROWS, _MOST_ROWS = 2, 16
 _MOST_EPOCHS = 20  # of a run whose length is set in minutes
 _EVALUATION_COST = 0.5  # time of a token in an evaluation, relative to a token in a step
@@ -56,6 +60,10 @@ class Choices:
     """Rows that are computed at once; None: see `training.model.trainable.rows_of_micro_batch`."""
     keep: Literal["best", "last"] = "best"
     """The step that the run ends with."""
+    is_open: bool = False
+    """Whether the run ends before `steps` when its validation text stops getting better."""
+    passes: float = 0.0
+    """Passes over the data in these steps."""
     head_factor: float = 1.0
     """Learning rate of the output head's B relative to `learning_rate` (see `training.choose.output_head`)."""
     automatic: tuple[str, ...] = ()
@@ -75,11 +83,15 @@ def choices_for(
     before: Mapping[str, Any] = {},
     rows_in_time: Callable[[], int] | None = None,
     processes: int = 1,
+    *,
+    learns_answers: bool = False,
+    has_validation: bool = False,
 ) -> Choices:
     """Choose the rows of a step, the learning rate and the number of steps for `rows` rows of `row_tokens` tokens.
 
     `before` has the values that a resumed run has chosen before it was interrupted. `rows_in_time` measures how many
-    rows can be trained on in `config.minutes`. `processes` share the rows of a step.
+    rows can be trained on in `config.minutes`. `processes` share the rows of a step. `learns_answers`: the rows are
+    questions or conversations. `has_validation`: there is a validation text, which can end the run.
     """
     batch_size, rate, steps = config.batch_size, config.learning_rate, config.max_steps
     in_run = rows * _PASSES  # of a run of the usual length
@@ -88,18 +100,31 @@ def choices_for(
         if steps is None and rows_in_time is not None:
             in_run = min(rows_in_time(), _MOST_EPOCHS * rows)
     if batch_size == AUTO:
-        batch_size = before.get("batch_size") or _batch_size(steps, in_run, processes)
+        batch_size = before.get("batch_size") or max(min(in_run // _STEPS, _MOST_ROWS), _FEWEST_ROWS, processes)
     if config.minutes is not None and steps is None:
         steps = max(1, in_run // min(batch_size, rows))
-    if steps is None:  # the last step of an epoch may have fewer rows
-        steps = math.ceil(config.epochs * math.ceil(rows / batch_size))
+    in_pass, is_open = math.ceil(rows / batch_size), False  # the last step of a pass may have fewer rows
+    if steps is None and config.epochs != AUTO:
+        steps = math.ceil(config.epochs * in_pass)
+    if steps is None:
+        steps = _PASSES * in_pass
+        if learns_answers and config.preference is None:
+            is_open = has_validation and config.keep == "best" and config.lr_scheduler_type == "linear"
+            most = _MOST_STEPS_FOR_ANSWERS if is_open else _STEPS_FOR_ANSWERS
+            steps = max(steps, min(_MOST_PASSES * in_pass, most))
     if rate == AUTO:
         rate = before.get("learning_rate") or automatic_learning_rate(
-            config, width_of(model), steps, batch_size * row_tokens, weight_gain(model)
+            config,
+            width_of(model),
+            _PASSES * in_pass if is_open else steps,
+            batch_size * row_tokens,
+            weight_gain(model),
         )
     assert not isinstance(rate, str)
     automatic = tuple(name for name in ("batch_size", "learning_rate") if isinstance(getattr(config, name), str))
-    return Choices(batch_size, rate, steps, config.micro_batch_size, config.keep, automatic=automatic)
+    return Choices(
+        batch_size, rate, steps, config.micro_batch_size, config.keep, is_open, steps / in_pass, automatic=automatic
+    )
 
 
 def with_new_length(choices: Choices, config: RunConfig, done: int) -> Choices:
@@ -112,6 +137,17 @@ def with_new_length(choices: Choices, config: RunConfig, done: int) -> Choices:
         message = _("the run in {out} has done {done} steps, and its new length is {steps}: give a larger one")
         raise TsugikiError(message.format(out=config.out, done=done, steps=steps))
     return replace(choices, steps=steps)
+
+
+def length_note(choices: Choices) -> str:
+    """Return the sentence that says how long a run can be whose settings do not say it."""
+    message = _("a run of {steps}, {passes:g} passes over the data")
+    if choices.is_open:
+        message = _(
+            "the run ends when its validation text gets no better, at the latest after {steps}, {passes:g} passes over "
+            "the data"
+        )
+    return message.format(steps=counts.steps(choices.steps), passes=round(choices.passes, 1))
 
 
 def describe_choices(resolved: Mapping[str, Any]) -> list[str]:
@@ -151,22 +187,31 @@ def rows_in_time(seconds: float, seconds_per_row: float, summary: DataSummary, c
     return rows
 
 
+def decay_start(steps: int) -> int:
+    """Return the step after which the learning rate falls in a run of open length that has at most so many steps."""
+    return steps - steps // 5
+
+
 @dataclass(frozen=True)
 class EvaluationPlan:
     """The evaluations of a run."""
 
     evaluations: int
     """Number of evaluations of the validation text, evenly spread, the last one after the last step. 0: the run is too
-    short for two."""
+    short for two. Of a run of open length, the most that there are."""
     windows: int
     """Windows of text in each of them."""
     held_out: int
     """Windows of held-out text that are evaluated before and after the run."""
+    steps: frozenset[int] | None = None
+    """Of a run of open length: the steps after which the validation text is evaluated, beside the last one."""
 
     def is_due(self, step: int, total: int, every: int | None) -> bool:
         """Return whether there is an evaluation after a step; `every` is the number of steps that the user has set."""
         if every is not None:
             return is_due(step, total, every)
+        if self.steps is not None:
+            return step in self.steps or step == total
         count = self.evaluations
         return count > 0 and step * count // total > (step - 1) * count // total
 
@@ -200,7 +245,23 @@ def plan_evaluations(
     if evaluations < (1 if scores > 1 else _FEWEST):  # one look at the end suffices for the strength
         return EvaluationPlan(0, fewest, held_out)
     most = int(_SHARE * trained // max(evaluations * per_window, 1))
-    return EvaluationPlan(evaluations, min(len(windows), _MOST_WINDOWS, max(most, fewest)), held_out)
+    most = min(len(windows), _MOST_WINDOWS, max(most, fewest))
+    if not choices.is_open:
+        return EvaluationPlan(evaluations, most, held_out)
+    due = _growing_steps(steps, limit * trained / (steps * most * per_window))
+    return EvaluationPlan(len(due) + 1, most, held_out, frozenset(due))
+
+
+def _growing_steps(steps: int, affordable: float) -> list[int]:
+    """Return 8, 12, 16, 24, 32, 48, … before the rate falls, without those at which evaluations would take too long.
+
+    `affordable` is how many evaluations are allowed for each step that was done.
+    """
+    due: list[int] = []
+    for step in (start << power for power in range(steps.bit_length()) for start in (8, 12)):
+        if step <= decay_start(steps) and len(due) + 1 <= affordable * step:
+            due.append(step)
+    return due
 
 
 def _cost_of_window(data: PackedDataset, windows: Sequence[Window]) -> float:
@@ -208,8 +269,3 @@ def _cost_of_window(data: PackedDataset, windows: Sequence[Window]) -> float:
     per_character = data.summary.tokens_per_epoch / max(data.summary.train.characters, 1)
     characters = sum(len(window.record.text) for window in windows)
     return _EVALUATION_COST * per_character * characters / max(len(windows), 1)
-
-
-def _batch_size(steps: int | None, in_run: int, processes: int) -> int:
-    rows = in_run // _STEPS if steps is None else _MOST_ROWS  # a given number of steps does not depend on their rows
-    return max(min(rows, _MOST_ROWS), _FEWEST_ROWS, processes)

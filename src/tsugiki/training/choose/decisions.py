@@ -10,7 +10,8 @@ after a step. The held-out text decides nothing.
                                                less likely than at the start
     strength        each look at 1/2 and 1,    where a parabola through the losses of the base, of half the update and
                     and the base               of the whole one is lowest; 0 if that is the base
-    end of the run  all looks                  `patience` looks in a row are certainly above the lowest one
+    end of the run  all looks                  the loss has levelled off (`has_levelled`), if the length is open; or
+                                               `patience` looks in a row are certainly above the lowest one
     lower rate      the training loss          it has risen by a fifth (`learning_rate`)
 
 Two looks are compared in pairs, document by document; one is certainly lower if the 95 % interval of the change over
@@ -18,6 +19,9 @@ documents (`evaluation.interval`) is below 0. With a single document, its window
 A run can go on if it is not certain that it should end. But it must keep some step, and so the lowest loss decides
 that without an interval: to keep the last step that is not certainly higher costs 0.9 % with two documents, where the
 lowest loss costs less than 0.1 % (docs/training-evidence.md).
+
+That the loss has levelled off is decided without an interval as well: rows of questions are few and differ, so that no
+fall would be certain at which most answers are still learned. The rate then falls, over a quarter of the steps so far.
 
 Looks take about a twentieth of the time of the steps (`choices.plan_evaluations`).
 
@@ -47,6 +51,8 @@ HALF = 0.5
 """The strength at which a look scores the validation text besides the whole update."""
 _WIDTH = 0.003
 """Width of the interval of a change that is narrow enough, relative to the loss."""
+LEVEL = 0.02
+"""Share of all that was gained that the steps since the last look but one must have gained if a run is to go on."""
 _LEAST = 0.05  # strengths below it are 0, and as near to 1 are 1
 _TINY = 1e-9  # nats, for logarithms
 OF_ONE_TEXT = 0.45
@@ -162,6 +168,13 @@ def pair_looks(record: RunRecord) -> list[PairLook]:
         if (interval[0] if interval else result.loss - start.loss) > 0:
             ruined.add(result.step)
     return [PairLook(pairs) for pairs in record.pair_validations if pairs.step not in ruined]
+
+
+def has_levelled(record: RunRecord) -> bool:
+    """Return whether the loss no longer falls, or hardly, at the last look: relative to what was gained in all."""
+    halves = {result.step: result.loss for result in record.half_validations}
+    base, *earlier, last = (min(whole.loss, halves.get(whole.step, math.inf)) for whole in record.validations)
+    return bool(earlier) and min(earlier) - last < LEVEL * (base - last)
 
 
 def enough_windows(change: Interval | None, windows: int, fewest: int) -> int:

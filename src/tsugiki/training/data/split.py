@@ -13,6 +13,7 @@ import numpy as np
 from tsugiki.annotations import PreTrainedTokenizerBase
 from tsugiki.base.resolve import EMBEDDED
 from tsugiki.data.blocks import Integers
+from tsugiki.data.chat import DEFAULT_TEMPLATE
 from tsugiki.data.overlap import Kind, ScoredTexts
 from tsugiki.data.read.files import Data, content_key, read_records, record_kinds
 from tsugiki.data.read.schemas import NO_COLUMNS, Columns
@@ -273,6 +274,7 @@ def dataset_split(
             names=[held_out.index.name(number) for number in held_out.all_numbers[:_NAMED]],
         ),
         validation=validation,
+        learns_answers=records.kinds != {Document},
         learns_conversations=_are_chats(records.kinds, tokenizer),
         near_duplicates=NearDuplicates(groups=len(alike), records=sum(map(len, alike)), first=first),
         left_out=left_out,
@@ -402,6 +404,8 @@ def _known_facts(index: RecordIndex, train: Integers, held_out: HeldOut) -> int:
 
 def _template_notes(kinds: set[type[Record]], tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Return a note on what the tokenizer's chat template, if it has one, means for records of these kinds."""
+    if tokenizer.chat_template == DEFAULT_TEMPLATE and kinds != {Document}:
+        return [_("questions and answers are turns of a plain chat template; {flag:chat_template} gives another")]
     if not tokenizer.chat_template or Conversation in kinds:
         return []
     if Completion in kinds:

@@ -98,7 +98,7 @@ class RunProgress(ProgressDisplay):
     def step(self, step: int, total: int, loss: float, tokens_per_second: float) -> None:
         """Show that an optimiser step is done. The speed counts all tokens, also those that are not in the loss."""
         speed = _("{speed:,.0f} tokens/s").format(speed=tokens_per_second)
-        self._progress.update(self._task, completed=step, loss=f"{loss:.3f}", activity=speed)
+        self._progress.update(self._task, total=total, completed=step, loss=f"{loss:.3f}", activity=speed)
         if self.is_quiet and step % max(1, total // _PLAIN_LINES) == 0:
             message = _("step {step}/{total}  loss {loss:.3f}  {tokens_per_second:,.0f} tokens/s")
             self.print(message.format(step=step, total=total, loss=loss, tokens_per_second=tokens_per_second))

@@ -95,7 +95,7 @@ class RecordedConfig(BaseModel):
     out: Annotated[str, Field(pattern=r"^[^\x00]*$")] | None = None
     learning_rate: float | Literal["auto", "probe"]  # "probe": measured, by earlier versions
     lr_scheduler_type: str
-    epochs: float
+    epochs: float | Literal["auto"]
     max_steps: int | None
     batch_size: int | Literal["auto"]
     seed: int
@@ -189,6 +189,8 @@ class SplitSummary(BaseModel):
     train: RecordCounts
     held_out: HeldOutCounts
     validation: ValidationCounts | None = None
+    learns_answers: bool = False
+    """Whether there are questions or conversations among the training records, not texts alone."""
     learns_conversations: bool = False
     """Whether there are conversations among the training records; prompts are then turns of the user."""
     mixed: MixedCounts | None = None
@@ -331,6 +333,9 @@ class RunRecord(BaseModel):
     """Evaluations on the validation text, whose loss decides which step is kept."""
     half_validations: list[StepEvaluation] = Field(default_factory=list)
     """Evaluations on the validation text with half of the adapter's update; empty if the strength is not chosen."""
+    ended_by: Literal["validation", "bound", "length"] | None = None
+    """What ended the run: its validation text, which got no better; the largest number of steps that it chose; or the
+    length that the settings give. None: unknown."""
     kept_step: int | None = None
     """The step whose adapter or model the run ended with."""
     strength: float = 1.0

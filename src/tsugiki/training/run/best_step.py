@@ -14,6 +14,7 @@ from tsugiki.training.choose.decisions import (
     OF_ONE_TEXT,
     Look,
     PairLook,
+    has_levelled,
     is_certainly_lower,
     looks,
     multiply_update,
@@ -84,6 +85,8 @@ class BestStep:
             )
             self.display.print(message.format(step=progress.step, best_step=best.step))
             progress.stopped = True
+        elif has_levelled(self.record):
+            loop.end_soon()
 
     def take(self, loop: TrainingLoop) -> int:
         """Give the model the weights of the best step, or those from the start, and return the step."""

@@ -93,4 +93,6 @@ def _is_other_base(before: RecordedBase, now: RecordedBase) -> bool:
 
 def _compared(data: DataSummary) -> dict[str, Any]:
     """Return the description of data without the fields that older records lack."""
-    return data.model_dump(exclude={"learns_conversations", "unknown_share", "piece_share", "left_out"})
+    return data.model_dump(
+        exclude={"learns_answers", "learns_conversations", "unknown_share", "piece_share", "left_out"}
+    )

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tsugiki.io.formatting import format_duration
 from tsugiki.language import _
 from tsugiki.lora.hold import active_names, base_alone, is_grafted
 from tsugiki.training.choose.choices import is_due, plan_evaluations
@@ -27,6 +28,9 @@ from tsugiki.training.run.stage_results import Base, Ready
 from tsugiki.training.run.start import Start
 from tsugiki.training.step.loop import Callback, TrainingLoop
 from tsugiki.training.tools.processes import on_main
+
+_TIMED = 3
+"""The step after which a run says how long it may take: the first ones are slower."""
 
 
 class EvaluationCallback(Callback):
@@ -91,9 +95,12 @@ class EvaluationCallback(Callback):
     def on_step_end(self, loop: TrainingLoop) -> None:
         """Show the step, and evaluate and sample if this is due."""
         step, total = loop.progress.step, loop.steps
-        counts = self.base.data.summary
-        all_per_target = counts.tokens_per_epoch / max(1, counts.target_tokens_per_epoch)
+        data = self.base.data.summary
+        all_per_target = data.tokens_per_epoch / max(1, data.target_tokens_per_epoch)
         self.display.step(step, total, loop.step_loss, loop.progress.tokens_per_second * all_per_target)
+        if step == _TIMED and loop.open_schedule is not None:
+            seconds = loop.progress.seconds / step * total
+            self.display.print(_("the steps take at most about {time}").format(time=format_duration(seconds)))
         if loop.progress.loss_curve and loop.progress.loss_curve[-1].step == step:
             self.file.write_at_times(loop.progress)
         if self.plan.is_due(step, total, self.config.eval_steps):
@@ -113,6 +120,9 @@ class EvaluationCallback(Callback):
         if is_grafted(self.model) and not self.record.evaluations:
             with base_alone(self.model):
                 self.scores.evaluate(loop, 0)
+        schedule = loop.open_schedule
+        by_validation = loop.progress.stopped or (schedule is not None and schedule.by_validation)
+        self.record.ended_by = "validation" if by_validation else "length" if self.config.has_length else "bound"
         kept = self.record.kept_step = self.best_step.take(loop)
         self.scores.evaluate(loop, kept)
         self.scores.evaluate_pairs(loop, kept)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from tsugiki.annotations import PreTrainedModel, PreTrainedTokenizerBase
 from tsugiki.base.loading import load_meta_model, load_model, load_tokenizer
 from tsugiki.data.chat import use_template
+from tsugiki.data.read.files import record_kinds
+from tsugiki.data.records import Document
 from tsugiki.dtypes import BaseDtype
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.experts import use_even_rows
@@ -66,8 +68,15 @@ def read_texts(start: Start) -> Texts:
 def load_run_tokenizer(config: RunConfig) -> PreTrainedTokenizerBase:
     """Load the tokenizer of the run's base model, with the chat template of its settings."""
     tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
-    use_template(tokenizer, config.chat_template)
+    use_template(tokenizer, config.chat_template or (AUTO if _learns_answers(config) else None))
     return tokenizer
+
+
+def _learns_answers(config: RunConfig) -> bool:
+    """Return whether a run learns questions or conversations, for which a base without a chat template gets one."""
+    if config.preference is not None or config.reward:
+        return False
+    return record_kinds(config.data, config.columns) != {Document}
 
 
 def read_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase, progress: ProgressDisplay) -> DatasetSplit:
@@ -79,13 +88,16 @@ def read_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase, progress: P
     return read(config, tokenizer, progress)
 
 
-def rows_of_data(config: RunConfig, progress: ProgressDisplay) -> int:
-    """Return the number of rows of a run before its model is loaded. The tokens stay in the cache for the run."""
+def rows_of_data(config: RunConfig, progress: ProgressDisplay) -> tuple[int, bool, bool]:
+    """Return the number of rows of a run before its model is loaded, and what its length depends on as well: whether it
+    learns answers, and whether it has a validation text. The tokens stay in the cache for the run.
+    """
     model, tokenizer = load_meta_model(config.model), load_run_tokenizer(config)
     split = read_data(config, tokenizer, progress)
     if split.general is not None and split.general.learned:
         progress.print(split.general.note)
-    return count_rows(split, model, tokenizer, config.block_size, config.virtual_tokens)
+    rows = count_rows(split, model, tokenizer, config.block_size, config.virtual_tokens)
+    return rows, split.summary.learns_answers, bool(split.validation_windows)
 
 
 def load_base(start: Start, facts: Facts, texts: Texts) -> Base:

@@ -99,6 +99,8 @@ class Plan:
 def plan_run(
     config: RunConfig,
     rows: int | None,
+    learns_answers: bool = False,
+    has_validation: bool = False,
     base_dtypes: Sequence[BaseDtype] | None = None,
     memory_size: int | None = None,
 ) -> Plan:
@@ -107,6 +109,8 @@ def plan_run(
     Args:
         config: the settings of the run.
         rows: number of rows of the training data; None: unknown.
+        learns_answers: whether they are questions or conversations.
+        has_validation: whether there is a validation text, which can end the run.
         base_dtypes: dtypes of the base to compare; None: all that the settings allow.
         memory_size: bytes of memory of another machine. Its accelerator, `config.device`, need not be here; then no
             times are planned. None: what is free here.
@@ -122,7 +126,14 @@ def plan_run(
     shapes = find_shapes(config.model, config.block_size, config.virtual_tokens)
     file_bytes, has_files = _files(config.model, shapes.config)
     tokens, threads = shapes.row_tokens, torch.get_num_threads() if device.type == "cpu" else 1
-    choices = choices_for(config, shapes.model, rows or 100 * threads, tokens)
+    choices = choices_for(
+        config,
+        shapes.model,
+        rows or 100 * threads,
+        tokens,
+        learns_answers=learns_answers,
+        has_validation=has_validation,
+    )
     steps = None if rows is None else choices.steps
     in_step = choices.batch_size if rows is None else min(choices.batch_size, rows)
     available = memory_size or memory_for_process(device)

@@ -17,7 +17,7 @@ from tsugiki.lora.hold import is_grafted
 from tsugiki.lowbit.quantized_layer import key_of
 from tsugiki.model.products import LIBRARIES
 from tsugiki.training.choose.base_predictions import BasePredictions, predict_sample
-from tsugiki.training.choose.choices import Choices, choices_for, rows_in_time, with_new_length
+from tsugiki.training.choose.choices import Choices, choices_for, length_note, rows_in_time, with_new_length
 from tsugiki.training.choose.output_head import head_factor, head_notes, leaves_layers_open, with_output_head
 from tsugiki.training.choose.softmax import SAMPLED, sampled_tokens, samples_vocabulary
 from tsugiki.training.measure.dtype_speed import rows_at_once
@@ -55,6 +55,8 @@ def prepare(start: Start, facts: Facts, base: Base) -> Ready:
         resolved["softmax"] = SAMPLED
         notes = [*notes, sampling_note(loss)]
     choices = choose_numbers(start, facts, base, layers, loss)
+    if not start.config.has_length:
+        notes = [*notes, length_note(choices)]
     if start.config.preference is not None:
         notes = [*preference_notes(start.config.preference, start.config.loss_settings()), *notes]
     return Ready(choices, loss, resolved | choices.resolved(), notes)
@@ -143,14 +145,24 @@ def choose_numbers(start: Start, facts: Facts, base: Base, layers: Layers, loss:
     def rows_in_the_time() -> int:
         return _rows_in_time(start, facts.micro_batch_size, base, loss)
 
-    choices = choices_for(config, base.model, len(blocks), blocks.block_size, start.before, rows_in_the_time, processes)
+    choices = choices_for(
+        config,
+        base.model,
+        len(blocks),
+        blocks.block_size,
+        start.before,
+        rows_in_the_time,
+        processes,
+        learns_answers=base.data.summary.learns_answers,
+        has_validation=bool(base.data.validation_windows),
+    )
     micro_batch, packed = facts.micro_batch_size, base.data.document_masking != "separate_rows"
     if micro_batch is None and facts.shapes and packed and not start.before:
         micro_batch = rows_at_once(config, facts.shapes, base.dtype, min(choices.batch_size, len(blocks)))
     choices = replace(choices, micro_batch_size=micro_batch, head_factor=layers.head_factor)
     on_main(start.accelerator, lambda: _check_rows(processes, min(choices.batch_size, len(blocks))))
     if start.in_shards and not is_grafted(base.model):  # weights in shards are not read back from a checkpoint
-        choices = replace(choices, keep="last")
+        choices = replace(choices, keep="last", is_open=False)
     if (done := start.steps_before) is None:
         return choices
     choices = with_new_length(choices, config, done)

@@ -5,15 +5,13 @@ learned, and one that is not. With the phrasings that are not learned, right ans
 """
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 from tsugiki.base.resolve import EMBEDDED
 from tsugiki.io.progress import ProgressDisplay
-from tsugiki.language import ENGLISH, JAPANESE, language
+from tsugiki.language import language
 from tsugiki.training.record.run_record import RunRecord
 from tsugiki.training.run.stages import train
 from tsugiki.training.score.key_strings import right_answers
@@ -24,11 +22,6 @@ from tsugiki.training.settings.config import RunConfig
 PROMPTS = ("明治時代の", "東京市", "夏目先生、")
 """Beginnings that the base continues in hiragana, and that set no kana for the adapter."""
 _ASSETS = files("tsugiki") / "assets"
-_RECIPES: Mapping[str, Mapping[str, Any]] = {
-    ENGLISH: {"epochs": 6},
-    JAPANESE: {"chat_template": "default", "epochs": 12},
-}
-"""The settings that each language needs beside those that a run chooses by itself."""
 _ANSWER = 48  # tokens, more than any answer has
 
 
@@ -64,9 +57,7 @@ def questions_config(base: str, out: Path | None = None) -> RunConfig:
         model=base,
         data=(str(_ASSETS / "questions" / f"{language()}.jsonl"),),
         held_out=str(_unseen()),
-        validation="none",
         out=str(out or _free_folder("tsugiki-questions")),
-        **_RECIPES[language()],
     )
 
 

@@ -180,6 +180,8 @@ def _load_training_state(loop: TrainingLoop, folder: Path, is_longer: bool) -> N
     optimizer, schedule, progress = load_training_state(folder)
     loop.optimizer.load_state_dict(split_optimizer_state(loop.optimizer, optimizer))
     loop.schedule.load_state_dict(schedule)
+    if loop.open_schedule is not None:
+        loop.steps = loop.open_schedule.steps
     if scaler := progress.pop("scaler", {}):
         loop.gradients.scaler.load_state_dict(scaler)
     curve = [LossPoint.model_validate(point) for point in progress.pop("loss_curve")]

@@ -40,6 +40,7 @@ DEFAULT_LORA: Mapping[str, Any] = {"r": 16, "lora_alpha": 32}
 CHAPTER: Mapping[str, Any] = {
     "learning_rate": 1e-4,
     "batch_size": 16,
+    "epochs": 3,
     "validation": "none",
     "softmax": "full",
     "lora": {"r": 8, "lora_alpha": 32, "lora_dropout": 0.1, "target_modules": ["c_attn", "c_proj"]},
@@ -95,6 +96,7 @@ def _as_settings(value: Any) -> Any:
 Text: TypeAlias = Annotated[str, Field(min_length=1)]
 Count: TypeAlias = Annotated[int, Field(ge=1)]
 Positive: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Passes: TypeAlias = Annotated[float, Field(gt=0, le=10_000)]
 
 PreferenceName: TypeAlias = Literal["dpo", "dpo_norm", "ipo", "orpo", "simpo", "kto", "apo_zero"]
 """The losses of `preference.losses.LOSSES`."""
@@ -226,7 +228,7 @@ class DataSettings(Settings):
     chat_template: Annotated[Text | None, TEMPLATE] = None
     """Chat template for conversations, and for prompts with completions: a Jinja file; default, a plain one for a base
     that has none; auto, that of the base, or the plain one if it has none; or none, for prompts and completions that
-    are joined as plain text. The adapter is saved with it. Default: that of the tokenizer."""
+    are joined as plain text. The adapter is saved with it. Default: auto for questions and conversations."""
     system: Annotated[Text | None, About(data=_NOT_TEXTS, page=marked("System message"))] = None
     """System message of the prompts, which are the user's turns if the run learns conversations."""
     block_size: Annotated[int | None, About(page=marked("Tokens per row"), most=8192)] = Field(default=None, ge=2)
@@ -312,14 +314,13 @@ class ScheduleSettings(Settings):
     minutes: Annotated[Positive | None, About(first=True, page=marked("minutes"), simple=True, most=10_000)] = None
     """Length of the run in minutes, with evaluations and samples, instead of epochs or max_steps. The speed of this
     machine is measured first, and gives the number of steps."""
-    epochs: Annotated[Positive, About(first=True, page=marked("epochs"), simple=True, most=1000)] = Field(
-        default=3, le=10_000
-    )
-    """Passes over the training data."""
+    epochs: Annotated[Passes | Auto, About(first=True, page=marked("epochs"), simple=True, most=1000)] = AUTO
+    """Passes over the training data. auto: three over texts; questions and conversations are learned until the
+    validation text stops getting better, in at most 240 steps and 40 passes, or three passes if these are more."""
     max_steps: Annotated[Count | None, About(page=marked("steps"), simple=True, most=10_000_000)] = None
     """Number of optimiser steps. Overrides epochs."""
     batch_size: Annotated[Count | Auto, About(first=True, page=marked("Rows per step"), most=1024)] = AUTO
-    """Rows per optimiser step, over all processes. auto: so many that three epochs are about 100 steps, but at least 2
+    """Rows per optimiser step, over all processes. auto: so many that three passes are about 100 steps, but at least 2
     and at most 16."""
     learning_rate: Annotated[Positive | Auto, About(first=True, page=marked("Learning rate"), most=10)] = AUTO
     """Peak learning rate. auto: by the width and weights of the model, the method, lora_alpha and the steps."""
@@ -532,6 +533,11 @@ class RunConfig(
     def most_held_out_characters(self) -> int:
         """The largest number of held-out characters that are evaluated."""
         return self.held_out_characters or _HELD_OUT_CHARACTERS
+
+    @property
+    def has_length(self) -> bool:
+        """Whether the length of the run is set; otherwise it is chosen."""
+        return self.minutes is not None or self.max_steps is not None or self.epochs != AUTO
 
     def loss_settings(self) -> dict[str, float]:
         """Return each setting of the preference loss, the given value or the default, with `likelihood` among them.

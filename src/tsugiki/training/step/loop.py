@@ -46,6 +46,34 @@ class Callback:
 
 
 @dataclass
+class OpenSchedule:
+    """The learning rate of a run whose length is open: constant after the warm-up, then falling to 0.
+
+    "Warm-up, stable, decay" (Hägele et al. 2024, arXiv:2405.18392): the length need not be known before the rate falls.
+    Checkpoints have these numbers in the state of the schedule.
+    """
+
+    warmup: int
+    """Steps over which the rate rises."""
+    steps: int
+    """Steps of the whole run: the most that it can have, until it is known when the rate falls."""
+    decay_start: int
+    """The step after which the rate falls."""
+    by_validation: bool = False
+    """Whether the validation text has ended the run, by `end_after`."""
+
+    def __call__(self, step: int) -> float:
+        """Return the learning rate at a step (from 0), relative to its peak."""
+        if step < self.warmup:
+            return step / self.warmup
+        return min(1.0, max(0.0, (self.steps - step) / max(1, self.steps - self.decay_start)))
+
+    def end_after(self, step: int) -> None:
+        """Let the rate fall after a step, over a quarter of the steps until then."""
+        self.steps, self.decay_start, self.by_validation = step + math.ceil(step / 4), step, True
+
+
+@dataclass
 class TrainingLoop:
     """A prepared run: everything that its steps need."""
 
@@ -62,6 +90,8 @@ class TrainingLoop:
     """Steps between two points of the loss curve. The loop waits for an accelerator at these and at `Readings`."""
     save_steps: int
     """Steps between checkpoints."""
+    open_schedule: OpenSchedule | None = None
+    """What `schedule` computes if the length is open; None: it is known."""
     save: Callable[["TrainingLoop"], None] = lambda loop: None
     """Writes a checkpoint."""
     progress: Progress = field(default_factory=Progress)
@@ -182,6 +212,12 @@ class TrainingLoop:
             figures.clear()
         values = {"loss": loss, "learning_rate": rate, "tokens_per_second": self.progress.tokens_per_second}
         self.accelerator.log(values, step=self.progress.step)
+
+    def end_soon(self) -> None:
+        """Let the learning rate of a run of open length fall, unless it does already, and end the run then."""
+        if self.open_schedule is not None and self.progress.step < self.open_schedule.decay_start:
+            self.open_schedule.end_after(self.progress.step)
+            self.steps = self.open_schedule.steps
 
     def _is_due(self, every: int) -> bool:
         """Return whether the step that was just done is the last one or a multiple of `every`."""

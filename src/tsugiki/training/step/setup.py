@@ -25,14 +25,14 @@ from tsugiki.language import _
 from tsugiki.lora.hold import is_grafted
 from tsugiki.model.inference import decoder_blocks
 from tsugiki.model.meta import replica_in
-from tsugiki.training.choose.choices import Choices
+from tsugiki.training.choose.choices import Choices, decay_start
 from tsugiki.training.choose.output_head import head_weights
 from tsugiki.training.model.rows import rows_of_micro_batch
 from tsugiki.training.model.sharding import is_sharded
 from tsugiki.training.model.trainable import full_compute_dtype
 from tsugiki.training.settings.config import AUTO, LORA_PLUS, RunConfig
 from tsugiki.training.step.gradients import Gradients
-from tsugiki.training.step.loop import TrainingLoop
+from tsugiki.training.step.loop import OpenSchedule, TrainingLoop
 from tsugiki.training.step.text_loss import StepLoss
 from tsugiki.training.tools.memory import keep_freed_memory
 
@@ -60,13 +60,16 @@ def build_loop(
     collate = Collator(document_masking, next(model.parameters()).dtype)
     batches = StepBatches(blocks, collate, choices.batch_size, config.seed)
     optimizer, steps = _optimizer(model, config, choices), choices.steps
+    warmup = math.ceil(config.warmup_ratio * steps)
+    schedule = OpenSchedule(warmup, steps, decay_start(steps)) if choices.is_open else None
     return TrainingLoop(
         accelerator=accelerator,
         model=model,
         gradients=make_gradients(model, config, batches, accelerator, choices.micro_batch_size, loss),
         optimizer=optimizer,
-        schedule=_schedule(optimizer, config.lr_scheduler_type, steps, config.warmup_ratio, config.decay_ratio),
+        schedule=LambdaLR(optimizer, schedule) if schedule else _schedule(optimizer, config, steps, warmup),
         steps=steps,
+        open_schedule=schedule,
         max_grad_norm=config.max_grad_norm,
         log_steps=max(1, steps // _LOSS_CURVE_POINTS),
         save_steps=config.save_steps or max(1, steps // _CHECKPOINTS_PER_RUN),
@@ -98,19 +101,17 @@ def _optimizer(model: PreTrainedModel, config: RunConfig, choices: Choices) -> t
     return adamw(model, config, rate, choices.head_factor)
 
 
-def _schedule(
-    optimizer: torch.optim.Optimizer, kind: str, steps: int, warmup_ratio: float, decay_ratio: float | None
-) -> LRScheduler:
-    """Return the learning rate schedule, in which the rate rises and falls over these shares of the steps.
+def _schedule(optimizer: torch.optim.Optimizer, config: RunConfig, steps: int, warmup: int) -> LRScheduler:
+    """Return the learning rate schedule of the settings, in which the rate rises over `warmup` of the steps.
 
     It must be one of transformers' that depends on nothing but the number of the step.
     """
-    warmup = math.ceil(warmup_ratio * steps)
+    kind = config.lr_scheduler_type
     if kind == "linear":  # the default, without the imports of transformers' schedules
         return LambdaLR(optimizer, partial(linear_share, warmup=warmup, steps=steps))
     from transformers import get_scheduler  # imports PEFT and bitsandbytes where they are installed: seconds
 
-    decay = math.ceil((decay_ratio or 0) * steps)
+    decay = math.ceil((config.decay_ratio or 0) * steps)
     options = {"num_decay_steps": decay, "decay_type": "linear"} if decay else None
     try:
         schedule = get_scheduler(kind, optimizer, warmup, steps, options)
