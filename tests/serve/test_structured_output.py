@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import pytest
 from pydantic import BaseModel, Field
 
-from tests.serve.asking import PROMPT, openai
+from tests.serve.asking import PROMPT, ids, openai
 from tsugiki.generation import Grammars
 
 pytest.importorskip("llguidance")
@@ -66,6 +66,7 @@ def test_a_stream_and_several_choices_keep_to_a_form(client: Any):
     "fields",
     [
         {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {"enum": [1, 2]}}}},
+        {"response_format": {"type": "json_object", "schema": {"enum": [1, 2]}}},
         {"guided_json": {"enum": [1, 2]}},
         {"guided_json": '{"enum": [1, 2]}'},
         {"guided_regex": "[12]"},
@@ -90,6 +91,22 @@ def test_any_json_object(client: Any):
 
 
 @pytest.mark.parametrize(
+    "fields",
+    [
+        {"response_format": {"type": "json_schema", "json_schema": {"schema": True}}},
+        {"response_format": {"type": "json_object", "schema": True}},
+        {"guided_json": True},
+        {"guided_json": "true"},
+        {"structured_outputs": {"json": True}},
+    ],
+)
+def test_the_schema_true_allows_any_value(client: Any, fields: dict[str, Any]):
+    begin, end = map(str, ids("[]"))
+    answer = ask(client, **fields, logit_bias={begin: 50, end: 100})
+    assert (json.loads(answer.text), answer.finish_reason) == ([], "stop")
+
+
+@pytest.mark.parametrize(
     ("name", "fields", "named"),
     [
         ("response_format", {"response_format": {"type": "json_schema"}}, "json_schema"),
@@ -97,6 +114,7 @@ def test_any_json_object(client: Any):
         ("guided_json", {"guided_json": {"type": "array", "uniqueItems": True}}, "uniqueItems"),
         ("guided_json", {"guided_json": "[1"}, "list"),
         ("guided_json", {"guided_json": 3}, "JSON"),
+        ("guided_json", {"guided_json": {"enum": [*range(30_000)]}}, "more than 120,000 characters"),
         ("guided_regex", {"guided_regex": "(?<=a)b"}, "look-around"),
         ("guided_choice", {"guided_choice": []}, "1"),
         ("guided_regex", {"guided_regex": "a", "response_format": {"type": "json_object"}}, "response_format"),

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -42,9 +42,11 @@ _PROBE = '{"名前": "a b", "年": [1, null]}'
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 
 
-def json_grammar(schema: Mapping[str, Any] | str) -> str:
+def json_grammar(schema: Mapping[str, Any] | Literal[True] | str) -> str:
     """Return the grammar of the JSON texts that a JSON schema allows, without white space between their parts."""
     text = schema if isinstance(schema, str) else json.dumps(schema)
+    if text.strip() == "true":
+        text = "{}"  # it allows any value, too, and takes options
     return _converted(partial(_llguidance().LLMatcher.grammar_from_json_schema, text, defaults=_COMPACT))
 
 

@@ -86,10 +86,21 @@ class StreamOptions(OpenFields):
     continuous_usage_stats: bool = False
 
 
-class PlainFormat(Fields):
-    """A text, or any JSON object."""
+_Schema: TypeAlias = dict[str, Any] | Literal[True]
+"""A JSON schema; true allows any value."""
 
-    type: Literal["text", "json_object"]
+
+class PlainFormat(Fields):
+    """A text."""
+
+    type: Literal["text"]
+
+
+class ObjectFormat(Fields):
+    """Any JSON object or, as llama.cpp and others have it, JSON that follows a schema."""
+
+    type: Literal["json_object"]
+    content: Annotated[_Schema, Field(alias="schema")] = {"type": "object"}
 
 
 class SchemaOfAnswer(Fields):
@@ -98,7 +109,7 @@ class SchemaOfAnswer(Fields):
     name: str | None = None
     description: str | None = None
     strict: bool | None = None
-    content: Annotated[dict[str, Any], Field(alias="schema")]
+    content: Annotated[_Schema, Field(alias="schema")]
 
 
 class SchemaFormat(Fields):
@@ -114,7 +125,7 @@ _Choices: TypeAlias = Annotated[list[str], Field(min_length=1, max_length=1000)]
 class StructuredOutputs(Fields):
     """Structured output as newer versions of vLLM name it."""
 
-    json_schema: Annotated[dict[str, Any] | str | None, Field(alias="json")] = None
+    json_schema: Annotated[_Schema | str | None, Field(alias="json")] = None
     json_object: bool | None = None
     regex: str | None = None
     choice: _Choices | None = None
@@ -146,8 +157,10 @@ class SharedFields(OpenFields):
     stop_token_ids: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=64)] = []
     ignore_eos: bool = False
     min_tokens: Annotated[int, Field(ge=0)] = 0
-    response_format: Annotated[PlainFormat | SchemaFormat, Field(discriminator="type")] = PlainFormat(type="text")
-    guided_json: dict[str, Any] | str | None = None
+    response_format: Annotated[PlainFormat | ObjectFormat | SchemaFormat, Field(discriminator="type")] = PlainFormat(
+        type="text"
+    )
+    guided_json: _Schema | str | None = None
     guided_regex: str | None = None
     guided_choice: _Choices | None = None
     structured_outputs: StructuredOutputs = StructuredOutputs()

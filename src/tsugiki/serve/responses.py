@@ -14,6 +14,7 @@ from tsugiki.serve.protocol import (
     CalledFunction,
     ChatRequest,
     Function,
+    ObjectFormat,
     OpenFields,
     PlainFormat,
     SchemaOfAnswer,
@@ -81,7 +82,7 @@ class _Schema(SchemaOfAnswer):
 
 
 class _Form(OpenFields):
-    format: Annotated[PlainFormat | _Schema, Field(discriminator="type")] = PlainFormat(type="text")
+    format: Annotated[PlainFormat | ObjectFormat | _Schema, Field(discriminator="type")] = PlainFormat(type="text")
 
 
 class ResponsesRequest(SharedFields):
@@ -106,8 +107,8 @@ class ResponsesRequest(SharedFields):
         form = self.text.format
         if isinstance(form, _Schema):
             fields["response_format"] = {"type": "json_schema", "json_schema": {"schema": form.content}}
-        elif form.type == "json_object":
-            fields["response_format"] = {"type": form.type}
+        else:
+            fields["response_format"] = form.model_dump(by_alias=True)
         if isinstance(self.tool_choice, _ToolName):
             fields["tool_choice"] = {"type": "function", "function": {"name": self.tool_choice.name}}
         fields |= {"messages": messages, "tools": [tool.tool for tool in self.tools]}

@@ -10,7 +10,7 @@ from tsugiki.errors import TsugikiError
 from tsugiki.generation.grammar import Grammars, Matcher, choice_grammar, json_grammar, regex_grammar
 from tsugiki.language import _
 from tsugiki.serve.errors import ApiError
-from tsugiki.serve.protocol import ChatRequest, CompletionRequest, SchemaFormat
+from tsugiki.serve.protocol import ChatRequest, CompletionRequest, ObjectFormat, SchemaFormat
 from tsugiki.serve.tools import calls_grammar
 
 _OBJECT = {"type": "object"}
@@ -45,9 +45,11 @@ def requested_grammar(parsed: CompletionRequest | ChatRequest) -> tuple[str, Cal
     The value is None if no field sets one.
     """
     form, newer = parsed.response_format, parsed.structured_outputs
-    schema = form.json_schema.content if isinstance(form, SchemaFormat) else None
+    schema = form.content if isinstance(form, ObjectFormat) else None
+    if isinstance(form, SchemaFormat):
+        schema = form.json_schema.content
     given: list[tuple[str, Callable[[Any], str], Any]] = [
-        ("response_format", json_grammar, _OBJECT if form.type == "json_object" else schema),
+        ("response_format", json_grammar, schema),
         ("guided_json", json_grammar, parsed.guided_json),
         ("guided_regex", regex_grammar, parsed.guided_regex),
         ("guided_choice", choice_grammar, parsed.guided_choice),
