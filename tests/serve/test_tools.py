@@ -11,7 +11,7 @@ from tests.serve.asking import at_once, connect, openai
 from tests.serve.calling_model import ASK, CALLED, CITY, COUNT, LIGHT, RESULT, WEATHER, save_calling_model
 from tests.serve.conftest import Running, start
 from tests.serve.test_clients import check_known
-from tsugiki.serve import WrittenCalls, response_template
+from tsugiki.serve import WrittenCalls, completions, response_template
 
 pytest.importorskip("llguidance")
 validate = pytest.importorskip("jsonschema").validate
@@ -94,6 +94,17 @@ def test_what_is_refused(server: Running, name: str | None, fields: dict[str, An
     with pytest.raises(openai.BadRequestError, match=fact) as caught:
         connect(server).chat.completions.create(**{"model": "歌人", "messages": [ASK], **fields})
     assert caught.value.param == name
+
+
+def test_tools_that_are_too_large_are_refused_before_the_prompt_is_made(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(completions, "chat_prompt", None)
+    large = {"type": "function", "function": {"name": "f", "parameters": {"enum": [*range(30_000)]}}}
+    fields = {"model": "歌人", "messages": [ASK], "tools": [large], "tool_choice": "required"}
+    with pytest.raises(openai.BadRequestError, match="more than 120,000 characters") as caught:
+        connect(server).chat.completions.create(**fields)
+    assert caught.value.param == "tool_choice"
 
 
 def test_a_form_and_tools_that_the_model_may_call(caller: Running):

@@ -136,6 +136,9 @@ class Completions:
         self, served: ServedModel, parsed: CompletionRequest | ChatRequest, since: float
     ) -> Generation:
         model = self.engine.model
+        # Before the prompt is rendered, since a schema that is too large can take seconds there as well.
+        rows = parsed.n * (1 if isinstance(parsed, ChatRequest) else len(parsed.prompts))
+        matchers = await self._grammars.matchers(parsed, rows)
         if isinstance(parsed, ChatRequest):
             tokenizer = self.adapters.tokenizer(served, parsed.chat_template_of)
             shown = [] if parsed.tool_choice == "none" else parsed.tools
@@ -148,7 +151,6 @@ class Completions:
             logprobs = parsed.logprobs
         check_tokens(model, map(int, parsed.logit_bias), "logit_bias")
         check_tokens(model, parsed.stop_token_ids, "stop_token_ids")
-        matchers = await self._grammars.matchers(parsed, len(prompts) * parsed.n)
         loop = asyncio.get_running_loop()
         events: _Events = asyncio.Queue()
         echo = isinstance(parsed, CompletionRequest) and parsed.echo
