@@ -104,7 +104,7 @@ def test_chat(client: Any):
 def test_an_answer_that_is_begun_is_continued_as_in_vllm(server: Running, client: Any):
     turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "春の"}]
     fields = {"model": "歌人", "temperature": 0, "max_tokens": 10}
-    with pytest.raises(openai.BadRequestError, match="nothing to answer"):
+    with pytest.raises(openai.BadRequestError, match="continue_final_message: true it is continued"):
         client.chat.completions.create(messages=turns, **fields)
     more = {"continue_final_message": True, "add_generation_prompt": False}
     answer = client.chat.completions.create(messages=turns, extra_body=more, **fields).choices[0].message.content
@@ -187,6 +187,11 @@ def test_an_answer_ends_where_the_context_does(client: Any):
         fields = {"prompt": [5] * length, "max_tokens": wanted, "echo": echo}
         answer = client.completions.create(model="base", **fields, extra_body=ALL)
         assert (answer.choices[0].finish_reason, answer.usage.completion_tokens) == ("length", new)
+
+
+def test_another_address_is_answered_with_those_that_there_are(client: Any):
+    with pytest.raises(openai.NotFoundError, match="/v1/chat/completions, /v1/responses"):
+        client.embeddings.create(model="base", input="a")
 
 
 def test_a_header_names_the_fields_that_are_ignored(client: Any):

@@ -228,7 +228,12 @@ async def _disconnected(request: Request, error: Exception) -> Response:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    messages = {404: _("there is nothing at this address"), 405: _("this address does not take this method")}
+    paths = [route.path for route in request.app.routes]
+    known = ", ".join(path for path in paths if path.startswith("/v1/") and "{" not in path)
+    messages = {
+        404: _("there is nothing at this address; there are {known}").format(known=known),
+        405: _("this address does not take this method"),
+    }
     message = messages.get(error.status_code, error.detail)
     answer = ApiError(error.status_code, message)
     return JSONResponse(answer.body, error.status_code, error.headers)

@@ -92,7 +92,10 @@ def chat_prompt(
         )
         raise ApiError(400, message.format(name=name), param="model", code="no_chat_template")
     if continued != (messages[-1].role == "assistant") or (continued and len(messages) == 1):
-        message = _("the last message is the assistant's own, so there is nothing to answer")
+        message = _(
+            "the last message is the assistant's own, so there is nothing to answer; with continue_final_message: true "
+            "it is continued"
+        )
         if continued:
             message = _("there is no beginning of an answer; the last of several messages must be the assistant's")
         raise ApiError(400, message, "messages")
