@@ -62,11 +62,23 @@ def test_a_stream_is_the_answer_in_parts(client: Any):
     for choice in whole.choices:
         parts = [one for chunk in chunks for one in chunk.choices if one.index == choice.index]
         assert "".join(part.text for part in parts) == choice.text
-        assert [token for part in parts for token in part.logprobs.tokens] == choice.logprobs.tokens
+        for name in ("tokens", "text_offset"):
+            assert [one for part in parts for one in getattr(part.logprobs, name)] == getattr(choice.logprobs, name)
         assert choice.text.startswith(PROMPT)
     assert whole.choices[0].text != whole.choices[1].text
     assert (last.choices, last.usage) == ([], whole.usage)
     assert whole.usage.prompt_tokens == 1 + len(ids(PROMPT))
+
+
+@pytest.mark.parametrize("echo", [False, True])
+def test_the_offset_of_a_token_is_where_its_character_begins(client: Any, echo: bool):
+    pytest.importorskip("llguidance")
+    fields = {"prompt": "夏の a", "max_tokens": 20, "echo": echo, "logprobs": 0}
+    answer = client.completions.create(model="poet", **fields, extra_body={"guided_choice": [" b春の夜"]}).choices[0]
+    assert answer.text == ("夏の a b春の夜" if echo else " b春の夜")
+    expected = [place for place, letter in enumerate(answer.text) for _byte in letter.encode()]
+    assert answer.logprobs.text_offset[: len(expected)] == expected
+    assert {*answer.logprobs.text_offset[len(expected) :]} <= {len(answer.text)}  # the token that ends the text
 
 
 def test_what_lm_eval_sends(server: Running, client: Any):

@@ -3,11 +3,12 @@
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
+from itertools import islice
 from typing import Any, TypeAlias
 
 from tsugiki.annotations import PreTrainedTokenizerBase
@@ -22,7 +23,7 @@ from tsugiki.generation.request import (
     engine_stopped,
     queue_full,
 )
-from tsugiki.generation.sampling import with_penalty_of
+from tsugiki.generation.sampling import TextStream, with_penalty_of
 from tsugiki.language import _
 from tsugiki.serve.errors import ApiError
 from tsugiki.serve.prompt_tokens import (
@@ -31,6 +32,7 @@ from tsugiki.serve.prompt_tokens import (
     check_tokens,
     decoded,
     is_part,
+    new_texts,
     text_prompts,
     token_text,
 )
@@ -56,6 +58,8 @@ class Choice:
     text: str = ""
     tokens: list[ScoredToken] = field(default_factory=list)
     """With those of the prompt if their log-probabilities are wanted."""
+    offsets: Iterator[int] = field(default_factory=lambda: iter(()))
+    """Where the tokens begin in the text."""
     generated: int = 0
     finish_reason: str | None = None
     answer: Answer | None = None
@@ -179,6 +183,7 @@ class Completions:
                     )
                 )
                 choices.append(Choice(prompt, answer=_answer(parsed, prompt, served.tokenizer)))
+                choices[-1].offsets = _offsets(served.tokenizer, choices[-1], echo)
         kind = "chatcmpl" if isinstance(parsed, ChatRequest) else "cmpl"
         return Generation(
             served, parsed, prompts, requests, choices, events, f"{kind}-{uuid.uuid4().hex}", int(time.time())
@@ -229,7 +234,7 @@ async def whole_answer(generation: Generation) -> dict[str, Any]:
         pass
     parsed, choices = generation.parsed, []
     for index, choice in enumerate(generation.choices):
-        logprobs = _logprobs(generation, choice.tokens)
+        logprobs = _logprobs(generation, choice, choice.tokens)
         common = {"index": index, "finish_reason": choice.finish_reason, "logprobs": logprobs}
         if isinstance(parsed, ChatRequest):
             written = {"content": choice.text} if choice.answer is None else choice.answer.message()
@@ -264,7 +269,7 @@ async def chunks(generation: Generation) -> AsyncIterator[dict[str, Any]]:
             delta = choice.answer.delta()
         if delta or choice.finish_reason or parsed.logprobs not in (None, False):
             written = {"delta": delta} if isinstance(parsed, ChatRequest) else {"text": text}
-            logprobs = _logprobs(generation, scored)
+            logprobs = _logprobs(generation, choice, scored)
             yield chunk([{"index": index, "finish_reason": choice.finish_reason, "logprobs": logprobs, **written}])
     if options.include_usage:
         yield chunk([])
@@ -282,12 +287,29 @@ def _answer(
     return WrittenCalls(tokenizer.get_response_parser(prompt.calls, prefix=before, tools=tools))
 
 
-def _logprobs(generation: Generation, tokens: Sequence[ScoredToken]) -> dict[str, Any] | None:
+def _offsets(tokenizer: PreTrainedTokenizerBase, choice: Choice, echo: bool) -> Iterator[int]:
+    """Yield where each token of a choice begins in its text, in characters, as far as it has been generated.
+
+    A part of a character begins where the character does. With `echo`, text and tokens begin with those of the prompt.
+    """
+    prompt, shown, place = choice.prompt, choice.prompt.shown if echo else [], 0
+    for text in islice(new_texts(tokenizer, shown), len(shown)):
+        yield place
+        place += len(text)
+    place, stream = len(prompt.text) if echo else 0, TextStream(tokenizer, prompt.ids)
+    for scored in islice(choice.tokens, len(shown), None):
+        yield place
+        place += len(stream.add(scored.token))
+
+
+def _logprobs(generation: Generation, choice: Choice, tokens: Sequence[ScoredToken]) -> dict[str, Any] | None:
     """Return the field `logprobs` of an answer for the next tokens of a choice; None if it is not wanted."""
     parsed, tokenizer = generation.parsed, generation.served.tokenizer
     if isinstance(parsed, ChatRequest):
         return chat_logprobs(tokenizer, tokens) if parsed.logprobs and tokens else None
-    return None if parsed.logprobs is None else completion_logprobs(tokenizer, tokens)
+    if parsed.logprobs is None:
+        return None
+    return {**completion_logprobs(tokenizer, tokens), "text_offset": [*islice(choice.offsets, len(tokens))]}
 
 
 def chat_logprobs(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[ScoredToken]) -> dict[str, Any]:
