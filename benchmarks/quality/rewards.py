@@ -19,11 +19,17 @@ the loss on the retention text, relative to the base.
 `--judge DIR`: answers of adapters that were trained elsewhere (`benchmarks.quality.rewards_trl`), in folders that are
 called by their seconds, are scored in the same way. `--beside DIR`: they are in the table. What is finished in `--out`
 is not repeated.
+
+`--write DIR` writes the prompts and rules of runs by which what a run keeps was chosen, and ends: a numeral in a short
+first sentence, the asked word (which is easily repeated), quoted speech, and a short answer that ends in a question.
+`tsugiki train --data DIR/lit.jsonl --held-out DIR/lit_other.jsonl --reward DIR/numeral.py` is one of them; its report
+has reward, forgetting and variety of each round and of parts of the last update.
 """
 
 import argparse
 import json
 import math
+import random
 import shlex
 import statistics
 import sys
@@ -57,6 +63,56 @@ HEADERS = {
     "ja": ["学習したもの", "学習率", "CPU 秒", "平均報酬", "シードごと", "先頭との差", "忘却", "{} までの秒数"],
 }
 
+NOUNS = (
+    "川 山 海 空 月 星 花 雪 雨 風 火 水 石 木 森 道 橋 町 村 家 窓 庭 門 鏡 灯 舟 馬 犬 猫 鳥 魚 虫 蝶 蛙 梅 "
+    "桜 松 竹 菊 桃 手紙 時計 帽子 電車 汽車 写真 新聞 眼鏡 着物 草履 火鉢 提灯 障子 畳 縁側 井戸 神社 寺 墓 "
+    "学校 病院 停車場 港 島 谷 滝 池 湖 霧 霜 露 虹 雷 夕日 朝日 夜 春 夏 秋 冬 父 母 兄 妹 友人 先生 医者 "
+    "商人 旅人 巡査 子供 老人 酒 茶 米 餅 塩 砂糖 林檎 蜜柑 西瓜 煙草 薬 金 夢 声 影 匂い 涙 笑い 病気 旅 祭 "
+    "戦争 音楽 絵 本 詩"
+)
+TIMES = "その朝 ある夕方 昨夜 翌日 冬の初め 雨の日 日曜の午後 夜明け前 春の終り 夏の盛り 祭の晩 三日の後"
+PEOPLE = "私は 彼は 父は 老人は 女は 少年は 母は 旅人は 友人は 先生は 医者は 妹は 和尚は 船頭は 車掌は"
+PLACES = "町の外れで 古い家の前に 川のほとりで 駅の待合室で 山道を 座敷の隅に 窓の側で 寺の庭を 港の方へ 暗い廊下を"
+SUBJECTS = (
+    "rain;bread;the moon;bicycles;tea;cats;mountains;rivers;music;chess;trains;gardens;snow;books;birds;bees;bridges;"
+    "clocks;coffee;dreams;fire;football;glass;gold;honey;ice;islands;kites;lamps;maps;milk;money;onions;paper;pianos;"
+    "rice;roads;salt;sand;ships;shoes;silk;soap;spiders;stars;sugar;swimming;trees;volcanoes;whales;wind;wolves;wool;"
+    "painting;poetry;running;sleep;apples;cheese;deserts"
+)
+FORMS = (
+    "Tell me something about {}.",
+    "What should I know about {}?",
+    "Why do people like {}?",
+    "I want to learn about {}.",
+)
+RULES = {
+    "word": """
+def reward(prompt, answer, word):
+    return float(word in answer)
+""",
+    "numeral": """
+import re
+
+def reward(prompt, answer):
+    first = re.match(r"[^。！？\\n]*[。！？]", answer.strip())
+    if not first or not re.search("[一二三四五六七八九十百千]", first[0]):
+        return 0.0
+    return 1.0 if len(first[0]) <= 25 else 0.5
+""",
+    "speech": """
+import re
+
+def reward(prompt, answer):
+    if not re.search("「([^「」]{3,40})」", answer):
+        return 0.0
+    return 1.0 if "。" in re.sub("「[^「」]*」", "", answer) else 0.5
+""",
+    "question": """
+def reward(prompt, answer):
+    return 0.5 * answer.strip().endswith("?") + 0.5 * (5 <= len(answer.split()) <= 40)
+""",
+}
+
 NAMES = {
     "simpo": "pairs, SimPO",
     "dpo": "pairs, DPO",
@@ -71,9 +127,9 @@ def main() -> None:
     """Run, judge, print the table, and write it with all results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="embedded")
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--held-out", required=True)
-    parser.add_argument("--reward", action="append", required=True)
+    parser.add_argument("--data")
+    parser.add_argument("--held-out")
+    parser.add_argument("--reward", action="append")
     parser.add_argument("--retention-data")
     parser.add_argument("--variants", nargs="*", default=["simpo", "dpo", "advantage", "best"])
     parser.add_argument("--seeds", type=int, nargs="*", default=[1, 2, 3])
@@ -83,10 +139,14 @@ def main() -> None:
     parser.add_argument("--until", type=float, default=0.9, help="reward of the last column")
     parser.add_argument("--judge", type=Path, help="folder of adapters, in place of runs")
     parser.add_argument("--beside", type=Path, nargs="*", default=[], help="folders of adapters that were judged")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--write", type=Path, help="folder to write prompts and rules to, in place of runs")
     parser.add_argument("--figures", type=Path, help="JSON file to write the table to")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.write:
+        write_sets(options.write)
+        return
     if options.judge:
         judge(options)
         return
@@ -102,6 +162,27 @@ def main() -> None:
     if options.figures:
         command = f"python -m benchmarks.quality.rewards {shlex.join(sys.argv[1:])}"
         Figures(headers, rows, command).write(options.figures)
+
+
+def write_sets(folder: Path) -> None:
+    """Write prompts and rules to a folder."""
+    shuffle = random.Random(3).shuffle
+    words = [{"prompt": f"お題「{word}」。一筆書きます。", "word": word} for word in NOUNS.split()]
+    literary = [
+        {"prompt": f"{time}、{person}{place}"}
+        for time in TIMES.split()
+        for person in PEOPLE.split()
+        for place in PLACES.split()
+    ]
+    chat = [{"prompt": form.format(subject)} for subject in SUBJECTS.split(";") for form in FORMS]
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, rows, learned, others in (("word", words, 96, 22), ("lit", literary, 160, 64), ("chat", chat, 160, 40)):
+        shuffle(rows)
+        for file, part in ((name, rows[:learned]), (f"{name}_other", rows[learned : learned + others])):
+            lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in part)
+            (folder / f"{file}.jsonl").write_text("".join(lines), "utf-8")
+    for name, text in RULES.items():
+        (folder / f"{name}.py").write_text(text.lstrip(), "utf-8")
 
 
 def _settings(options: argparse.Namespace, seed: int, rounds: int = 1) -> dict[str, Any]:
