@@ -77,7 +77,8 @@ def test_of_a_run_by_a_rule_no_prompt_and_no_rule_is_sent(tmp_path: Path):
     config = {"data": "prompts.jsonl", "method": "lora", "reward": ["command:python /anna/secret.py"]}
     one = {"held_out": [0.5], "validation": [], "length": 3, "distinct": 1, "samples": [["my love?", "yes"]]}
     rounds = [{"round": number, **one} for number in (0, 1)]
-    folder = saved(tmp_path / "run", "embedded", config=config, rounds=rounds, kept_round=1)
+    weakened = [rounds[1] | {"strength": 0.5}]
+    folder = saved(tmp_path / "run", "embedded", config=config, rounds=rounds, weakened=weakened, kept_round=1)
     samples = [{"step": 0, "prompt": "my love?", "text": "yes"}]
     changed = {"samples": samples, "resolved_settings": {"rules": ["1*command:python /anna/secret.py"]}}
     path = folder / "run.json"

@@ -152,7 +152,7 @@ def _public_record(record: RunRecord, base: str | None) -> RunRecord:
         for named in (public["data"]["near_duplicates"], public["data"]["left_out"] or {}):
             named["first"] = []
         public["data"]["held_out"]["names"] = []
-    for one in public["rounds"]:  # prompts of the user's data; a rule may name files
+    for one in (*public["rounds"], *public["weakened"]):  # prompts of the user's data; a rule may name files
         one["samples"], public["samples"], public["resolved_settings"]["rules"] = [], [], []
         public["config"].pop("reward", None)
     for answers in public["answers"]:  # questions and answers of the user's data

@@ -22,6 +22,7 @@ from tsugiki.io.json_lines import read_rows, write_rows
 from tsugiki.language import _
 from tsugiki.preference.rule_programs import Result
 
+_REPEATED = 0.5
 _SENTENCES = re.compile(r".*(?:[。．！？!?…]|[.](?=\s|$))[」』）)\"'”’]*", re.DOTALL)
 
 
@@ -101,6 +102,17 @@ def count_answers(answers: Sequence[PromptAnswers]) -> AnswerCounts:
     cut, reward = sum(answer.was_cut for answer in everything), fmean(rewards) if rewards else None
     counts = {"drawn": len(answers), "alike": alike, "pairs": pairs, "answers": len(everything), "cut": cut}
     return AnswerCounts(**counts, reward=reward)
+
+
+def variety(text: str) -> float:
+    """Return the share of different ones among the sequences of three characters of a text; 1 if it has no three."""
+    sequences = [text[at : at + 3] for at in range(max(len(text) - 2, 1))]
+    return len(set(sequences)) / len(sequences)
+
+
+def is_spoiled(text: str) -> bool:
+    """Return whether an answer is empty, or repeats itself so much that its variety is below a half."""
+    return not text.strip() or variety(text) < _REPEATED
 
 
 def nothing_to_learn(counted: AnswerCounts, file: Path) -> str:

@@ -32,7 +32,7 @@ from tsugiki.report.record_text import (
     speed_text,
     summary_sentence,
 )
-from tsugiki.report.rewards import reward_curves, reward_table
+from tsugiki.report.rewards import reward_parts
 from tsugiki.report.sections import (
     Code,
     Curves,
@@ -90,7 +90,7 @@ def run_sections(record: RunRecord) -> list[Section]:
         section("samples", _("Samples"), *samples_of([("", record)])[:_SHOWN]),
         section("result", _("Result"), Lead(summary_sentence(record))),
         section("notes", "", *map(Sentence, _unfinished(record)), *run_notes(record)),
-        section("rewards", _("Reward by round"), reward_table(record), *reward_curves(record)),
+        section("rewards", _("Reward by round"), *reward_parts(record)),
         section("pairs", _("Pairs"), pair_table(record), *pair_curves(record)),
         section("held_out", _("Held-out text and loss"), *_held_out(record)),
         section("all samples", "", _all_answers(record), _all_samples(record)),
@@ -378,6 +378,8 @@ def _sample_label(name: str, step: int, record: RunRecord) -> str:
         when = _("base model")
     elif record.rounds:
         when = _("round {step}")
+        if record.strength < 1:
+            when += f" × {record.strength:g}"
     elif step == last:
         when = _("step {step}, the end")
     elif last is not None and step == record.kept_step:

@@ -8,23 +8,29 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 import tsugiki
-from tests.runs import run_config
+from tests.report.pages import record as a_record
+from tests.runs import run_config, tiny_base
 from tests.tiny import TEXT
 from tsugiki import TsugikiError
+from tsugiki.adapters.algebra.matrices import matrices
+from tsugiki.adapters.lora_weights import read_lora_weights
+from tsugiki.cli.adapters import combine_command
 from tsugiki.cli.train import resumed_settings
 from tsugiki.io import ADAPTER_FILE
 from tsugiki.preference import sampling
 from tsugiki.report import report_page
+from tsugiki.report.rewards import reward_parts
+from tsugiki.report.sections import Sentence
 from tsugiki.training import RunConfig, TrainingLoop, train
 from tsugiki.training.data.prompts import split_prompts
-from tsugiki.training.record.rewards import RewardRound, best_round
+from tsugiki.training.record.rewards import RewardRound, choose, still_gains
 from tsugiki.training.record.run_record import read_record
 from tsugiki.training.run import reward as reward_run
 from tsugiki.training.run.reward import train_by_reward
-from tsugiki.training.settings.config import RewardSettings
 from tsugiki.training.settings.files import load_config
 
 RULE = "def reward(prompt, answer):\n    return sum(map(str.islower, answer)) / max(len(answer), 1)\n"
@@ -78,7 +84,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_rounds_are_asked_learned_and_judged_and_the_best_one_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr(reward_run, "best_round", lambda rounds, most: 1)
+    monkeypatch.setattr(reward_run, "choose", lambda judged, most: judged[1])
     record = train_by_reward(config(tmp_path))
     first, *learned = record.rounds
     assert [len(first.held_out), len(first.validation), first.learned.drawn] == [4, 4, 0]
@@ -117,12 +123,12 @@ def test_line_ends_of_unicode_are_learned_and_changed_answers_are_refused(tmp_pa
         train_by_reward(more, resume=True)
 
 
-def kill(given: RunConfig, owner: Any, name: str) -> None:
-    """Start a run, and raise KeyboardInterrupt in it at the second call of a function."""
+def kill(given: RunConfig, owner: Any, name: str, call: int = 2) -> None:
+    """Start a run, and raise KeyboardInterrupt in it at a call of a function."""
     function, calls = getattr(owner, name), itertools.count(1)
 
     def interrupted(*arguments: Any, **named: Any) -> Any:
-        if next(calls) == 2:
+        if next(calls) == call:
             raise KeyboardInterrupt
         return function(*arguments, **named)
 
@@ -133,15 +139,22 @@ def kill(given: RunConfig, owner: Any, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("owner", "name"), [(reward_run, "write_answers"), (TrainingLoop, "train_step"), (reward_run._Rounds, "_judged")]
+    ("owner", "name", "call"),
+    [
+        (reward_run, "write_answers", 2),
+        (TrainingLoop, "train_step", 2),
+        (reward_run._Rounds, "_judged", 2),
+        (reward_run, "multiply_update", 3),
+    ],
 )
-def test_a_run_that_is_killed_ends_with_the_same_bytes(owner: Any, name: str, whole: Path):
-    """Also with a rule that scores at random."""
+def test_a_run_that_is_killed_ends_with_the_same_bytes(owner: Any, name: str, call: int, whole: Path):
+    """Also with a rule that scores at random, and while parts of an update are judged."""
     again = random_config(whole, name)
-    kill(again, owner, name)
+    kill(again, owner, name, call)
     train_by_reward(again, resume=True)
     for file in (ADAPTER_FILE, "rounds/1.answers.jsonl", "rounds/2.pairs.jsonl", f"rounds/1/{ADAPTER_FILE}"):
         assert (whole / name / file).read_bytes() == (whole / "whole" / file).read_bytes(), file
+    assert read_record(whole / name).weakened == read_record(whole / "whole").weakened != []
 
 
 def test_a_finished_run_goes_on_with_more_rounds(whole: Path):
@@ -154,17 +167,110 @@ def test_a_finished_run_goes_on_with_more_rounds(whole: Path):
     assert (whole / "longer" / ADAPTER_FILE).read_bytes() == (whole / "whole" / ADAPTER_FILE).read_bytes()
 
 
-def test_the_best_round_has_not_forgotten_too_much():
-    def rounds(*worth: tuple[float, float]) -> list[RewardRound]:
-        return [
-            RewardRound(round=n, held_out=[], validation=[one], length=1, distinct=1, samples=[], retention=forgotten)
-            for n, (one, forgotten) in enumerate(worth)
-        ]
+def test_a_run_that_has_ended_because_nothing_was_gained_goes_on_if_it_is_told_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(reward_run, "still_gains", lambda rounds: len(rounds) < 2)
+    assert len(train_by_reward(config(tmp_path, **ALL_LEARNED)).rounds) == 2
+    longer = train_by_reward(config(tmp_path, settings={"rounds": 3}, **ALL_LEARNED), resume=True)
+    assert len(longer.rounds) == 4
+    assert {one.round for one in longer.weakened} == {3}
 
-    assert best_round(rounds((0.1, 1.0), (0.5, 1.05), (0.5, 1.0), (0.9, 1.2)), 0.1) == 1
-    assert best_round(rounds((0.1, 1.0), (0.9, 1.2)), 0.1) == 0
-    unmeasured = [one.model_copy(update={"validation": []}) for one in rounds((0, 1.0), (0, 1.0), (0, 1.2))]
-    assert best_round(unmeasured, 0.1) == 1
+
+def judged(number: int, reward: float, **figures: Any) -> RewardRound:
+    """What a model with this reward on eight validation prompts is worth."""
+    given: dict[str, Any] = {"distinct": 0.9, "spoiled": [0.0] * 8, "retention": 1.0} | figures
+    return RewardRound(round=number, held_out=[], validation=[reward] * 8, length=1, samples=[], **given)
+
+
+@pytest.mark.parametrize(
+    ("figures", "left_out"),
+    [
+        ({"retention": 1.05}, None),
+        ({"retention": 1.11}, "retention"),
+        ({"distinct": 0.68}, None),
+        ({"distinct": 0.67}, "variety"),
+        ({"spoiled": [0.0] * 6 + [1 / 3, 2 / 3]}, None),
+        ({"spoiled": [1 / 3] * 7 + [0.0]}, "loops"),
+    ],
+)
+def test_what_is_spoiled_is_never_kept(figures: dict[str, Any], left_out: str | None):
+    start, safe, best = judged(0, 0.1), judged(1, 0.3, strength=0.5), judged(1, 0.9, **figures)
+    kept = choose([start, safe, best], 0.1)
+    assert best.left_out == left_out
+    assert kept is (safe if left_out else best)
+    assert choose([start, best], 0.1) is (start if left_out else best)
+
+
+@pytest.mark.parametrize(
+    ("rewards", "goes_on"),
+    [
+        ([0.1, 0.2, 0.2], True),
+        ([0.1, 0.2, 0.2, 0.2], False),
+        ([0.1, 0.4, 0.4, 0.7], True),
+        ([0.1, 0.4, 0.7, 0.7, 0.7], False),
+    ],
+)
+def test_rounds_go_on_while_two_of_them_gain(rewards: list[float], goes_on: bool):
+    assert still_gains([judged(number, reward) for number, reward in enumerate(rewards)]) == goes_on
+    assert still_gains([judged(0, 0).model_copy(update={"validation": []}) for _round in rewards])
+
+
+def test_answers_that_repeat_themselves_are_told_from_short_ones():
+    repeated, empty = "「川」。「川」。「川」。「川」。", [" \n", ""]
+    assert all(map(sampling.is_spoiled, [repeated, *empty]))
+    assert not any(map(sampling.is_spoiled, ["川", "はい。", "一軒の家を出て、川のほとりを歩いた。", "42"]))
+    assert sampling.variety("abcabc") == pytest.approx(3 / 4)
+
+
+def test_of_equal_rewards_the_first_one_is_kept():
+    rounds = [judged(0, 0.1), judged(1, 0.9), judged(2, 0.9)]
+    assert choose(rounds, 0.1) is rounds[1]
+    unmeasured = [one.model_copy(update={"validation": []}) for one in (*rounds, judged(2, 0.0, strength=0.5))]
+    assert choose(unmeasured, 0.1) is unmeasured[2]
+    unmeasured[2].retention = 2
+    assert choose(unmeasured, 0.1) is unmeasured[3]
+
+
+def test_a_part_of_an_update_is_judged_by_answers_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The result, which was measured, is what `tsugiki adapters combine` makes of the round."""
+    monkeypatch.setattr(reward_run, "choose", lambda judged, most: judged[-1])
+    record = train_by_reward(config(tmp_path, settings={"rounds": 1}))
+    strengths = [one.strength for one in record.weakened]
+    assert (record.kept_round, record.strength, strengths) == (1, strengths[-1], sorted(strengths))
+    assert len({one.retention for one in (*record.weakened, record.rounds[1])}) == len(strengths) + 1
+    out, rounds, part = tmp_path / "run", tmp_path / "run" / "rounds", tmp_path / "part"
+    combine_command([str(rounds / "1")], out=str(part), weights=f"{record.strength}")
+    kept, combined = read_lora_weights(out).layers, read_lora_weights(part).layers
+    for name, layer in combined.items():
+        ours, theirs = (one.scaling * torch.matmul(*matrices(one)) for one in (kept[name], layer))
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
+    scores = tsugiki.evaluate(str(rounds / "retention.jsonl"), model=tiny_base(tmp_path), adapter=str(part))
+    before, after = (score.loss for score in scores.values())
+    assert after / before == pytest.approx(record.weakened[-1].retention, rel=1e-4)
+    page = report_page(record, out)
+    assert f"1 × {record.strength:g}, kept" in page
+    assert f"tsugiki adapters combine {rounds / '1'} --weights {strengths[-2]:g}" in page
+
+
+def test_the_report_says_why_the_highest_reward_is_not_kept():
+    def said(*rounds: RewardRound) -> str:
+        given = {"rounds": [one.model_dump() for one in rounds], "kept_round": 1}
+        return str([part.text for part in reward_parts(a_record(**given)) if isinstance(part, Sentence)])
+
+    start, safe, far = judged(0, 0.1), judged(1, 0.3), judged(2, 0.9, retention=1.2)
+    assert "Nothing that was judged has a higher reward" in said(start, safe)
+    assert said(start, safe, far) == "[]", "a record of an earlier version does not say it"
+    choose([start, safe, far], 0.1)
+    assert "Round 2 has a higher reward (0.900 on" in said(start, safe, far)
+    unmeasured = [one.model_copy(update={"validation": []}) for one in (start, safe, far)]
+    assert said(*unmeasured[:2]) == "[]"
+    assert "Round 2 is the last" in said(*unmeasured)
+
+
+def test_a_method_without_strength_is_judged_as_it_is(tmp_path: Path):
+    record = train_by_reward(config(tmp_path, method="dora", settings={"rounds": 1}, **ALL_LEARNED))
+    assert (record.weakened, record.kept_round, record.strength) == ([], 1, 1)
 
 
 def test_prompts_that_teach_nothing_are_drawn_less_often(tmp_path: Path):
@@ -201,27 +307,13 @@ def test_one_prompt_suffices_and_a_rule_that_no_answer_reaches_is_named(tmp_path
 
 
 def test_no_adapter_is_left_where_no_round_is_better(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(reward_run, "best_round", lambda rounds, most: 0)
+    monkeypatch.setattr(reward_run, "choose", lambda judged, most: judged[0])
     with pytest.raises(TsugikiError, match=r"no round.*900% more.*rounds"):
         train_by_reward(config(tmp_path, settings={"rounds": 1}))
     assert not (tmp_path / "run" / ADAPTER_FILE).exists()
     record = read_record(tmp_path / "run")
     assert record.kept_round == 0
     assert report_page(record, tmp_path / "run")
-
-
-def test_a_learning_rate_that_forgets_too_much_is_lowered_for_all_rounds(tmp_path: Path):
-    """Also in a run that is killed."""
-    given = config(tmp_path, learning_rate="auto", **ALL_LEARNED)
-    never = RewardSettings.model_construct(**{**given.to_record()["reward_settings"], "forgetting": -0.99})
-    lowered = given.model_copy(update={"reward_settings": never})
-    kill(lowered, reward_run._Rounds, "_learned")
-    with pytest.raises(TsugikiError, match="no round"):
-        train_by_reward(lowered, resume=True)
-    rates = [read_record(one).chosen("learning_rate") for one in (tmp_path / "run/rounds").glob("too-high-*")]
-    last = [read_record(tmp_path / "run/rounds" / name).chosen("learning_rate") for name in ("1", "2")]
-    assert last == [pytest.approx(max(rates) / 5 ** len(rates))] * 2
-    assert last[0] < 1e-5 <= min(rates)
 
 
 def test_a_changed_rule_is_named(tmp_path: Path):

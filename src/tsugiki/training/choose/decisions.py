@@ -193,17 +193,24 @@ def starts_from_zero(model: nn.Module, initial: Mapping[str, Tensor]) -> bool:
     Then, and only then, is a part of the update a model between the base and what was trained. It is not so for DoRA,
     PiSSA, biases, saved modules, and an adapter that training began with.
     """
-    pairs = {name: module for name, module in model.named_modules() if isinstance(module, LowRank)}
-    factors = {f"{name}.{factor}" for name in pairs for factor in ("A", "B")}
-    if not pairs or not set(trainable_parameters(model)) <= factors:
-        return False
-    if any(getattr(pair, part) is not None for pair in pairs.values() for part in ("magnitude", "A0", "bias")):
-        return False
 
     def is_zero(factor: str) -> bool:
         return factor in initial and not bool(initial[factor].any())
 
-    return all(is_zero(f"{name}.A") or is_zero(f"{name}.B") for name in pairs)
+    return has_only_pairs(model) and all(is_zero(f"{name}.A") or is_zero(f"{name}.B") for name in _pairs(model))
+
+
+def has_only_pairs(model: nn.Module) -> bool:
+    """Return whether the active adapter has pairs of LoRA and nothing else, so that its update can be multiplied."""
+    pairs = _pairs(model)
+    factors = {f"{name}.{factor}" for name in pairs for factor in ("A", "B")}
+    if not pairs or not set(trainable_parameters(model)) <= factors:
+        return False
+    return all(getattr(pair, part) is None for pair in pairs.values() for part in ("magnitude", "A0", "bias"))
+
+
+def _pairs(model: nn.Module) -> dict[str, LowRank]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, LowRank)}
 
 
 @torch.no_grad()

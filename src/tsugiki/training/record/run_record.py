@@ -377,8 +377,10 @@ class RunRecord(BaseModel):
     rounds: list[RewardRound] = Field(default_factory=list)
     """Of a run that learns by a reward: its rounds. Each has a record of its own in `rounds`, and `samples` have the
     number of the round as their step."""
+    weakened: list[RewardRound] = Field(default_factory=list)
+    """Of a run that learns by a reward: rounds with parts of their updates, which were judged to be kept, too."""
     kept_round: int | None = None
-    """The round whose adapter the run ended with."""
+    """The round whose adapter the run ended with, with the part `strength` of its update."""
 
     def __repr__(self) -> str:
         steps = f", {self.training.steps:,} steps" if self.training else ""
@@ -404,6 +406,12 @@ class RunRecord(BaseModel):
         base = next((entry.loss for entry in self.validations if entry.step == 0), math.inf)
         losses = [entry.loss for entry in (*self.validations, *self.half_validations) if entry.step]
         return not losses or min(losses) < base
+
+    @property
+    def kept_reward(self) -> RewardRound | None:
+        """Of a run that learns by a reward: the figures of what it ended with."""
+        kept = self.kept_round, self.strength
+        return next((one for one in (*self.weakened, *self.rounds) if (one.round, one.strength) == kept), None)
 
     def folder(self) -> Path:
         """Return the folder of the run. A record that was pushed to the hub does not name it."""

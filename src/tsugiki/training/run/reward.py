@@ -3,10 +3,10 @@
     round 0      the start is judged: answers to the validation and the held-out prompts are sampled and scored
     each round   ask     answers of the model to some prompts, with the adapter of the round before, are sampled, scored
                          by the rules and stored (`rounds/N.answers.jsonl`, `rounds/N.pairs.jsonl`)
-                 learn   the best against the worst answer to each prompt: a run of preference tuning (`rounds/N`);
-                         the first round chooses the learning rate by what it forgets
+                 learn   the best against the worst answer to each prompt: a run of preference tuning (`rounds/N`)
                  judge   as in round 0
-    the end      the adapter of the best round on the validation prompts is the result (`training.record.rewards`)
+    the end      the best round is judged with parts of its update, too; what has the highest reward on the validation
+                 prompts, of what is not spoiled, is the result (`training.record.rewards`)
 
 What is stored is not computed again, so that a run which is resumed has the same answers, also by a rule that scores at
 random. Prompts whose answers scored all alike when they were drawn last teach nothing, and are drawn less often.
@@ -15,13 +15,16 @@ random. Prompts whose answers scored all alike when they were drawn last teach n
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import numpy as np
 
+from tsugiki.adapters.format import save_adapter
 from tsugiki.adapters.library import adapter_folder
 from tsugiki.adapters.pretrained import load_adapter
 from tsugiki.annotations import PreTrainedModel, PreTrainedTokenizerBase
@@ -50,33 +53,41 @@ from tsugiki.preference.sampling import (
     PromptAnswers,
     answer_of,
     count_answers,
+    is_spoiled,
     nothing_to_learn,
     read_answers,
     seeds_of,
+    variety,
     write_answers,
     write_pairs,
     write_prompts,
 )
+from tsugiki.training.choose.decisions import has_only_pairs, multiply_update
 from tsugiki.training.data.packing import pack_data
 from tsugiki.training.data.prompts import split_prompts
+from tsugiki.training.data.windows import Window
 from tsugiki.training.measure.facts import given_facts
 from tsugiki.training.record.progress import RunProgress
-from tsugiki.training.record.rewards import RewardRound, best_round
+from tsugiki.training.record.rewards import RewardRound, choose, still_gains
 from tsugiki.training.record.run_record import RunRecord, Sample, read_record
 from tsugiki.training.run.load import find_facts, load_run_model, load_run_tokenizer, read_texts
 from tsugiki.training.run.stage_results import Base
 from tsugiki.training.run.stages import train_on
 from tsugiki.training.run.start import Start, started, unwritten
-from tsugiki.training.settings.config import AUTO, RewardSettings, RunConfig
+from tsugiki.training.score.evaluate import evaluate
+from tsugiki.training.settings.config import RewardSettings, RunConfig
 from tsugiki.training.settings.files import validated
 from tsugiki.training.tools.processes import on_main
 
 ROUNDS = "rounds"
 """The folder in the run's folder that holds the answers and the runs of the rounds."""
 _RETENTION = "retention.jsonl"
-_TOO_HIGH = "too-high-"  # begins the name of round 1 at a learning rate at which it has forgotten too much
 _JUDGED = 3  # answers to each validation and held-out prompt
+_DECIDING = 24
+"""Prompts whose answers say whether the model is spoiled, at least: those of validation, then some to learn from."""
 _RETAINED = 48  # prompts that are the retention text, at most
+_STRENGTHS = 0.3, 0.5, 0.7
+"""The parts of an update that are judged besides the whole one."""
 _SHOWN = 3  # prompts whose first answers are shown
 _ROWS = 48
 """The most answers of a batch."""
@@ -99,8 +110,11 @@ def train_by_reward(
         run = _loaded(start, rules)
         if not start.record.rounds:
             run.judge_start()
-        while len(start.record.rounds) <= run.numbers.rounds and run.learn_round(len(start.record.rounds)):
-            pass
+        rounds, was_finished = start.record.rounds, start.record.kept_round is not None
+        while len(rounds) <= run.numbers.rounds and (was_finished or still_gains(rounds)):
+            if not run.learn_round(len(rounds)):
+                break
+        run.weaken()
         return run.finish()
 
 
@@ -212,52 +226,72 @@ class _Rounds:
         if not counted.pairs:
             return False
         times.append(_cpu_seconds())
-        forgotten = self._learn(number)
+        self._learn(number)
         times.append(_cpu_seconds())
         found = on_main(self.start.accelerator, lambda: self._judged(number))
         times.append(_cpu_seconds())
         asking, learning, judging = np.diff(times).tolist()
         seconds = {"sampling": asking - scoring, "scoring": scoring, "learning": learning, "judging": judging}
-        self._add(found.model_copy(update={"learned": counted, "retention": forgotten, "seconds": seconds}))
+        self._add(found.model_copy(update={"learned": counted, "seconds": seconds}))
         return True
 
-    def finish(self) -> RunRecord:
-        """Copy the adapter of the best round, and return the record, which has what the best round's run has, too.
+    def weaken(self) -> None:
+        """Judge parts of the update of the round with the highest reward, if the method has a strength."""
+        record, on_all = self.start.record, partial(on_main, self.start.accelerator)
+        best = max(record.rounds[1:], key=lambda one: one.reward).round
+        with self._adapted(best):  # a part of an update is a model between the base and the round's
+            has_strength = self.start.config.start_from is None and has_only_pairs(self.model)
+        for strength in _STRENGTHS[len(record.weakened) :] if has_strength else ():
+            record.weakened.append(on_all(partial(self._judged, best, strength)))
+            on_all(lambda: record.write(self.start.out))
 
-        If no round is better than the start, this is an error.
+    def finish(self) -> RunRecord:
+        """Write the best adapter, and return the record, which has what the run of its round has, too.
+
+        If nothing is better than the start, this is an error.
         """
         record, out = self.start.record, self.start.out
-        kept = best_round(record.rounds, self.numbers.forgetting)
-        own = {name: getattr(record, name) for name in ("config", "resolved_settings", "rounds")}
-        own["samples"] = [sample for sample in record.samples if sample.step in (0, kept // 2, kept)]
-        record = read_record(self.path(kept or 1)).model_copy(update={**own, "kept_round": kept, "status": "finished"})
+        kept = choose([*record.rounds, *record.weakened], self.numbers.forgetting)
+        own = {name: getattr(record, name) for name in ("config", "resolved_settings", "rounds", "weakened")}
+        own |= {"kept_round": kept.round, "strength": kept.strength, "status": "finished"}
+        own["samples"] = _samples([record.rounds[0], kept] if kept.round else record.rounds[:1])
+        if kept.strength < 1:  # what its run has measured is of the whole update
+            own["retention_evaluations"] = []
+        record = read_record(self.path(kept.round or 1)).model_copy(update=own)
 
         def write() -> None:
-            for path in sorted(self.path(kept).iterdir()) if kept else ():
+            for path in sorted(self.path(kept.round).iterdir()) if kept.round else ():
                 if path.is_file() and path.name != RECORD_FILE and not path.name.startswith("."):
                     write_bytes(out / path.name, path.read_bytes())
+            if kept.strength < 1:
+                with self._adapted(kept.round, kept.strength):
+                    save_adapter(self.model, out)
             record.write(out)
 
         on_main(self.start.accelerator, write)
-        if not kept:
+        if not kept.round:
             message = _(
-                "no round has a higher validation reward than the start, and at most {most:.0%} more loss on the "
-                "retention text ({flag:reward_settings forgetting}); {out} has figures and adapters of all rounds"
+                "no round has a higher validation reward than the start without more than {most:.0%} more loss on the "
+                "retention text ({flag:reward_settings forgetting}), or answers that repeat themselves or are empty, "
+                "also with a part of its update; {out} has figures and adapters of all rounds"
             )
             raise TsugikiError(message.format(most=self.numbers.forgetting, out=out))
         return record
 
-    def ask(self, number: int, rows: Sequence[PromptRow], samples: int, seed: str) -> list[PromptAnswers]:
+    def ask(
+        self, number: int, rows: Sequence[PromptRow], samples: int, seed: str, strength: float = 1.0
+    ) -> list[PromptAnswers]:
         """Return answers with rewards of the model with the adapter of a round; of round 0, with that of `start_from`.
 
-        A prompt that is a text is the user's turn if the tokenizer has a chat template, as in training.
+        A prompt that is a text is the user's turn if the tokenizer has a chat template, as in training. `strength` is
+        the part of the adapter's update.
         """
-        seed, folder, display = f"{self.start.config.seed} {seed}", self._adapter(number), self.start.display
-        if folder is not None:
-            load_adapter(self.model, folder, allow_base_mismatch=True)
-        with display.stage(_("sampling answers"), len(rows) * samples) as advance:
+        seed, display = f"{self.start.config.seed} {seed}", self.start.display
+        with (
+            self._adapted(number, strength),
+            display.stage(_("sampling answers"), len(rows) * samples) as advance,
+        ):
             answers = self._sampled(rows, samples, seed, advance)
-        self._remove_adapter()
         answered = [(rows[place // samples], one.text) for place, one in enumerate(answers)]
         begun = _cpu_seconds()
         with display.stage(_("scoring answers"), None):
@@ -281,6 +315,17 @@ class _Rounds:
         texts = continue_rows(self.model, self.tokenizer, ids, self.numbers.tokens, sampling, ends, advance, **more)
         return [answer_of(text, reasons[place] != "stop") for place, text in enumerate(texts)]
 
+    @contextmanager
+    def _adapted(self, number: int, strength: float = 1.0) -> Iterator[None]:
+        """Within the block, the model has the adapter of a round, with a part of its update."""
+        folder = self._adapter(number)
+        if folder is not None:
+            load_adapter(self.model, folder, allow_base_mismatch=True)
+        if strength < 1:
+            multiply_update(self.model, strength)
+        yield
+        self._remove_adapter()
+
     def _remove_adapter(self) -> None:
         if is_grafted(self.model):
             ungraft(self.model)
@@ -302,30 +347,12 @@ class _Rounds:
         places = rng.choice(len(rows), min(most, len(rows)), replace=False, p=shares)
         return [rows[place] for place in np.sort(places)]
 
-    def _learn(self, number: int) -> float:
-        """Learn the pairs of a round, and return the loss on the retention text relative to that of the base.
-
-        If the first round forgets too much at the automatic learning rate, it and all others have a fifth of this rate.
-        """
-        record, is_open = self._learned(number), number == 1 and self.start.config.learning_rate == AUTO
-        losses, rate = [one.loss for one in record.retention_evaluations], record.chosen("learning_rate")
-        forgotten = losses[-1] / losses[0] if losses else 1.0
-        if not is_open or forgotten <= 1 + self.numbers.forgetting or rate < 1e-5:
-            return forgotten
-        on_main(self.start.accelerator, lambda: self.path(number).rename(self.path(f"{_TOO_HIGH}{rate:g}")))
-        message = _(
-            "round 1 has raised the loss on the retention text by {risen:.0%} at the learning rate {rate:g}; it is "
-            "learned again at a fifth of that rate"
-        )
-        self.start.display.print(message.format(risen=forgotten - 1, rate=rate))
-        return self._learn(number)
-
-    def _learned(self, number: int) -> RunRecord:
-        """Learn the pairs of a round, unless that was done before, and return the record of this run."""
+    def _learn(self, number: int) -> None:
+        """Learn the pairs of a round, unless that was done before."""
         out = self.path(number)
         earlier = read_record(out) if (out / RECORD_FILE).is_file() else None
         if earlier is not None and earlier.status == "finished":
-            return earlier
+            return
         progress = RunProgress(shown=False)  # a line for each round suffices
         with (
             self.start.display.stage(_("learning pairs"), None),
@@ -337,7 +364,6 @@ class _Rounds:
             train_on(start, facts, Base(self.model, texts.tokenizer, data, self.dtype))
         self._remove_adapter()
         on_main(start.accelerator, lambda: shutil.rmtree(out / CHECKPOINTS, ignore_errors=True))
-        return start.record
 
     def _config_of(self, number: int) -> RunConfig:
         """Return the settings of the run that learns the pairs of a round."""
@@ -346,41 +372,62 @@ class _Rounds:
         of_adapter = ("lora", "method", "method_config") if number > 1 else ()  # that of the round before has them
         for name in ("reward", "reward_settings", "columns", "drop_duplicates", *of_adapter):
             settings.pop(name, None)
-        if tried := [read_record(one).chosen("learning_rate") for one in self.path("").glob(f"{_TOO_HIGH}*")]:
-            settings["learning_rate"] = min(tried) / 5
         files = {"data": str(self.path(f"{number}.pairs.jsonl")), "out": str(self.path(number))}
         files |= {"retention_data": config.retention_data or str(self.path(_RETENTION))}
         parts = {"held_out": NONE, "validation": NONE, "keep": "last", "allow_overlap": True}
         base = {"start_from": None if before is None else str(before), "base_dtype": self.dtype}
         return validated(RunConfig, {**settings, **files, **parts, **base}, None)
 
-    def _judged(self, number: int) -> RewardRound:
-        """Return what the model after a round is worth on validation and held-out prompts."""
+    def _judged(self, number: int, strength: float = 1.0) -> RewardRound:
+        """Return what a part of the update of a round is worth; held-out prompts are only reported."""
         validation, held_out = self.parts["validation"], self.parts["held_out"]
-        answers = self.ask(number, [*validation, *held_out], _JUDGED, "judged")
-        texts = [one.text for of_row in answers for one in of_row.answers]
-        means = [fmean(one.rewards or [0.0]) for one in answers]
-        grams = [[text[at : at + 3] for at in range(len(text) - 2)] for text in texts if len(text) > 2]
-        worth: Any = {"validation": means[: len(validation)], "held_out": means[len(validation) :]}
-        length, distinct = fmean(map(len, texts or [""])), fmean([len(set(one)) / len(one) for one in grams] or [0.0])
-        shown = [(one.row.text, one.answers[0].text) for one in [*answers[len(validation) :], *answers][:_SHOWN]]
-        return RewardRound(round=number, **worth, length=length, distinct=distinct, samples=shown)
+        deciding = [*validation, *self.parts["training"][: max(_DECIDING - len(validation), 0)]]
+        answers = self.ask(number, [*deciding, *held_out], _JUDGED, "judged", strength)
+        rewards = [fmean(one.rewards or [0.0]) for one in answers]
+        texts = [[answer.text for answer in one.answers] for one in answers[: len(deciding)]]
+        return RewardRound(
+            round=number,
+            strength=strength,
+            held_out=rewards[len(deciding) :],
+            validation=rewards[: len(validation)],
+            length=fmean(len(text) for of_row in texts for text in of_row),
+            distinct=fmean(variety(text) for of_row in texts for text in of_row),
+            spoiled=[fmean(map(is_spoiled, of_row)) for of_row in texts],
+            samples=[(one.row.text, one.answers[0].text) for one in [*answers[len(deciding) :], *answers][:_SHOWN]],
+            retention=self._retention(number, strength) if number else None,
+        )
+
+    def _retention(self, number: int, strength: float) -> float:
+        """Return the loss on the retention text with a part of the update of a round, relative to the base."""
+        before, after = (one.loss for one in read_record(self.path(number)).retention_evaluations)
+        if strength < 1:
+            windows, turns = self._retained, self.start.config.assistant_turns
+            with self._adapted(number, strength):
+                after = evaluate(self.model, self.tokenizer, windows, turns).loss
+        return after / before
+
+    @cached_property
+    def _retained(self) -> list[Window]:
+        """The retention text."""
+        return read_texts(unwritten(self._config_of(1))).split.retention_windows
 
     def _add(self, found: RewardRound) -> None:
         """Add a round to the record, write it, and say what it was worth."""
         record = self.start.record
         record.rounds.append(found)
-        samples = [(one.round, *sample) for one in record.rounds for sample in one.samples]
-        record.samples = [Sample(step=step, prompt=prompt, text=text) for step, prompt, text in samples]
+        record.weakened.clear()  # of a run that was finished before, and goes on
+        record.samples = _samples(record.rounds)
         on_main(self.start.accelerator, lambda: record.write(self.start.out))
         message = _("round {round}: mean reward {validation:.3f} on validation prompts, learned {pairs}")
         if not found.validation:
             message = _("round {round}: learned {pairs}")
         if not found.round:
-            message = _("before round 1: mean reward {validation:.3f} on validation prompts")
-        facts = {"validation": fmean(found.validation or [0.0]), "pairs": counts.pairs(found.learned.pairs)}
+            message = _("before round 1: mean reward {validation:.3f} on validation prompts; at most {most} rounds")
+        worth, pairs = fmean(found.validation or [0.0]), counts.pairs(found.learned.pairs)
         if found.round or found.validation:
-            self.start.display.print(message.format(round=found.round, **facts))
+            self.start.display.print(
+                message.format(round=found.round, validation=worth, pairs=pairs, most=self.numbers.rounds)
+            )
 
     def _uninformative_rules(self, answers: Sequence[PromptAnswers]) -> Iterator[str]:
         """Yield a note on each rule that gave all answers the same score, such as 0 because no answer satisfies it."""
@@ -389,6 +436,11 @@ class _Rounds:
             if len(given) == 1:
                 message = _("the rule {rule} gives {score} to all answers of this round, so it teaches nothing")
                 yield message.format(rule=rule.text, score=given.pop())
+
+
+def _samples(judged: Sequence[RewardRound]) -> list[Sample]:
+    """Return the answers of some models; the number of the round is the step."""
+    return [Sample(step=one.round, prompt=prompt, text=text) for one in judged for prompt, text in one.samples]
 
 
 def _cpu_seconds() -> float:

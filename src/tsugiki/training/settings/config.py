@@ -243,7 +243,7 @@ class RewardSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    rounds: Count = 4
+    rounds: Count = 6
     prompts: Count = 64
     samples: Annotated[int, Field(ge=2)] = 6
     tokens: Count = 96
@@ -277,9 +277,9 @@ class MethodSettings(Settings):
     field:NAME, a Python file with a function reward, or command:PROGRAM; with a weight: 0.5*regex:PATTERN. Can be
     repeated. The loss is that of preference, simpo by default."""
     reward_settings: Annotated[RewardSettings | None, BeforeValidator(_as_settings)] = None
-    """Settings of a run with a reward, such as rounds=6,samples=8: rounds (4), in which the model is asked and learns;
-    prompts of a round (64); samples, answers to each (6); tokens of an answer (96); temperature (0.8); seconds that a
-    program may take for an answer (10); forgetting, the share by which the loss on the retention text may rise
+    """Settings of a run with a reward, such as rounds=3,samples=8: rounds (at most 6), in which the model is asked and
+    learns; prompts of a round (64); samples, answers to each (6); tokens of an answer (96); temperature (0.8); seconds
+    that a program may take for an answer (10); forgetting, the share by which the loss on the retention text may rise
     (0.1)."""
     start_from: Annotated[Text | None, About(other_flag="--from")] = None
     """Adapter that training begins with, a folder or a name in the library, instead of new values. Its method and
