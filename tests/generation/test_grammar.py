@@ -11,7 +11,7 @@ import torch
 
 from tests.errors import assert_refused
 from tests.generation.test_engine import TOKENIZER, Client, model_with_adapters, prompts, serving
-from tests.generation.tokenizers_of_kinds import KINDS, unigram
+from tests.generation.tokenizers_of_kinds import KINDS
 from tests.tiny import byte_tokenizer, tiny_model
 from tsugiki.errors import TsugikiError
 from tsugiki.generation import (
@@ -225,9 +225,9 @@ def test_log_probabilities_are_those_of_the_model_without_the_grammar():
     assert first.top[0][1] == pytest.approx(float(expected.max()), abs=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["bytes alone", "gpt-2", "gemma", "llama 2", "embedded", "unigram"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_bytes_of_tokens_are_what_a_tokenizer_writes(kind: str):
-    tokenizer = unigram() if kind == "unigram" else KINDS[kind]()
+    tokenizer = KINDS[kind]()
     words = len(tokenizer) + 5
     tokens = token_bytes(tokenizer, words)
     assert len(tokens) == words
@@ -271,8 +271,8 @@ def test_what_no_grammar_can_express_is_one_line_that_names_it(grammar: Any, nam
 
 def test_what_is_found_only_while_a_text_is_written_is_an_error_of_its_row_alone():
     for tokenizer, grammar, said in (
-        (unigram(), choice_grammar(["檸檬"]), "vocabulary"),
-        (unigram(), choice_grammar(["朝檸檬"]), "vocabulary"),
+        (KINDS["unigram"](), choice_grammar(["檸檬"]), "vocabulary"),
+        (KINDS["unigram"](), choice_grammar(["朝檸檬"]), "vocabulary"),
         (TOKENIZER, regex_grammar("(a?){500}a{500}"), "too complex"),
     ):
         with pytest.raises(TsugikiError, match=said):

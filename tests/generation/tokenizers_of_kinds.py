@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from tests.tiny import TEXT, byte_tokenizer
@@ -21,16 +21,16 @@ _LINES = (
 _TEXTS = [TEXT, *_LINES * 3]
 
 
-def bytes_bpe(size: int = 700) -> PreTrainedTokenizerFast:
+def bytes_bpe() -> PreTrainedTokenizerFast:
     """Byte-level BPE, as in GPT-2."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    _train(tokenizer, trainers.BpeTrainer, size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    _train(tokenizer, trainers.BpeTrainer, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
     return _whole(tokenizer)
 
 
-def sentencepiece_bpe(prefix: bool = False, size: int = 700, **special: Any) -> PreTrainedTokenizerFast:
+def sentencepiece_bpe(prefix: bool = False) -> PreTrainedTokenizerFast:
     """BPE over characters with ▁ for spaces and byte fallback, as in Gemma; with a prefix as in Llama 2."""
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
     spaces = normalizers.Replace(" ", "▁")
@@ -39,42 +39,39 @@ def sentencepiece_bpe(prefix: bool = False, size: int = 700, **special: Any) -> 
     tokenizer.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if prefix else steps)
     # Pieces are words with their space; every pair inside a piece is then a merge, as in SentencePiece's files.
     tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
-    _train(tokenizer, trainers.BpeTrainer, size, bytes=True)
+    _train(tokenizer, trainers.BpeTrainer, bytes=True)
     fields = json.loads(tokenizer.to_str())
     fields["added_tokens"] = [token for token in fields["added_tokens"] if not token["content"].startswith("<0x")]
-    return _whole(Tokenizer.from_str(json.dumps(fields)), unk_token="<unk>", **special)
+    return _whole(Tokenizer.from_str(json.dumps(fields)), unk_token="<unk>")
 
 
-def unigram(size: int = 700, **special: Any) -> PreTrainedTokenizerFast:
+def unigram() -> PreTrainedTokenizerFast:
     """SentencePiece's unigram model, as in T5 and Japanese GPT-2 models."""
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.Replace(Regex(" {2,}"), " ")
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
     tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
-    _train(tokenizer, trainers.UnigramTrainer, size, unk_token="<unk>")
-    return _whole(tokenizer, unk_token="<unk>", **special)
+    _train(tokenizer, trainers.UnigramTrainer, unk_token="<unk>")
+    return _whole(tokenizer, unk_token="<unk>")
 
 
-def _train(tokenizer: Tokenizer, trainer: Any, size: int, bytes: bool = False, **settings: Any) -> None:
-    special = ["<unk>", "<bos>", "<eos>", "<turn>", "<end>"] + [f"<0x{i:02X}>" for i in range(256) if bytes]
-    given = {"vocab_size": size, "special_tokens": special, "show_progress": False, **settings}
+def _train(tokenizer: Tokenizer, trainer: Any, bytes: bool = False, **settings: Any) -> None:
+    special = ["<unk>", "<bos>", "<eos>"] + [f"<0x{i:02X}>" for i in range(256) if bytes]
+    given = {"vocab_size": 700, "special_tokens": special, "show_progress": False, **settings}
     tokenizer.train_from_iterator(_TEXTS, trainer(**given))
 
 
-def _whole(tokenizer: Tokenizer, *, begin: bool = False, unk_token: str | None = None) -> PreTrainedTokenizerFast:
-    if begin:
-        bos = ("<bos>", tokenizer.token_to_id("<bos>"))
-        tokenizer.post_processor = processors.TemplateProcessing("<bos> $A", "<bos> $A <bos> $B", [bos])
-    names = {"bos_token": "<bos>", "eos_token": "<eos>", "additional_special_tokens": ["<turn>", "<end>"]}
-    whole = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token=unk_token, **names)
-    whole.add_tokens([AddedToken("<!-- -->", normalized=False)])
-    return whole
+def _whole(tokenizer: Tokenizer, unk_token: str | None = None) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token=unk_token, bos_token="<bos>", eos_token="<eos>"
+    )
 
 
 KINDS = {
     "bytes alone": byte_tokenizer,
     "gpt-2": bytes_bpe,
-    "gemma": lambda: sentencepiece_bpe(begin=True),
-    "llama 2": lambda: sentencepiece_bpe(prefix=True, begin=True),
+    "gemma": sentencepiece_bpe,
+    "llama 2": lambda: sentencepiece_bpe(prefix=True),
     "embedded": lambda: load_tokenizer("embedded"),
+    "unigram": unigram,
 }
