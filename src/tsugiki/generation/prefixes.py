@@ -117,7 +117,7 @@ def rows_with_prefixes(mask: Tensor, prefixes: Sequence[Prefix], columns: int) -
     The cache has `columns` columns of the whole prompts, whose mask [rows, tokens] is padded on the left.
     """
     start = mask[:, :columns]
-    lengths = start.sum(1).tolist()
+    lengths = start.sum(1).cpu().tolist()
     cache = GrowingCache()
     some = next(prefix for prefix in prefixes if prefix)
     for index, (keys, values) in enumerate(some[0]):
