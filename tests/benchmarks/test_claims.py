@@ -35,9 +35,9 @@ def speed(server: str, requests: str) -> float:
     return float(row[2])
 
 
-def run(command: str) -> list[float]:
+def run(command: str, machine: str = "zen5") -> list[float]:
     """The figures of a run of a guide: before, after, the change with its interval, the processor seconds."""
-    (row,) = [row for row in rows_of("zen5/guide_runs.json") if row[0] == f"`{command}`"]
+    (row,) = [row for row in rows_of(f"{machine}/guide_runs.json") if row[0] == f"`{command}`"]
     return [float(re.findall(r"[-+]?[\d.]+", text)[0]) for text in (*row[1:3], *row[3].split(), row[4])]
 
 
@@ -56,10 +56,9 @@ BESIDE_PEERS = (
 )
 FORGOTTEN = {row[0]: float(re.findall(r"\((\S+)%", row[-1])[0]) for row in rows_of("zen5/replay.json")}
 BEFORE, AFTER, *INTERVAL, SECONDS = run("quickstart")
-ANSWERS = run("quickstart --questions --lang en")[1]  # and the same in Japanese
-AUTHOR, SUPPORT, POLITE = map(
-    run, ("train --data kyoka.jsonl", "train --data support.csv", "train --reward polite.py --data beginnings.jsonl")
-)
+ANSWERS, JAPANESE_ANSWERS = (run(f"quickstart --questions --lang {language}", "amx")[1] for language in ("en", "ja"))
+AUTHOR, SUPPORT = map(run, ("train --data kyoka.jsonl", "train --data support.csv"))
+POLITE = run("train --reward polite.py --data beginnings.jsonl", "amx")
 BY_RANK = {row[0]: float(row[5].split()[2]) for row in rows_of("zen5/comparing_methods.json")}
 (NF4,) = [
     float(row[-1].split("%")[0]) for row in rows_of("zen5/base_quality.json") if row[:2] == ["smollm2, chat_en", "nf4"]
@@ -97,7 +96,8 @@ CLAIMS = [
         r"runs/support │ a conversation │ (\S+) of 50",
         (SUPPORT[1],),
     ),
-    Claim("README", r"it answers (\S+) of 20 questions", r"学習後は (\S+) 問に正しく", (ANSWERS,)),
+    Claim("README", r"it answers (\S+) of 20 questions", r"英語のパン屋では (\S+) 問", (ANSWERS,)),
+    Claim("README", r"the Japanese one, about a library, (\S+)\)", r"学習後は (\S+) 問（", (JAPANESE_ANSWERS,)),
     Claim(
         "docs/reward",
         r"held-out prompts \(24\) is (\S+) instead of (\S+): (\S+) \(95 % interval (\S+) to (\S+)\)",
