@@ -6,6 +6,7 @@ safetensors and GGUF.
 
 import csv
 import functools
+import importlib.util
 import io
 import json
 import random
@@ -58,10 +59,14 @@ from tsugiki.data import (
     render,
     split_records,
 )
+from tsugiki.data.read.prompts import PromptRow, read_prompts
 from tsugiki.hub.publication import publication
 from tsugiki.io import METADATA_FILE
+from tsugiki.io.cache import kept, kept_of_folders
 from tsugiki.lora import active_names, remove_adapter
 from tsugiki.methods import METHODS
+from tsugiki.preference.rewards import parse_rule, reward_of, scores_of
+from tsugiki.preference.sampling import Answer, PromptAnswers, count_answers, read_answers, write_answers, write_pairs
 from tsugiki.report import inspect_adapter, write_report
 from tsugiki.training import (
     ComparisonConfig,
@@ -310,6 +315,115 @@ def read_chat_template(folder: Path) -> None:
     assert all(0 <= start < stop <= len(found.text) for start, stop in found.spans)
 
 
+@functools.cache
+def answer_files(kind: str) -> Files:
+    """The answers of a round, without their digest, which would find every change."""
+    prompt = "春は？" if kind == "text" else [{"role": "user", "content": "春は？", "weight": 1}]
+    texts = [("近い\u2028。", 1.0), ("遠い", 0.5), ("", None)]
+    answers = [Answer(text, text == "", True, (score, "no number"), score) for text, score in texts]
+    with tempfile.TemporaryDirectory() as folder:
+        rows = [PromptAnswers(PromptRow(prompt, {"right": {"n": 1}}, f"p.jsonl:{n}"), answers) for n in (1, 2)]
+        write_answers(Path(folder) / "1.answers.jsonl", rows)
+        return files_in(folder)
+
+
+def read_round(folder: Path) -> None:
+    """Learn from the answers of a round as a run that goes on does."""
+    answers = read_answers(folder / "1.answers.jsonl")
+    count_answers(answers)
+    write_pairs(folder / "1.pairs.jsonl", answers)
+    assert all(one.row.text is not None for one in answers)
+
+
+VALUE = {"loss": [1.5, None], "text": "春"}
+
+
+def in_cache(cache: Path) -> tuple[Any, Any]:
+    """Return a kept value, and the kept value of a folder; both are computed if they are not kept."""
+    known = {"a": Path(__file__).parent}  # a value is kept only of a folder that has not just been changed
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(cache))
+        return kept("base", "key", lambda: VALUE), kept_of_folders("list", "key", known, lambda _folder: VALUE)["a"]
+
+
+@functools.cache
+def kept_files(kind: str) -> Files:
+    with tempfile.TemporaryDirectory() as folder:
+        in_cache(Path(folder))
+        (path,) = (Path(folder) / "tsugiki" / kind).glob("*.json")
+        return {path.name: path.read_bytes()}
+
+
+def read_kept(folder: Path) -> None:
+    """A value that was changed is computed again; it is never another one."""
+    paths = list(folder.iterdir())
+    for kind in ("base", "list"):
+        (folder / "cache" / "tsugiki" / kind).mkdir(parents=True)
+        for path in paths:
+            (folder / "cache" / "tsugiki" / kind / path.name).write_bytes(path.read_bytes())
+    assert in_cache(folder / "cache") == (VALUE, VALUE)
+
+
+SCHEMA = {
+    **{"$defs": {"a": {"type": "object", "properties": {"x": {"type": "integer", "minimum": 0}}, "required": ["x"]}}},
+    **{
+        "type": "object",
+        "properties": {"a": {"$ref": "#/$defs/a"}, "b": {"enum": ["c", None]}, "d": {"format": "date"}},
+    },
+    **{"patternProperties": {"^e": {"pattern": "^f+$", "multipleOf": 0.5}}, "additionalProperties": False},
+}
+RIGHTS: Sequence[Any] = ("○", 12, {"a": {"x": 1}}, [1, "A"], "−5")
+ANSWERS = ('{"a": {"x": 1}, "b": null, "d": "2026-01-01", "e": "f"}', "×", "12", "[1, 2]", '{"e": 1e400}', "")
+
+
+def rule_files(kind: str) -> Files:
+    rows = [{"prompt": "a", "right": right, "note": "b\u2028"} for right in RIGHTS]
+    return {"s.json": json_bytes(SCHEMA), "p.jsonl": b"\n".join(map(json_bytes, rows))}
+
+
+def read_rules(folder: Path) -> None:
+    """Score answers to prompts; each score is a share, or the answer is left out."""
+    rules = [parse_rule(text) for text in (f"schema:{folder / 's.json'}", "0.5*field:right", "regex:1")]
+    answered = [(row, answer) for row in read_prompts(str(folder / "p.jsonl")) for answer in ANSWERS]
+    for scores in scores_of(rules, answered, "1", 10.0, lambda _note: None):
+        assert all(not isinstance(one, float) or 0 <= one <= 1 for one in scores)
+        reward_of(rules, scores)
+
+
+def vote_files(kind: str) -> Files:
+    models = {"base": "m", "models": {"chosen": "a", "rejected": "b"}}
+    turns = {name: [{"role": "assistant", "content": name}] for name in ("chosen", "rejected")}
+    rows = [{"chosen": "春の朝、", "rejected": "春の\u2028夜", **models}, {"prompt": TURNS[:1], **turns, **models}]
+    return {"votes.jsonl": b"\n".join(map(json_bytes, rows))}
+
+
+def read_votes(folder: Path) -> None:
+    """List votes, count them, and add one, which is then the last."""
+    from tsugiki.serve.votes import FOLDER, VoteRequest, Votes, holds_few_votes
+
+    votes = Votes(folder)
+    votes.folder.mkdir()
+    (folder / "votes.jsonl").rename(votes.file)
+    holds_few_votes(votes.file)
+    before = votes.listing()
+    answers = [{"model": name, "text": name} for name in ("good", "bad")]
+    added = votes.add(VoteRequest.model_validate({"prompt": "p ", "answers": answers, "best": 0}), "m")
+    after = votes.listing()
+    assert added["pairs"] == after["pairs"] == before["pairs"] + 1
+    assert after["last"][0]["chosen"] == "p good"
+    assert votes.folder.name == FOLDER
+
+
+def read_queue(folder: Path) -> None:
+    from tsugiki.serve.run_queue import RunQueue
+
+    queue = RunQueue(folder / "queue.json")
+    names = queue.names()
+    assert queue.put("new", 1) == 1
+    assert queue.remove("new")
+    assert queue.names() == [name for name in names if name != "new"]
+
+
 GGUF_KINDS = ("llama", "gpt2", "gemma3_text", "qwen2", "vocabulary")
 INPUTS: dict[str, Input] = {
     "base models": Input(base_files, ["gpt2", "llama", "gemma3_text"], read_base),
@@ -321,10 +435,20 @@ INPUTS: dict[str, Input] = {
     "pages of runs": Input(lambda kind: {"run.json": RECORD}, [""], write_report, is_slow=True),
     "settings": Input(settings_files, list(FILES_OF_SETTINGS), read_settings),
     "data": Input(data_files, [*ROWS, "work", "csv"], read_data),
+    "answers of rounds": Input(answer_files, ["text", "messages"], read_round),
+    "kept results": Input(kept_files, ["base", "list"], read_kept),
+    "rules": Input(rule_files, [""], read_rules),
     "chat templates": Input(
         lambda kind: {"template.jinja": SHAPES[kind].template.encode()}, list(SHAPES), read_chat_template
     ),
 }
+
+
+if importlib.util.find_spec("starlette"):
+    INPUTS |= {
+        "votes": Input(vote_files, [""], read_votes),
+        "queue": Input(lambda kind: {"queue.json": b'{"a": "en", "b": "ja", "c": "en"}'}, [""], read_queue),
+    }
 
 
 @pytest.mark.slow
