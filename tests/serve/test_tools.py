@@ -87,13 +87,30 @@ def test_a_call_that_is_demanded_on_a_template_without_tools(
         ("tools", {"tools": [WEATHER]}, "'歌人' leaves out tools"),
         ("tool_choice", {"tools": [WEATHER], "tool_choice": {**NAMED, "function": {"name": "f"}}}, "no such tool"),
         ("tool_choice", {"tools": [], "tool_choice": "required"}, "no such tool"),
-        (None, {"messages": [*CALLED, RESULT]}, "tool_calls, which the chat template leaves out"),
     ],
 )
 def test_what_is_refused(server: Running, name: str | None, fields: dict[str, Any], fact: str):
     with pytest.raises(openai.BadRequestError, match=fact) as caught:
         connect(server).chat.completions.create(**{"model": "歌人", "messages": [ASK], **fields})
     assert caught.value.param == name
+
+
+def test_an_agent_goes_on_with_a_template_that_knows_no_tools(server: Running):
+    """Calls and results are plain turns there, so a loop of demanded calls comes to its end."""
+    create, fields = connect(server).chat.completions.create, {"model": "歌人", "temperature": 0, "tools": [WEATHER]}
+    called = create(messages=[ASK], tool_choice=NAMED, **fields)
+    (call,) = called.choices[0].message.tool_calls
+    messages = [ASK, called.choices[0].message, {"role": "tool", "tool_call_id": call.id, "content": "rain"}]
+    for choice in ("auto", "required", "none"):
+        content, calls, _reason = whole(create(messages=messages, tool_choice=choice, max_tokens=40, **fields))
+        assert bool(calls) == (choice == "required")
+        assert bool(content) == (choice != "required")
+    written = {"name": "weather", "arguments": json.loads(call.function.arguments)}
+    plain = [ASK, {"role": "assistant", "content": json.dumps(written, ensure_ascii=False)}]
+    plain.append({"role": "user", "content": "weather: rain"})
+    texts = [create(messages=one, max_tokens=40, **{**fields, "tools": []}) for one in (messages, plain)]
+    assert texts[0].choices[0].message == texts[1].choices[0].message
+    assert texts[0].usage.prompt_tokens == texts[1].usage.prompt_tokens
 
 
 def test_tools_that_are_too_large_are_refused_before_the_prompt_is_made(

@@ -74,6 +74,11 @@ class ChatTemplate:
         """Return whether a conversation is another text with the tools than without; `where` names it in errors."""
         return _render(self, messages, where) != _render(replace(self, tools=""), messages, where)
 
+    def shows_calls(self, messages: Messages, where: str) -> bool:
+        """Return whether a conversation is another text with its calls of tools than without."""
+        without = [{**turn, "tool_calls": None} for turn in messages]
+        return _render(self, messages, where) != _render(self, without, where)
+
 
 @dataclass(frozen=True)
 class Rendering:
@@ -173,10 +178,9 @@ def render(template: ChatTemplate, conversation: Conversation, assistant_turns: 
 
 def _check_tools(template: ChatTemplate, turns: Messages, source: str) -> None:
     """Check that the template shows the model the tools of a conversation and the calls of them, if there are any."""
-    without = [{**turn, "tool_calls": None} for turn in turns]
     name = "tools" if template.tools and not template.shows_tools(turns, source) else ""
     if not name and any("tool_calls" in turn for turn in turns):
-        name = "tool_calls" if _render(template, turns, source) == _render(template, without, source) else ""
+        name = "" if template.shows_calls(turns, source) else "tool_calls"
     if name:
         message = _(
             "{source} has {name}, which the chat template leaves out; use a model or a {flag:chat_template} that knows "

@@ -21,7 +21,7 @@ from tsugiki.language import _
 from tsugiki.serve.errors import ApiError
 from tsugiki.serve.protocol import ChatMessage, TokenizeRequest, Tool, read
 from tsugiki.serve.served_adapters import ServedAdapters, ServedModel
-from tsugiki.serve.tools import response_template
+from tsugiki.serve.tools import plain_turns, response_template
 
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 _ROLES = {"developer": "system"}
@@ -105,14 +105,18 @@ def chat_prompt(
         of_tools = read_of_tools(turn.model_dump(), turn.role, f"messages.{place}")
         _check_text(turn.text + of_tools, "messages")
         turns.append(Message(_ROLES.get(turn.role, turn.role), turn.text, of_tools=of_tools))
-    given, shown = read_tools([tool.function.tool for tool in tools], "tools"), ""
+    given, shown, has_result = read_tools([tool.function.tool for tool in tools], "tools"), "", turns[-1].role == "tool"
     _check_text(given, "tools")
     with _tokenizing:
+        template = read_template(tokenizer, "messages")
+        called = [turn.fields for turn in turns]
+        if any("tool_calls" in turn for turn in called) and not template.shows_calls(called, "messages"):
+            turns = plain_turns(turns)
         if given:
-            template = replace(read_template(tokenizer, "messages"), tools=given)
-            shown = given if template.shows_tools([turn.fields for turn in turns], "messages") else ""
+            fields = [turn.fields for turn in turns]
+            shown = given if replace(template, tools=given).shows_tools(fields, "messages") else ""
         calls = response_template(tokenizer) if offered and shown else None
-        if offered and tools and calls is None:
+        if offered and tools and calls is None and not has_result:  # the model answers by the result without them
             message = _(
                 "the chat template of {name!r} leaves out tools; set tool_choice to required or to a name, or remove "
                 "them"

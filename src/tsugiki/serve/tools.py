@@ -14,12 +14,14 @@ Mistral's models before and since the token [ARGS].
 import json
 import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from tsugiki.annotations import PreTrainedTokenizerBase
+from tsugiki.data.records import Message
 from tsugiki.serve.protocol import Function
 
 _MOST_CALLS = 8
@@ -50,6 +52,36 @@ def _closed(schema: Any) -> Any:
         return schema
     found = {name: part if name in ("allOf", "enum", "const") else _closed(part) for name, part in schema.items()}
     return {"additionalProperties": False, **found} if "properties" in found else found
+
+
+def plain_turns(turns: Sequence[Message]) -> list[Message]:
+    """Return turns in which calls of tools and their results are plain texts, for templates that leave them out.
+
+    A call is written as `calls_grammar` has it, in a line of its own. The results of calls are a turn of the user, with
+    a line for each: `weather: rain`.
+    """
+    names: dict[str, str] = {}
+    plain: list[Message] = []
+    for are_results, group in groupby(turns, lambda turn: turn.role == "tool"):
+        if are_results:
+            plain.append(Message("user", "\n".join(_result_line(turn, names) for turn in group)))
+            continue
+        for turn in group:
+            calls = turn.fields.get("tool_calls", [])
+            names |= {call.get("id", ""): call["function"]["name"] for call in calls}
+            lines = [json.dumps(_name_and_arguments(call), ensure_ascii=False) for call in calls]
+            plain.append(Message(turn.role, "\n".join(filter(None, [turn.content, *lines]))))
+    return plain
+
+
+def _name_and_arguments(call: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: call["function"][name] for name in ("name", "arguments")}
+
+
+def _result_line(turn: Message, names: Mapping[str, str]) -> str:
+    """Return the result of a call with the name of its tool; `names` are those of the calls by their ids."""
+    name = turn.fields.get("name") or names.get(turn.fields.get("tool_call_id", ""), "tool")
+    return f"{name}: {turn.content}"
 
 
 @dataclass
