@@ -87,6 +87,7 @@ def test_a_call_that_is_demanded_on_a_template_without_tools(
         ("tools", {"tools": [WEATHER]}, "'歌人' leaves out tools"),
         ("tool_choice", {"tools": [WEATHER], "tool_choice": {**NAMED, "function": {"name": "f"}}}, "no such tool"),
         ("tool_choice", {"tools": [], "tool_choice": "required"}, "no such tool"),
+        ("tools", {"tools": [WEATHER, WEATHER], "tool_choice": "required"}, "same name"),
     ],
 )
 def test_what_is_refused(server: Running, name: str | None, fields: dict[str, Any], fact: str):

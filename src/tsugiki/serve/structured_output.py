@@ -58,6 +58,9 @@ def requested_grammar(parsed: CompletionRequest | ChatRequest) -> tuple[str, Cal
         ("structured_outputs", choice_grammar, newer.choice),
     ]
     if isinstance(parsed, ChatRequest):
+        names = [tool.function.name for tool in parsed.tools]
+        if len({*names}) < len(names):
+            raise _invalid("tools", _("two tools have the same name; give each its own"))
         if parsed.tool_choice not in ("none", "auto") and not parsed.forced:
             raise _invalid("tool_choice", _("there is no such tool in tools"))
         several = parsed.parallel_tool_calls
