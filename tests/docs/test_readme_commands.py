@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.base.gguf.files import write_gguf
 from tests.data.read.aozora.samples import ROOT as AOZORA
 from tests.data.read.aozora.samples import work_zip
 from tests.tiny import TEXT, save_tiny
+from tsugiki.base import load_model
 from tsugiki.cli.main import main
 
 pytestmark = pytest.mark.slow
@@ -18,8 +20,10 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / name for name in ("README.md", "README.ja.md", "docs/commands.md", "docs/commands.ja.md")]
 HUB_MODEL = "Qwen/Qwen3-0.6B"
-ELSEWHERE = ("quickstart", "compare", "sweep", "push", "new", "serve", "aozora --author")
-"""Commands that take minutes, need a network or a terminal, or run until a signal; they have tests of their own."""
+HUB_FILE = f"{HUB_MODEL}-GGUF/Qwen3-0.6B-Q8_0.gguf"
+ELSEWHERE = ("quickstart", "compare", "sweep", "push", "new", "serve", "aozora --author", "train --reward", "pairs")
+"""Commands that take minutes, need a network, a terminal or a model that knows answers, or run until a signal; they
+have tests of their own."""
 
 
 def commands(page: Path) -> list[str]:
@@ -33,7 +37,7 @@ def commands(page: Path) -> list[str]:
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TSUGIKI_ADAPTERS", str(tmp_path / "library"))
-    save_tiny(tmp_path / "base", "gpt2")
+    write_gguf(tmp_path / "base.gguf", load_model(save_tiny(tmp_path / "base", "gpt2")))
     for number in range(6):
         work = work_zip(f"人生{number}", "夏目漱石", TEXT[number * 350 :][:500])
         file = tmp_path / f"mirror/cards/000148/files/{number}_ruby.zip"
@@ -51,7 +55,7 @@ def test_the_commands_of_the_page_run(page: Path, place: Path, monkeypatch: pyte
     lines = commands(page)
     assert len(lines) > (12 if page.parent.name == "docs" else 4)
     for line in lines:
-        here = line.replace(HUB_MODEL, "base").replace(AOZORA, "mirror")
+        here = line.replace(HUB_FILE, "base.gguf").replace(HUB_MODEL, "base").replace(AOZORA, "mirror")
         here = here.replace("…", f"--model base --data soseki.jsonl --out runs/{len(here)} --max-steps 2")
         monkeypatch.setattr(sys, "argv", ["tsugiki", *shlex.split(here)])
         monkeypatch.setattr(sys, "stdin", io.StringIO())
