@@ -153,11 +153,11 @@ def test_a_server_that_stops_while_a_text_is_sent(
     with serve_in(tmp_path / "work", served_files, stop_seconds=0) as place:
         host, port = place.running.url.removeprefix("http://").split(":")
         head = f"PUT /page/api/train/uploads?name=a.txt HTTP/1.1\r\nhost: {host}:{port}\r\n"
-        head += f"x-page-token: {place.token}\r\ncontent-length: 2000000\r\n\r\n"
+        head += f"x-page-token: {place.token}\r\nexpect: 100-continue\r\ncontent-length: 2000000\r\n\r\n"
         with socket.create_connection((host, int(port)), timeout=30) as connection:
-            connection.sendall(head.encode() + b"a" * 1_000_000)
-            while not place.running.server.server_state.tasks:
-                time.sleep(0.01)
+            connection.sendall(head.encode())
+            assert connection.recv(65536).startswith(b"HTTP/1.1 100")  # the server waits for the text
+            connection.sendall(b"a" * 1_000_000)
             place.running.server.end()
             answer = rest(connection)
         assert answer.startswith(b"HTTP/1.1 503")
