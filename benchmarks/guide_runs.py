@@ -31,14 +31,14 @@ from typing import Any, TypeAlias
 from benchmarks.figures import Figures
 from tsugiki.io.json import read_json, write_json
 from tsugiki.language import ENGLISH, JAPANESE, LANGUAGES, VARIABLE, speaking
-from tsugiki.report.comparison import comparison_table, sweep_table
 from tsugiki.report.formatting import format_change
+from tsugiki.report.sweep import sweep_table
 from tsugiki.report.table import Table
 from tsugiki.training.record.interval import Interval, mean_interval, paired_interval
 from tsugiki.training.record.result import change_of_bits
 from tsugiki.training.record.run_record import read_record
-from tsugiki.training.run.compare import COMPARISON_FILE, SWEEP_FILE, ComparisonRow, Point
 from tsugiki.training.run.quickstart import ask_unseen
+from tsugiki.training.run.sweep import SWEEP_FILE, Point
 
 HEADERS = {
     ENGLISH: ["`tsugiki` …", "before", "after", "change [95 % interval]", "CPU s"],
@@ -175,21 +175,13 @@ def _lines(file: str) -> list[Any]:
     return [json.loads(line) for line in Path(file).read_text(encoding="utf-8").splitlines()]
 
 
-def _methods() -> tuple[Headers, list[list[str]]]:
-    """Return the table of a comparison, by its record."""
-    record = read_json(Path("runs/twin") / COMPARISON_FILE)
-    rows = [ComparisonRow.model_validate(row) for row in record["rows"]]
-    return _without_times(lambda: comparison_table(rows), columns=(4, 5, 6))
-
-
-def _ranks() -> tuple[Headers, list[list[str]]]:
-    """Return the table of a sweep, by its record and those of its runs."""
-    folder = Path("runs/twin-sweep")
+def _points(folder: Path) -> tuple[Headers, list[list[str]]]:
+    """Return the table of a sweep, by its record and those of its runs, without the columns of times and memory."""
     points = [
         Point(point["name"], point["values"], read_record(folder / point["name"]))
         for point in read_json(folder / SWEEP_FILE)["points"]
     ]
-    return _without_times(lambda: sweep_table(points), columns=(-1,))
+    return _without_times(lambda: sweep_table(points), columns=(4, 5, 6))
 
 
 def _without_times(table: Callable[[], Table], columns: Sequence[int]) -> tuple[Headers, list[list[str]]]:
@@ -283,8 +275,8 @@ RUNS = {
     ),
 }
 RECIPES = {
-    "compare": Recipe("tsugiki compare $EXAMPLES/recipes/twin-compare.yaml", _methods),
-    "sweep": Recipe("tsugiki sweep $EXAMPLES/recipes/twin-sweep.yaml", _ranks),
+    "compare": Recipe("tsugiki sweep $EXAMPLES/recipes/twin-methods.yaml", partial(_points, Path("runs/twin"))),
+    "sweep": Recipe("tsugiki sweep $EXAMPLES/recipes/twin-ranks.yaml", partial(_points, Path("runs/twin-sweep"))),
 }
 
 

@@ -116,7 +116,7 @@ def assert_resumes(run: Any, config: Any, step: int, files: Sequence[str] = (ADA
 
 
 def counted_runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
-    """Return a list that gets the folder of each run of a comparison or sweep, and whether it is resumed."""
+    """Return a list that gets the folder of each run of a sweep, and whether it is resumed."""
     runs: list[tuple[str, bool]] = []
     start_or_resume = run_start.start_or_resume
 

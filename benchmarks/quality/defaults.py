@@ -25,7 +25,7 @@ from tsugiki.io.json import read_json, write_json
 from tsugiki.report.table import Table
 from tsugiki.training.record.interval import mean_interval
 from tsugiki.training.record.run_record import RunRecord
-from tsugiki.training.run.several import run_all
+from tsugiki.training.run.sweep import run_all
 from tsugiki.training.settings.config import RunConfig
 from tsugiki.training.settings.files import validated
 

@@ -16,7 +16,7 @@ from tsugiki.cli import FlagsOf, as_command, root_command, words_of
 from tsugiki.cli.main import main
 from tsugiki.io import argument_descriptions
 from tsugiki.lora import LoraConfig
-from tsugiki.training import DEFAULT_LORA, ComparisonConfig, RunConfig, SweepConfig, settings_of
+from tsugiki.training import DEFAULT_LORA, RunConfig, SweepConfig, settings_of
 
 _Given = Annotated[dict[str, Any], FlagsOf("tsugiki.training.RunConfig", without=("method_config",))]
 
@@ -32,8 +32,7 @@ def flags_of(command: str) -> dict[str, str]:
     [
         ("train", RunConfig, {"method_config"}),
         ("preview", RunConfig, {"method_config", "out"}),
-        ("compare", ComparisonConfig, {"settings", "methods"}),
-        ("sweep", SweepConfig, {"settings", "grid"}),
+        ("sweep", SweepConfig, {"settings", "methods", "grid"}),
     ],
 )
 def test_every_setting_has_a_flag_with_its_default_and_description(

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / name for name in ("README.md", "README.ja.md", "docs/commands.md", "docs/commands.ja.md")]
 HUB_MODEL = "Qwen/Qwen3-0.6B"
 HUB_FILE = f"{HUB_MODEL}-GGUF/Qwen3-0.6B-Q8_0.gguf"
-ELSEWHERE = ("quickstart", "compare", "sweep", "push", "new", "serve", "aozora --author", "train --reward", "pairs")
+ELSEWHERE = ("quickstart", "sweep", "push", "new", "serve", "aozora --author", "train --reward", "pairs")
 """Commands that take minutes, need a network, a terminal or a model that knows answers, or run until a signal; they
 have tests of their own."""
 

@@ -15,7 +15,7 @@ from tsugiki import graft
 from tsugiki.base import load_model
 from tsugiki.cli.main import main
 from tsugiki.methods import METHODS
-from tsugiki.training import ComparisonConfig, load_settings
+from tsugiki.training import SweepConfig, load_settings
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 RECIPES = sorted(path for path in EXAMPLES.rglob("*.yaml") if path.parent.name != "embedded_base")
@@ -45,10 +45,7 @@ CHAT = "{% for m in messages %}<{{ m.role }}> {{ m.content }}{{ eos_token }}{% e
 
 
 def command_of(recipe: dict[str, Any]) -> str:
-    for key, command in (("methods", "compare"), ("grid", "sweep")):
-        if key in recipe:
-            return command
-    return "train"
+    return "sweep" if {"methods", "grid"} & recipe.keys() else "train"
 
 
 def shrunk(recipe: dict[str, Any], base: str) -> dict[str, Any]:
@@ -58,9 +55,9 @@ def shrunk(recipe: dict[str, Any], base: str) -> dict[str, Any]:
     target.pop("epochs", None)
     target |= SMALL | {"max_steps": 1} | ({"retention_data": "retention.txt"} if "retention_data" in target else {})
     small["model"] = base
-    if command_of(recipe) == "compare":
+    if "methods" in recipe:
         small["methods"] = dict(list(recipe["methods"].items())[:2])
-    if command_of(recipe) == "sweep":
+    if "grid" in recipe:
         small["grid"] = {axis: values[:1] for axis, values in recipe["grid"].items()}
     return small
 
@@ -80,7 +77,7 @@ def tiny_base_of(path: Path, folder: Path) -> str:
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_every_method_of_the_families_has_a_row_that_fits_the_embedded_base():
     path = EXAMPLES / "recipes" / "families.yaml"
-    runs = load_settings(ComparisonConfig, path, {}).runs()
+    runs = {name: config for name, (_, config) in load_settings(SweepConfig, path, {}).runs().items()}
     assert {run.method for run in runs.values()} == set(METHODS)
     model = load_model("embedded")
     for run in runs.values():

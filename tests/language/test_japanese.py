@@ -18,7 +18,7 @@ from tests.language.catalogue import SOURCE, forms, read_catalogue, syntax_tree,
 from tsugiki.cli import root_command, settings_text
 from tsugiki.language import JAPANESE, speaking
 from tsugiki.methods import METHODS
-from tsugiki.training import ComparisonConfig, RunConfig, SweepConfig, settings_of
+from tsugiki.training import RunConfig, SweepConfig, settings_of
 
 _JAPANESE = "ぁ-んァ-ヶー一-龥々"
 _SPACELESS = re.compile(rf"[{_JAPANESE}][A-Za-z0-9]|[A-Za-z0-9%][{_JAPANESE}]")
@@ -168,7 +168,7 @@ def _names() -> set[str]:
     """Return the words that are names: of settings, commands, methods and files, and those of `_NAMES`."""
     settings = [
         part
-        for config in (RunConfig, ComparisonConfig, SweepConfig)
+        for config in (RunConfig, SweepConfig)
         for setting in settings_of(config)
         for part in (*setting.path, *re.findall("[a-z]+", str(setting.types)))
     ]

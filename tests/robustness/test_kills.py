@@ -63,10 +63,10 @@ def resume(folder: Path) -> list[str]:
     return ["--resume"] if (folder / "run" / "run.json").exists() else []
 
 
-def compare(folder: Path) -> None:
-    settings = yaml.safe_load(Path("compare.yaml").read_text(encoding="utf-8"))
-    (folder / "compare.yaml").write_text(yaml.safe_dump(settings | {"out": f"{folder}/runs"}))
-    tsugiki("compare", str(folder / "compare.yaml"))
+def sweep(folder: Path) -> None:
+    settings = yaml.safe_load(Path("sweep.yaml").read_text(encoding="utf-8"))
+    (folder / "sweep.yaml").write_text(yaml.safe_dump(settings | {"out": f"{folder}/runs"}))
+    tsugiki("sweep", str(folder / "sweep.yaml"))
 
 
 def library(folder: Path) -> None:
@@ -101,7 +101,7 @@ def finished(folder: Path) -> bool:
 WORKS = {
     "train": Work(train, finished, (f"run/{ADAPTER_FILE}",)),
     "full": Work(full, finished, (f"run/{MODEL_FILE}", "run/tokenizer.json")),
-    "compare": Work(compare, lambda folder: False, (f"runs/lora/{ADAPTER_FILE}", f"runs/ia3/{ADAPTER_FILE}")),
+    "sweep": Work(sweep, lambda folder: False, (f"runs/lora/{ADAPTER_FILE}", f"runs/ia3/{ADAPTER_FILE}")),
     "merge": change(f"merged/{MODEL_FILE}", "merge", "--model", "base-gpt2", "--adapter", "adapter", "--out"),
     "export": change("adapter.gguf", "export", "adapter", "--model", "base-gpt2", "--gguf"),
     "library": Work(library, lambda folder: (folder / "library/one").exists(), (f"library/one/{ADAPTER_FILE}",)),
@@ -124,7 +124,7 @@ def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "full.yaml").write_text(yaml.safe_dump(settings))
     shared = {"max_steps": 3, "save_steps": 1, "block_size": 32, "batch_size": 2, "held_out": 0.2, "prompts": []}
     runs = {"model": "base-gpt2", "data": "texts", "out": "c", "settings": shared, "methods": {"lora": {}, "ia3": {}}}
-    (tmp_path / "compare.yaml").write_text(yaml.safe_dump(runs))
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(runs))
     _finish("train", tmp_path / "trained")
     (tmp_path / "trained" / "run").rename(tmp_path / "adapter")
     return tmp_path

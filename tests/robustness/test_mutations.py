@@ -69,7 +69,6 @@ from tsugiki.preference.rewards import parse_rule, reward_of, scores_of
 from tsugiki.preference.sampling import Answer, PromptAnswers, count_answers, read_answers, write_answers, write_pairs
 from tsugiki.report import inspect_adapter, write_report
 from tsugiki.training import (
-    ComparisonConfig,
     SweepConfig,
     finished,
     load_config,
@@ -243,7 +242,7 @@ COMMON = {"data": "text.txt", "out": "out", "model": "embedded"}
 LORA = {"r": 8, "lora_alpha": 16, "target_modules": ["c_attn"], "rank_pattern": {"h.0": 2}, "use_dora": True}
 FILES_OF_SETTINGS: dict[str, dict[str, Any]] = {
     "train": {**COMMON, "epochs": 2, "lr_scheduler_type": "cosine", "held_out": "author=A", "lora": LORA},
-    "compare": {**COMMON, "settings": {"max_steps": 2}, "methods": {"lora": {"lora": {"r": 2}}, "ia3": {}}},
+    "methods": {**COMMON, "settings": {"max_steps": 2}, "methods": {"lora": {"lora": {"r": 2}}, "ia3": {}}},
     "sweep": {**COMMON, "settings": {"max_steps": 2}, "grid": {"r": [1, 2], "target_modules": [["c_attn"], "c_fc"]}},
 }
 
@@ -254,8 +253,10 @@ def settings_files(kind: str) -> Files:
 
 def read_settings(folder: Path) -> None:
     (path,) = folder.iterdir()
-    several = {"compare": ComparisonConfig, "sweep": SweepConfig}.get(path.stem)
-    load_settings(several, path, {}).runs() if several else load_config(path, {}).to_record()
+    if path.stem in ("methods", "sweep"):
+        load_settings(SweepConfig, path, {}).runs()
+    else:
+        load_config(path, {}).to_record()
 
 
 TURNS = [{"role": "user", "content": "庭の梅は？"}, {"role": "assistant", "content": "咲いた。", "weight": 1}]

@@ -19,7 +19,7 @@ from tsugiki.cli.pairs import pairs_command
 from tsugiki.cli.serve import serve_command
 from tsugiki.cli.share import export_command, merge_command, pull_command, push_command
 from tsugiki.cli.talk import chat_command, generate_command
-from tsugiki.cli.train import compare_command, quickstart_command, sweep_command, train_command
+from tsugiki.cli.train import quickstart_command, sweep_command, train_command
 from tsugiki.io.file_names import DATA_SUFFIXES
 from tsugiki.language import _, marked, ngettext
 
@@ -66,7 +66,6 @@ _COMMANDS: Commands = {
     "aozora": (MAKE, aozora_command),
     "train": (MAKE, train_command),
     "pairs": (MAKE, pairs_command),
-    "compare": (MAKE, compare_command),
     "sweep": (MAKE, sweep_command),
     "plan": (LOOK, plan_command),
     "preview": (LOOK, preview_command),

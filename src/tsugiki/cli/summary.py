@@ -11,13 +11,14 @@ from tsugiki.io.formatting import format_size
 from tsugiki.language import _
 from tsugiki.report.run import RESULTS, run_sections
 from tsugiki.report.sections import Samples, Sentence, section, selected
-from tsugiki.report.table import Table
 from tsugiki.training.record.run_record import RunRecord
 from tsugiki.training.settings.config import RunConfig
 
 if TYPE_CHECKING:
     from tsugiki.training.run.merge import MergeReport
     from tsugiki.training.run.quickstart import Asked
+    from tsugiki.training.run.sweep import Point
+    from tsugiki.training.settings.sweep import SweepConfig
 
 _SHOWN = 3
 """Questions that are printed with their answers."""
@@ -76,12 +77,15 @@ def print_merge(out: Path, report: "MergeReport") -> None:
         print_line(message.format(shift=report.probe.shift, error=report.probe.error))
 
 
-def print_runs(table: Table, sentence: str, page: Path, best: RunConfig, out: Path) -> None:
-    """Print the table of a comparison or a sweep, its result, its page, and the command with the best settings."""
+def print_sweep(config: "SweepConfig", points: "Sequence[Point]", page: Path) -> None:
+    """Print the table of a sweep, its result, its page, and the command with the settings of the best run."""
+    from tsugiki.report.sweep import sweep_sentence, sweep_table
+
+    best = config.runs()[min(points, key=lambda point: point.loss).name][1]
     print_table(
-        table,
-        sentence,
+        sweep_table(points),
+        sweep_sentence(points),
         _("best run: {folder}; page: {page}").format(folder=best.out, page=page),
     )
-    again = best.model_dump(mode="json", exclude_unset=True) | {"out": f"{out}-best"}
+    again = best.model_dump(mode="json", exclude_unset=True) | {"out": f"{config.out}-best"}
     print_next_command("train", *words_of(RunConfig, again))

@@ -1,4 +1,4 @@
-"""Commands that train: `tsugiki train`, `quickstart`, `compare` and `sweep`."""
+"""Commands that train: `tsugiki train`, `quickstart` and `sweep`."""
 
 import os
 import shlex
@@ -23,11 +23,10 @@ from tsugiki.language import JAPANESE, _, language
 if TYPE_CHECKING:
     from tsugiki.training.record.run_record import RunRecord
     from tsugiki.training.settings.config import RunConfig
-    from tsugiki.training.settings.several_runs import ComparisonConfig, SweepConfig
 
 _SHARED = ("model", "data", "out")
-"""The settings of a comparison and of a sweep that have a flag."""
-_WORKFLOWS = "tsugiki.training.settings.several_runs"
+"""The settings of a sweep that have a flag."""
+_SWEEP = "tsugiki.training.settings.sweep"
 _LENGTH = ("epochs", "max_steps", "minutes")
 _SUFFIXES = (".yaml", ".yml")
 
@@ -282,70 +281,32 @@ def _quickstart_of_questions(config: "RunConfig") -> None:
     print_next_command("chat", str(out), "--temperature", "0", "--repetition-penalty", "1")
 
 
-def compare_command(
-    config: Path,
-    *,
-    settings: Annotated[Given, FlagsOf(f"{_WORKFLOWS}.ComparisonConfig", only=_SHARED)],
-) -> None:
-    """Train with several methods on the same data, and show the results in one table.
-
-    Runs that have finished are not repeated; an interrupted comparison continues where it stopped.
-
-    Args:
-        config: YAML file: model, data, out, settings, methods.
-
-    Examples:
-        tsugiki compare examples/recipes/twin-compare.yaml --data ichiyo.jsonl
-    """
-    from tsugiki.training.settings.files import load_settings
-    from tsugiki.training.settings.several_runs import ComparisonConfig
-
-    comparison = load_settings(ComparisonConfig, config, settings)
-    _prepare(comparison)
-    from tsugiki.cli.summary import print_runs
-    from tsugiki.report.comparison import comparison_sentence, comparison_table, write_comparison_page
-    from tsugiki.training.run.compare import compare, comparison_rows
-
-    with continued_by(sys.argv[1:]):
-        records = compare(comparison)
-    rows, out = comparison_rows(records), Path(comparison.out)
-    page = write_comparison_page(out, rows, records)
-    best = min(rows, key=lambda row: row.loss_after)
-    print_runs(comparison_table(rows), comparison_sentence(rows, records), page, comparison.runs()[best.name], out)
-
-
 def sweep_command(
     config: Path,
     *,
-    settings: Annotated[Given, FlagsOf(f"{_WORKFLOWS}.SweepConfig", only=_SHARED)],
+    settings: Annotated[Given, FlagsOf(f"{_SWEEP}.SweepConfig", only=_SHARED)],
 ) -> None:
-    """Train with every combination of some LoRA settings, and show from which rank on nothing is gained.
+    """Train with several methods, or with every combination of some LoRA settings, and show the results in one table.
 
     Runs that have finished are not repeated; an interrupted sweep continues where it stopped.
 
     Args:
-        config: YAML file: model, data, out, settings, grid.
+        config: YAML file: model, data, out, settings, and either methods or grid.
 
     Examples:
-        tsugiki sweep examples/recipes/twin-sweep.yaml --data ichiyo.jsonl --out runs/sweep
+        tsugiki sweep examples/recipes/twin-methods.yaml --data ichiyo.jsonl
+        tsugiki sweep examples/recipes/twin-ranks.yaml --data ichiyo.jsonl --out runs/sweep
     """
     from tsugiki.training.settings.files import load_settings
-    from tsugiki.training.settings.several_runs import SweepConfig
+    from tsugiki.training.settings.sweep import SweepConfig
 
     sweep_config = load_settings(SweepConfig, config, settings)
-    _prepare(sweep_config)
-    from tsugiki.cli.summary import print_runs
-    from tsugiki.report.comparison import sweep_sentence, sweep_table, write_sweep_page
-    from tsugiki.training.run.compare import sweep
+    check_settings({**sweep_config.settings, **sweep_config.model_dump(include=set(_SHARED))})
+    import_libraries("tsugiki.training.run.stages")
+    from tsugiki.cli.summary import print_sweep
+    from tsugiki.report.sweep import write_sweep_page
+    from tsugiki.training.run.sweep import sweep
 
     with continued_by(sys.argv[1:]):
         points = sweep(sweep_config)
-    out = Path(sweep_config.out)
-    best = min(points, key=lambda point: point.loss)
-    best_settings = sweep_config.runs()[best.name][1]
-    print_runs(sweep_table(points), sweep_sentence(points), write_sweep_page(out, points), best_settings, out)
-
-
-def _prepare(config: "ComparisonConfig | SweepConfig") -> None:
-    check_settings({**config.settings, **config.model_dump(include=set(_SHARED))})
-    import_libraries("tsugiki.training.run.stages")
+    print_sweep(sweep_config, points, write_sweep_page(Path(sweep_config.out), points))

@@ -17,7 +17,7 @@ from tsugiki.data import Completion
 from tsugiki.data.store import read_index
 from tsugiki.io import ProgressDisplay
 from tsugiki.report.record_text import run_notes
-from tsugiki.training import ComparisonConfig, RunConfig, compare, preview, rows_of_data, train
+from tsugiki.training import RunConfig, SweepConfig, preview, rows_of_data, sweep, train
 from tsugiki.training.data.general import general_questions
 from tsugiki.training.run import general
 from tsugiki.training.score.questions import read_questions
@@ -111,9 +111,9 @@ def test_general_questions_with_known_answers_are_asked_before_and_after(tmp_pat
 def test_methods_are_compared_with_one_set_of_answers(tmp_path: Path, asked: list[Any]):
     shared = chat_config(tmp_path).model_dump(exclude_unset=True, exclude={"model", "data", "out"})
     config = {"data": questions_file(tmp_path), "model": str(tmp_path / "base"), "out": str(tmp_path / "both")}
-    compared = ComparisonConfig.model_validate({**config, "settings": shared, "methods": {"lora": {}, "full": {}}})
-    records = compare(compared)
-    assert {record.data.mixed.documents for record in records.values()} == {24}
+    compared = SweepConfig.model_validate({**config, "settings": shared, "methods": {"lora": {}, "full": {}}})
+    records = [point.record for point in sweep(compared)]
+    assert {record.data.mixed.documents for record in records} == {24}
 
 
 def test_a_preview_has_the_answers_and_a_plan_the_number_of_rows(

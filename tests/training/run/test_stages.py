@@ -21,7 +21,7 @@ from tsugiki.report import report_page
 from tsugiki.training import RunConfig, train
 from tsugiki.training.record import run_record as record_module
 from tsugiki.training.run import train_steps
-from tsugiki.training.run.several import run_all
+from tsugiki.training.run.sweep import run_all
 
 
 def settings(folder: Path, out: str = "run", **changes: Any) -> RunConfig:

@@ -1,1 +1,1 @@
-"""Whole runs: the stages of one, continuing it, comparing several, planning, previews, merging."""
+"""Whole runs: the stages of one, continuing it, sweeps, planning, previews, merging."""

@@ -1,44 +1,54 @@
 """The page of several runs."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.report.pages import assert_whole, evaluation, record
 from tsugiki.errors import TsugikiError
-from tsugiki.report import RankCurves, Series, Table, sweep_sentence, write_comparison
+from tsugiki.report import sweep_sentence, write_sweep_page
 from tsugiki.training import Point
 
-ROWS = [["LoRA <8>", "4.955\n[4.8, 5.1]", "135,168"], ["全体", "4.8", "6,967,296"]]
-TABLE = Table(["run", "bits a character", "parameters"], ROWS)
+
+def run_called(name: str, values: dict[str, float] | None = None, **changes: Any) -> Point:
+    return Point(name, values or {}, record(config={"out": "c"}, **changes))
 
 
 def test_the_page_has_the_table_the_curves_and_every_sample(tmp_path: Path):
-    other = record(
-        evaluations=[evaluation(0, 5.6), evaluation(40, 4.5)],
-        samples=[{"step": 0, "prompt": "庭の梅は", "text": "別の文。"}, {"step": 9, "prompt": "雨", "text": "降る。"}],
-    )
-    plot = RankCurves("Loss by rank", [Series("学習率 1e-3", [(1, 5.0), (8, 4.5)])])
-    runs = [("LoRA <8>", record()), ("全体", other)]
-    path = write_comparison(tmp_path, "Two <runs>", "One is better.", TABLE, runs, [plot])
+    other = {
+        "evaluations": [evaluation(0, 5.6), evaluation(40, 4.5)],
+        "samples": [
+            {"step": 0, "prompt": "庭の梅は", "text": "別の文。"},
+            {"step": 9, "prompt": "雨", "text": "降る。"},
+        ],
+    }
+    path = write_sweep_page(tmp_path, [run_called("LoRA <8>"), run_called("全体", **other)])
     assert path == tmp_path / "report.html"
     page = assert_whole(path.read_text(encoding="utf-8"))
-    assert page.tables == [[TABLE[0], *TABLE[1]]]
-    for said in ("Two <runs>", "One is better.", "学習率 1e-3", "40輪咲いた。", "別の文。", "降る。"):
+    assert [[row[0] for row in table] for table in page.tables] == [["method", "LoRA <8>", "全体"]]
+    for said in ("Best of 2: 全体", "40輪咲いた。", "別の文。", "降る。"):
         assert said in page.text, said
-    assert page.tags.count("svg") == 2
+    assert page.tags.count("svg") == 1
     assert page.text.index("LoRA <8> · step 40, the end") < page.text.index("全体 · base model")
+
+
+def test_a_grid_has_a_column_for_each_axis_and_a_curve_over_the_ranks(tmp_path: Path):
+    grid = [run_called(f"r={rank} learning_rate=0.1", {"r": rank, "learning_rate": 0.1}) for rank in (1, 8)]
+    page = assert_whole(write_sweep_page(tmp_path, grid).read_text(encoding="utf-8"))
+    (table,) = page.tables
+    assert [row[:2] for row in table] == [["r", "learning_rate"], ["1", "0.1"], ["8", "0.1"]]
+    assert "learning rate" not in table[0], "the rate has one column"
+    assert page.tags.count("svg") == 2
 
 
 def test_intervals_are_drawn_only_for_a_few_runs(tmp_path: Path):
     for count, drawn in ((3, True), (4, False)):
-        runs = [(f"run {i}", record(samples=[])) for i in range(count)]
-        content = write_comparison(tmp_path, "t", "l", TABLE, runs).read_text(encoding="utf-8")
+        runs = [run_called(f"run {i}", samples=[]) for i in range(count)]
+        content = write_sweep_page(tmp_path, runs).read_text(encoding="utf-8")
         assert ("fill-opacity" in content) is drawn
-    runs = [("a", record(evaluations=[], samples=[]))] * 2
-    assert assert_whole(write_comparison(tmp_path, "t", "l", TABLE, runs).read_text(encoding="utf-8"))
     with pytest.raises(TsugikiError, match="cannot write"):
-        write_comparison(tmp_path / "none", "t", "l", TABLE, runs)
+        write_sweep_page(tmp_path / "none", runs)
 
 
 def points(losses: dict[int, float], documents: int = 12, spread: float = 0.0) -> list[Point]:

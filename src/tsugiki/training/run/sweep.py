@@ -1,4 +1,4 @@
-"""Execute several runs in one process, as those of a comparison or of a sweep.
+"""Execute several runs in one process, and compare their results: named runs, or the points of a grid of settings.
 
 The data are read once. The base is loaded once for each dtype that the runs need, and evaluated once; a run that trains
 its weights gets a base of its own. Runs that have finished before are not repeated; an interrupted one is resumed.
@@ -6,28 +6,150 @@ its weights gets a base of its own. Runs that have finished before are not repea
 
 import gc
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from tsugiki.base.identity import named_identity, why_different
 from tsugiki.data.read.files import content_key, describe_data
 from tsugiki.data.splits import parse_held_out
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.fast.paths import use_plain_paths
+from tsugiki.io.atomic import check_writable
+from tsugiki.io.file_names import ADAPTER_FILE, MODEL_FILES
 from tsugiki.io.formatting import format_duration
+from tsugiki.io.json import write_json
+from tsugiki.io.locks import sole_use
 from tsugiki.language import _, ngettext
 from tsugiki.lora.graft import ungraft
 from tsugiki.lora.hold import is_grafted
 from tsugiki.training.data.split import data_digest
 from tsugiki.training.measure.facts import given_facts
+from tsugiki.training.record.interval import Change
 from tsugiki.training.record.result import change_of_loss
-from tsugiki.training.record.run_record import RunRecord
+from tsugiki.training.record.run_record import RunRecord, finished
 from tsugiki.training.run.load import base_with_texts, load_base, load_run_tokenizer, read_texts
 from tsugiki.training.run.resume import earlier_run
 from tsugiki.training.run.stage_results import Base, Texts
 from tsugiki.training.run.stages import train_on
 from tsugiki.training.run.start import Start, started
 from tsugiki.training.settings.config import RunConfig
+from tsugiki.training.settings.sweep import SweepConfig
 from tsugiki.training.tools.memory import reset_process_peak, return_freed_memory
+from tsugiki.training.tools.processes import require_one_process
+
+SWEEP_FILE = "sweep.json"
+_FORMAT = 3
+MIN_RELATIVE_GAIN = 0.005
+"""A loss that is lower by less than this share is not worth more parameters."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One of the runs of a sweep."""
+
+    name: str
+    values: dict[str, Any]
+    """Setting -> value, of a point of a grid."""
+    record: RunRecord
+
+    @property
+    def loss(self) -> float:
+        """Held-out loss at the end, in nats per token."""
+        return self.record.evaluations[-1].loss
+
+    @property
+    def file_size(self) -> int:
+        """Bytes of the adapter's weights, or of the model's, which may be in several files."""
+        adapter = self.record.folder() / ADAPTER_FILE
+        found = [adapter] if adapter.is_file() else self.record.folder().glob(MODEL_FILES)
+        return sum(path.stat().st_size for path in found)
+
+    @property
+    def retention_change(self) -> Change | None:
+        """Relative change of the loss on the text of `retention_data`, if there is one."""
+        retention = self.record.retention_evaluations
+        return change_of_loss(retention[0], retention[-1]) if retention else None
+
+
+def sweep(config: SweepConfig) -> list[Point]:
+    """Execute each run that has not finished yet, and write `sweep.json` to `config.out`; return them in their order.
+
+    A folder that holds another run or one with other data is an error, and so are several processes.
+    """
+    runs, out = config.runs(), Path(config.out)
+    require_one_process("sweep")
+    check_writable(out)
+    with sole_use(out):
+        records = run_all({name: settings for name, (_, settings) in runs.items()})
+        points = [Point(name, values, records[name]) for name, (values, _) in runs.items()]
+        write_json(out / SWEEP_FILE, {"format": _FORMAT, "points": [_result(point) for point in points]})
+    return points
+
+
+def _result(point: Point) -> dict[str, Any]:
+    """Return the results of one run, for `sweep.json`: seconds, bytes, and losses in nats per token."""
+    training, parameters = finished(point.record)
+    before, after = point.record.evaluations[0], point.record.evaluations[-1]
+    retention = [evaluation.loss for evaluation in point.record.retention_evaluations]
+    return {
+        "name": point.name,
+        "values": point.values,
+        "method": point.record.config.method,
+        "trainable": parameters.trainable,
+        "share": parameters.share,
+        "file_size": point.file_size,
+        "learning_rate": point.record.chosen("learning_rate"),
+        "seconds": training.seconds,
+        "tokens_per_second": point.record.all_tokens_per_second(),
+        "peak_memory": training.peak_memory,
+        "loss_before": before.loss,
+        "loss": after.loss,
+        "loss_interval": after.loss_interval,
+        "perplexity_before": before.perplexity,
+        "perplexity": after.perplexity,
+        "bits_per_char": after.bits_per_char,
+        "retention_losses": retention,
+    }
+
+
+@dataclass(frozen=True)
+class NeededRank:
+    """The rank that suffices, according to a sweep. Each rank is represented by its best point."""
+
+    sufficient: int | None
+    """The smallest rank for which the 95 % interval over documents shows that no point has a loss that is lower by
+    `MIN_RELATIVE_GAIN` or more; None if the intervals show this for no rank."""
+    undecided: tuple[int, ...]
+    """Lower ranks whose intervals do not show whether they are sufficient."""
+    highest: int
+    """The highest rank of the grid."""
+    documents: int
+    """Number of held-out documents; near-duplicates count as one."""
+
+
+def change(best: Point, other: Point) -> Change:
+    """Return the relative change of the held-out loss from the best point to another one."""
+    return change_of_loss(best.record.evaluations[-1], other.record.evaluations[-1])
+
+
+def needed_rank(points: Sequence[Point]) -> NeededRank | None:
+    """Return the sufficient rank and the undecided ranks of a sweep; None if the grid has only one rank."""
+    ranked = [point for point in points if "r" in point.values]
+    ranks = sorted({point.values["r"] for point in ranked})
+    if len(ranks) < 2:
+        return None
+    documents = len(points[0].record.evaluations[-1].independent)
+    undecided: list[int] = []
+    for rank in ranks:
+        candidate = min((point for point in ranked if point.values["r"] == rank), key=lambda point: point.loss)
+        worse = [change(other, candidate).interval for other in ranked if other is not candidate]
+        if all(interval is not None and interval[1] < MIN_RELATIVE_GAIN for interval in worse):
+            return NeededRank(rank, tuple(undecided), ranks[-1], documents)
+        if not any(interval is not None and interval[0] >= MIN_RELATIVE_GAIN for interval in worse):
+            undecided.append(rank)
+    return NeededRank(None, tuple(undecided), ranks[-1], documents)
 
 
 def run_all(runs: Mapping[str, RunConfig]) -> dict[str, RunRecord]:
@@ -130,15 +252,15 @@ def _result_line(name: str, record: RunRecord, seconds: float, done: int, left: 
     )
 
 
-def _check_unchanged(config: RunConfig, finished: Mapping[str, RunRecord]) -> None:
+def _check_unchanged(config: RunConfig, records: Mapping[str, RunRecord]) -> None:
     tokenizer = load_run_tokenizer(config)
     key = content_key(config.data, config.columns)
     digest, base = data_digest(config, tokenizer, key), named_identity(config.model)
-    digests = {name: record.data.digest for name, record in finished.items() if record.data is not None}
+    digests = {name: record.data.digest for name, record in records.items() if record.data is not None}
     changed = [name for name, before in digests.items() if before != digest]
     message = _("{data}, other data or the tokenizer has changed since they were trained")
     _refuse(changed, message.format(data=describe_data(config.data)))
-    bases = {name: record.base for name, record in finished.items() if record.base is not None}
+    bases = {name: record.base for name, record in records.items() if record.base is not None}
     changed = [name for name, before in bases.items() if why_different(before, base)]
     _refuse(changed, _("{model} has changed since they were trained").format(model=config.model))
 

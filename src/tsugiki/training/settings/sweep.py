@@ -1,6 +1,6 @@
-"""The settings of comparisons and sweeps, from YAML files and from flags.
+"""The settings of a sweep, from a YAML file and from flags: several runs, named one by one or the points of a grid.
 
-A file of settings describes several runs. This module is imported for the help of commands.
+This module is imported for the help of commands.
 """
 
 import math
@@ -26,13 +26,13 @@ _PER_METHOD = (
 """Settings that may differ between methods. All others are the same, so that the methods can be compared."""
 
 MAX_RUNS = 1000
-"""The largest number of runs of a comparison or a sweep."""
+"""The largest number of runs of a sweep."""
 
 _LORA_FIELDS = frozenset(field.name for field in fields(LoraConfig))
 
 
-class _SeveralRuns(BaseModel):
-    """The settings that all runs of a comparison or of a sweep share."""
+class SweepConfig(BaseModel):
+    """The settings of `tsugiki sweep`: those of all runs, and what differs between them, as `methods` or as `grid`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -44,54 +44,43 @@ class _SeveralRuns(BaseModel):
     """Folder of the runs. Each run gets a folder in it."""
     settings: dict[str, Any] = {}
     """Settings of `tsugiki train` that all runs share."""
-
-    def _run(self, where: str, name: str, settings: Mapping[str, Any]) -> RunConfig:
-        """Return the settings of one run: those of all runs, then its own.
-
-        `where` is its place in the YAML file, for errors; `name` is the name of its folder as well.
-        """
-        shared = {"model": self.model, "data": self.data, "out": str(Path(self.out) / name)}
-        # Runs that are compared have the same number of steps, so none ends early unless the settings say so.
-        return validated(
-            RunConfig, {"patience": 0, **self.settings, **settings, **shared}, Path(error_text(where, 100))
-        )
-
-
-class ComparisonConfig(_SeveralRuns):
-    """The settings of `tsugiki compare`."""
-
-    methods: dict[str, dict[str, Any]] = Field(min_length=1, max_length=MAX_RUNS)
-    """Name -> settings of this method only, such as `method`, `lora` and `learning_rate`."""
-
-    def runs(self) -> dict[str, RunConfig]:
-        """Return name -> settings of its run. A setting that must be the same for all methods is an error in one."""
-        runs = {}
-        for name, settings in self.methods.items():
-            _check_folder_name(name, "methods")
-            shared = [key for key in settings if key not in _PER_METHOD and key in RunConfig.model_fields]
-            if shared:
-                message = _(
-                    "methods.{name}: {shared} must be the same for all methods, so that they can be compared; set "
-                    "it under settings"
-                )
-                raise TsugikiError(message.format(name=error_text(name, 100), shared=", ".join(shared)))
-            runs[name] = self._run(f"methods.{name}", name, settings)
-        return runs
-
-
-class SweepConfig(_SeveralRuns):
-    """The settings of `tsugiki sweep`."""
-
-    grid: dict[str, list[Any]]
+    methods: dict[str, dict[str, Any]] = Field({}, max_length=MAX_RUNS)
+    """Name -> settings of this run only, such as `method`, `lora` and `learning_rate`."""
+    grid: dict[str, list[Any]] = {}
     """Setting -> values. Axes are settings of `lora` (`r`, `lora_alpha`, `target_modules`, …) and `learning_rate`."""
 
     def runs(self) -> dict[str, tuple[dict[str, Any], RunConfig]]:
-        """Return name -> (values of the point, settings of its run); the last axis changes fastest."""
-        empty = [axis for axis, values in self.grid.items() if not values]
-        if not self.grid or empty:
-            where = _("grid.{axis} has no values").format(axis=empty[0]) if empty else _("the grid is empty")
-            raise TsugikiError(_("{where}; give each axis a list, such as r: [1, 2, 4, 8]").format(where=where))
-        for axis in self.grid:
+        """Return name -> (values of the point of the grid, settings of its run); without a grid there are no values.
+
+        The last axis of a grid changes fastest.
+        """
+        if bool(self.methods) == bool(self.grid):
+            message = _(
+                "give either methods, a name and settings for each run, or grid, a list of values for each setting, "
+                "such as r: [1, 2, 4, 8]"
+            )
+            raise TsugikiError(message)
+        if self.grid:
+            return self._points()
+        return {name: ({}, self._method(name, settings)) for name, settings in self.methods.items()}
+
+    def _method(self, name: str, settings: Mapping[str, Any]) -> RunConfig:
+        """Return the settings of a named run. One that must be the same for all is an error."""
+        _check_folder_name(name, "methods")
+        shared = [key for key in settings if key not in _PER_METHOD and key in RunConfig.model_fields]
+        if shared:
+            message = _(
+                "methods.{name}: {shared} must be the same for all methods, so that they can be compared; set "
+                "it under settings"
+            )
+            raise TsugikiError(message.format(name=error_text(name, 100), shared=", ".join(shared)))
+        return self._run(f"methods.{name}", name, settings)
+
+    def _points(self) -> dict[str, tuple[dict[str, Any], RunConfig]]:
+        for axis, values in self.grid.items():
+            if not values:
+                message = _("grid.{axis} has no values; give each axis a list, such as r: [1, 2, 4, 8]")
+                raise TsugikiError(message.format(axis=error_text(axis, 100)))
             if axis not in _LORA_FIELDS | {"learning_rate"}:
                 known = ", ".join(sorted(_LORA_FIELDS))
                 message = _("grid.{axis}: no such axis; known are learning_rate, {known}")
@@ -101,8 +90,8 @@ class SweepConfig(_SeveralRuns):
             message = _("the grid has {count:,} points, more than {max_runs:,}; remove some values")
             raise TsugikiError(message.format(count=count, max_runs=MAX_RUNS))
         runs = {}
-        for values in product(*self.grid.values()):
-            point = dict(zip(self.grid, values, strict=True))
+        for combination in product(*self.grid.values()):
+            point = dict(zip(self.grid, combination, strict=True))
             name = " ".join(f"{axis}={_plain(value)}" for axis, value in point.items())
             _check_folder_name(name, "grid")
             if name in runs:
@@ -118,6 +107,17 @@ class SweepConfig(_SeveralRuns):
         lora = {**shared, **{key: value for key, value in point.items() if key in _LORA_FIELDS}}
         others = {key: value for key, value in point.items() if key not in _LORA_FIELDS}
         return self._run(f"grid, {name}", name, {**others, "lora": lora, "method": "lora"})
+
+    def _run(self, where: str, name: str, settings: Mapping[str, Any]) -> RunConfig:
+        """Return the settings of one run: those of all runs, then its own.
+
+        `where` is its place in the YAML file, for errors; `name` is the name of its folder as well.
+        """
+        shared = {"model": self.model, "data": self.data, "out": str(Path(self.out) / name)}
+        # Runs that are compared have the same number of steps, so none ends early unless the settings say so.
+        return validated(
+            RunConfig, {"patience": 0, **self.settings, **settings, **shared}, Path(error_text(where, 100))
+        )
 
 
 def _plain(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Comparisons and sweeps: one budget, runs that share a base, are reused or resumed, changed inputs, and errors."""
+"""Sweeps over methods and grids: one budget, runs that share a base, are reused or resumed, changed inputs, errors."""
 
 import json
 import shutil
@@ -20,13 +20,10 @@ from tsugiki import TsugikiError
 from tsugiki.cli.main import main
 from tsugiki.training import (
     MAX_RUNS,
-    ComparisonConfig,
     RunConfig,
     RunRecord,
     SweepConfig,
     check_same_inputs,
-    compare,
-    comparison_rows,
     finished,
     load_settings,
     needed_rank,
@@ -35,8 +32,9 @@ from tsugiki.training import (
     sweep,
     train,
 )
-from tsugiki.training.run import scores, several
-from tsugiki.training.run.compare import change
+from tsugiki.training.run import scores
+from tsugiki.training.run import sweep as several
+from tsugiki.training.run.sweep import change
 
 SETTINGS = {"max_steps": 3, "batch_size": 2, "block_size": 32, "held_out": 0.3, "sample_tokens": 4}
 
@@ -64,37 +62,35 @@ METHODS: dict[str, Any] = {
 
 
 def run_methods(**fields: Any) -> None:
-    compare(load_settings(ComparisonConfig, write(**fields), {}))
+    sweep(load_settings(SweepConfig, write(**fields), {}))
 
 
 def test_methods_share_budget_and_text_and_their_families_are_told(monkeypatch: pytest.MonkeyPatch, capsys: Any):
     methods = {**METHODS, "norms": {"method": "norms", "learning_rate": 1e-2}}
     settings = {**SETTINGS, "max_steps": 1, "retention_data": "own.txt", "prompts": ["枝"]}
     path = write(data="nowhere", settings=settings, methods=methods)
-    monkeypatch.setattr(sys, "argv", ["tsugiki", "compare", str(path), "--data", "d.jsonl"])
+    monkeypatch.setattr(sys, "argv", ["tsugiki", "sweep", str(path), "--data", "d.jsonl"])
     with pytest.raises(SystemExit) as stop:
         main()
     assert not stop.value.code
     assert "selective" in capsys.readouterr().out
     records = {name: read_record(Path("c", name)) for name in methods}
-    table = {row.name: row for row in comparison_rows(records)}
-    written = {row["name"]: row for row in json.loads(Path("c/comparison.json").read_text())["rows"]}
-    assert written == {name: row.model_dump(mode="json") for name, row in table.items()}
-    families = {"full": "full fine-tuning", "lora r=2": "reparametrised", "norms": "selective"}
-    assert {name: row.family for name, row in table.items()} == families
-    for name, row in table.items():
+    written = {row["name"]: row for row in json.loads(Path("c/sweep.json").read_text())["points"]}
+    for name, row in written.items():
         (weights,) = Path("c", name).glob("*model*.safetensors")
-        assert row.file_size == weights.stat().st_size
-        assert row.trainable == sum(t.numel() for t in load_file(weights).values())
-    full, lora = table["full"], table["lora r=2"]
-    assert full.share == 1
-    assert lora.share < 0.2
+        assert row["file_size"] == weights.stat().st_size
+        assert row["trainable"] == sum(t.numel() for t in load_file(weights).values())
+    full, lora = written["full"], written["lora r=2"]
+    assert full["share"] == 1
+    assert lora["share"] < 0.2
     # The base of an adapter may be in bfloat16.
-    assert full.perplexity_before == pytest.approx(lora.perplexity_before, rel=1e-3)
-    assert full.retention_loss_before == pytest.approx(lora.retention_loss_before, rel=1e-3)
-    assert full.retention_loss_after != full.retention_loss_before
+    assert full["perplexity_before"] == pytest.approx(lora["perplexity_before"], rel=1e-3)
+    before, after = full["retention_losses"]
+    assert before == pytest.approx(lora["retention_losses"][0], rel=1e-3)
+    assert after != before
     assert len({finished(record)[0].tokens for record in records.values()}) == 1
     page = pages.Page(Path("c/report.html").read_text(encoding="utf-8"))
+    families = {"full": "full fine-tuning", "lora r=2": "reparametrised", "norms": "selective"}
     cells = [row[0] for row in page.table("method")[1:]]
     assert cells == [f"{name}\n{family}" for name, family in families.items()]
 
@@ -150,19 +146,21 @@ MANY = {f"x{number}": 1 for number in range(1000)}
         ({"methods": {"../a": {}}}, "cannot be the name of a folder"),
         ({"methods": {"a": {}}, "settings": {"bananas": 1}}, "bananas: unknown setting"),
         ({"methods": {"a": {}}, "banana": 1}, "banana: unknown setting"),
+        ({"methods": {"a": {}}, "grid": {"r": [1]}}, "either methods.* or grid"),
+        ({}, "either methods.* or grid"),
+        ({"grid": {"r": []}}, "grid.r has no values"),
         ({"methods": {f"m{number}": {} for number in range(MAX_RUNS + 1)}}, "methods: .*1000"),
         ({"methods": {"a": {"lora": MANY}}}, "x0, .* and 995 more: no such setting"),
-        ({"grid": {}}, "the grid is empty"),
+        ({"grid": {}}, "either methods.* or grid"),
         ({"grid": {"rank": [1]}}, "grid.rank: .*learning_rate"),
         ({"grid": {"r": [1, 1]}}, "r=1"),
         ({"grid": {axis: list(range(100)) for axis in AXES}}, "1,000,000 points"),
         ({"grid": {"target_modules": [["../../a"]]}}, "grid: .*cannot be the name of a folder"),
     ],
 )
-def test_comparisons_and_sweeps_that_cannot_be(fields: dict[str, Any], said: str):
-    kind: Any = SweepConfig if "grid" in fields else ComparisonConfig
+def test_sweeps_that_cannot_be(fields: dict[str, Any], said: str):
     with pytest.raises(TsugikiError, match=said) as caught:
-        (sweep if "grid" in fields else compare)(load_settings(kind, write(**fields), {}))
+        sweep(load_settings(SweepConfig, write(**fields), {}))
     assert len(str(caught.value)) < 2000
     assert not Path("c").exists()
 
