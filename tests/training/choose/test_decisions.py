@@ -21,12 +21,13 @@ from tsugiki.data import Document
 from tsugiki.io import ADAPTER_FILE, CHECKPOINTS
 from tsugiki.report import run_notes
 from tsugiki.report.decisions import decision_table
-from tsugiki.training import RunRecord, RunScores, Window, train
+from tsugiki.training import RunRecord, RunScores, Window, new_record, train
 from tsugiki.training.choose.decisions import (
     OF_ONE_TEXT,
     Look,
     PairLook,
     enough_windows,
+    has_levelled,
     is_certainly_lower,
     looks,
     lowest_of_parabola,
@@ -276,3 +277,24 @@ def test_every_pair_has_what_a_step_minimises(name: str, tmp_path: Path):
         start = record.pair_validations[0]
         likelihood = -start.chosen / start.chosen_tokens
         assert np.mean(start.objectives) - math.log(2) == pytest.approx(likelihood, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("losses", "expected"),
+    [
+        ((4.0, 1.0), False),
+        ((4.0, 1.0, 0.9), False),
+        ((4.0, 1.0, 0.95), True),  # 0.05 of the 3.05 that were gained
+        ((4.0, 0.25, 0.22), False),  # a tenth of what is left: facts
+        ((4.0, 0.02, 0.01), True),  # nothing is left
+        ((4.0, 1.0, 1.1), False),  # one look may be higher by chance
+        ((4.0, 1.0, 1.1, 1.05), True),
+        ((4.0, 1.0, 1.1, 0.5), False),
+    ],
+)
+def test_the_loss_has_levelled_when_it_hardly_falls_or_twice_not_at_all(
+    losses: tuple[float, ...], expected: bool, tmp_path: Path
+):
+    record = new_record(config(tmp_path, **SETTINGS).to_record())
+    record.validations = [result([loss], step=8 * number) for number, loss in enumerate(losses)]
+    assert has_levelled(record) == expected

@@ -52,7 +52,9 @@ HALF = 0.5
 _WIDTH = 0.003
 """Width of the interval of a change that is narrow enough, relative to the loss."""
 LEVEL = 0.02
-"""Share of all that was gained that the steps since the last look but one must have gained if a run is to go on."""
+"""Share of all that was gained that a look must gain if a run is to go on."""
+_OF_THE_REST = 0.1  # share of the lowest loss that a look must gain, if it gains less than that
+_NOTHING_LEFT = 0.01  # share of the loss of the base
 _LEAST = 0.05  # strengths below it are 0, and as near to 1 are 1
 _TINY = 1e-9  # nats, for logarithms
 OF_ONE_TEXT = 0.45
@@ -171,10 +173,21 @@ def pair_looks(record: RunRecord) -> list[PairLook]:
 
 
 def has_levelled(record: RunRecord) -> bool:
-    """Return whether the loss no longer falls, or hardly, at the last look: relative to what was gained in all."""
+    """Return whether the loss no longer falls: one look gains hardly anything, or two in a row are above the lowest.
+
+    Of few rows, one look may be above the lowest by chance. Hardly anything is little relative to all that was gained,
+    and little relative to what is left, unless hardly anything is left: most of what is gained on facts is how answers
+    are worded, and the last tenths of a nat are the facts themselves.
+    """
     halves = {result.step: result.loss for result in record.half_validations}
     base, *earlier, last = (min(whole.loss, halves.get(whole.step, math.inf)) for whole in record.validations)
-    return bool(earlier) and min(earlier) - last < LEVEL * (base - last)
+    if not earlier:
+        return False
+    lowest = min(earlier)
+    if last > lowest:
+        return lowest < earlier[-1]
+    gain = lowest - last
+    return gain < LEVEL * (base - last) and (gain < _OF_THE_REST * lowest or last < _NOTHING_LEFT * base)
 
 
 def enough_windows(change: Interval | None, windows: int, fewest: int) -> int:
