@@ -141,7 +141,7 @@ def test_texts_that_differ_by_more_than_chance_are_named():
 
 def test_too_little_text_has_no_percentage():
     few = of_one_text(FEWEST_CHARACTERS - 1, 2000)
-    assert f"Only {FEWEST_CHARACTERS - 1} characters are held out, too few" in summary_sentence(few)
+    assert f"has only {FEWEST_CHARACTERS - 1} characters, too few" in summary_sentence(few)
     assert "%" not in summary_sentence(few) + str(held_out_table(few).rows) + str([one.text for one in run_notes(few)])
     assert "10.0 % fewer" in summary_sentence(of_one_text(FEWEST_CHARACTERS, 2000))
 

@@ -105,7 +105,7 @@ def rare(keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
     """
     _keys, places, amounts = np.unique(keys, return_inverse=True, return_counts=True)
     same, records = amounts[places], np.count_nonzero(keys)
-    few: npt.NDArray[np.bool_] = (same <= max(_COMMON, _COMMON_SHARE * records)) & (2 * same <= records)
+    few: npt.NDArray[np.bool_] = (same <= max(_COMMON, _COMMON_SHARE * records)) & ((2 * same <= records) | (same == 1))
     return np.asarray(few & (keys != 0))
 
 
@@ -135,14 +135,20 @@ def split_records(index: RecordIndex, held_out: Wanted, seed: int, groups: Seque
     `groups` holds the numbers of near-duplicates, as `near_duplicates` returns them.
     """
     if len(index) == 1:
-        message = _("{sources} is the only record, so none can be held out; add records, or give a held-out file")
+        message = _(
+            "{sources} is the only record, so none can be held out; add records, give a held-out file, or train "
+            "without one ({flag:held_out} none)"
+        )
         raise TsugikiError(message.format(sources=index.sources[0]))
     inside = _choose(index, np.arange(len(index)), held_out, seed, groups)
     if len(inside) == len(index):
         why = (
             _("{field}={value} matches all records").format(field=held_out.field, value=held_out.value)
             if isinstance(held_out, FieldCondition)
-            else _("all records are near-duplicates of each other; give a held-out file")
+            else _(
+                "all records are near-duplicates of each other; give a held-out file, or train without one "
+                "({flag:held_out} none)"
+            )
         )
         raise TsugikiError(_("no record is left for training: {why}").format(why=why))
     return inside

@@ -45,7 +45,7 @@ def summary_sentence(record: RunRecord) -> str:
         return _answers_sentence(record)
     after, change = record.evaluations[-1], change_of_run(record)
     if is_too_little(after):
-        message = _("Only {characters} are held out, too few to say by how many percent anything has changed.")
+        message = _("The held-out text has only {characters}, too few to say by how many percent anything has changed.")
         return message.format(characters=counts.characters(after.characters))
     if len(record.evaluations) > 1 and not math.isnan(change.relative):
         return _bits_sentence(record, change)
@@ -364,7 +364,9 @@ def _loss_hint(record: RunRecord) -> str:
     if len(points) > 2:
         lowest = min(points[1:], key=lambda point: point.loss)
         last = points[-1]
-        if last.loss > lowest.loss * (1 + _RISE) and not record.half_validations:  # with a strength, a rise is no loss
+        enough = not record.evaluations or not is_too_little(record.evaluations[-1])
+        # With a strength, a rise is no loss.
+        if last.loss > lowest.loss * (1 + _RISE) and enough and not record.half_validations:
             message = _(
                 "After step {step:,}, the loss on text that was not trained on rose by {rise:.1%}: the run learned its "
                 "text by heart. Fewer {flag:epochs} or a lower {flag:learning_rate} avoid it; more text helps most."

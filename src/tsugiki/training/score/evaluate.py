@@ -82,7 +82,10 @@ def evaluate(
             count[0] += sum(int(part.loss_mask[1:].sum()) for part in parts)
             count[1] += len(text)
     if not sequences:
-        message = _("everything to evaluate on is longer than the model's context of {context} tokens")
+        message = _(
+            "everything to evaluate on is longer than the model's context of {context} tokens; shorten it, or take a "
+            "base with a longer context"
+        )
         raise TsugikiError(message.format(context=context))
     nll = score_sequences(model, sequences, advance, accelerator)
     unknown = tokenizer.unk_token_id
