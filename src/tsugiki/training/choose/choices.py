@@ -153,15 +153,13 @@ def length_note(choices: Choices) -> str:
 def describe_choices(resolved: Mapping[str, Any]) -> list[str]:
     """Return one line with the values that were chosen for settings that are `auto`; no line if there are none.
 
-    `resolved` has these values and the number of steps (`Choices.resolved`).
+    `resolved` has these values (`Choices.resolved`).
     """
     names = {"batch_size": _("batch size"), "learning_rate": _("learning rate")}
     chosen = [f"{label} {resolved[name]:g}" for name, label in names.items() if name in resolved]
     if not chosen:
         return []
-    return [
-        _("chosen for {steps}: {chosen}").format(steps=counts.steps(resolved["steps"]), chosen=_(", ").join(chosen))
-    ]
+    return [_("chosen: {chosen}").format(chosen=_(", ").join(chosen))]
 
 
 def rows_in_time(seconds: float, seconds_per_row: float, summary: DataSummary, characters: int | None) -> int:

@@ -55,7 +55,7 @@ def prepare(start: Start, facts: Facts, base: Base) -> Ready:
         resolved["softmax"] = SAMPLED
         notes = [*notes, sampling_note(loss)]
     choices = choose_numbers(start, facts, base, layers, loss)
-    if not start.config.has_length:
+    if not start.config.has_length or start.config.minutes is not None:
         notes = [*notes, length_note(choices)]
     if start.config.preference is not None:
         notes = [*preference_notes(start.config.preference, start.config.loss_settings()), *notes]
