@@ -258,7 +258,8 @@ class Training:
                 size = format_size(entry.stat(follow_symlinks=False).st_size)
                 listed.append({"name": entry.name, "folder": False, "size": size})
         listed.sort(key=lambda item: not item["folder"])
-        return {"folder": folder, "entries": listed[:_MOST_ENTRIES], "more": len(listed) > _MOST_ENTRIES}
+        shown = {"entries": listed[:_MOST_ENTRIES], "more": len(listed) > _MOST_ENTRIES}
+        return {"folder": folder, "suffixes": " ".join(DATA_SUFFIXES), **shown}
 
     def prepare(self, parsed: RunFields) -> Prepared:
         """Return the run that a request describes."""

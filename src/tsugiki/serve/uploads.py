@@ -17,6 +17,7 @@ from starlette.requests import Request
 from tsugiki.data.read.files import describe_data
 from tsugiki.errors import system_error
 from tsugiki.io.atomic import make_folder, new_file
+from tsugiki.io.file_names import DATA_SUFFIXES
 from tsugiki.io.formatting import format_size
 from tsugiki.language import _
 from tsugiki.serve.errors import ApiError
@@ -25,7 +26,8 @@ from tsugiki.serve.protocol import read_body
 
 FOLDER = ".texts"
 """The folder in the library; no adapter's name can begin with a dot."""
-SUFFIXES = (".txt", ".md", ".csv", ".jsonl", ".epub", ".zip")
+_REFUSED = (".json", ".html", ".htm")  # a config, or a page with a script
+SUFFIXES = tuple(suffix for suffix in DATA_SUFFIXES if suffix not in _REFUSED)
 LARGEST = 64_000_000  # bytes of a file
 MOST_BYTES = 1_000_000_000  # of all files
 MOST_FILES = 500

@@ -200,9 +200,9 @@ class DataSettings(Settings):
     trust_remote_code: bool = False
     """Run Python code that the base model brings, with all your rights. By default such a model is refused."""
     data: Annotated[DataSetting, About(first=True)]
-    """Training data: a file (.txt, .md, .html, .epub, .jsonl, .json, .csv, .tsv, .parquet, .zip), a folder, a pattern
-    in quotes ('texts/*.txt'), or the id of a dataset on the hub; can be repeated. Works of Aozora Bunko are read
-    without their notation."""
+    """Training data: a file of a text, a book or rows (`tsugiki` alone lists the kinds), a folder, a pattern in quotes
+    ('texts/*.txt'), or the id of a dataset on the hub; can be repeated. Works of Aozora Bunko are read without their
+    notation."""
     columns: Annotated[dict[str, str], BeforeValidator(_as_columns), About(first=True)] = {}
     """Names of columns or fields that differ from those of Tsugiki: prompt=title,completion=body; can be repeated."""
     drop_duplicates: Annotated[bool, About(data=_NOT_PAIRS, page=marked("Drop near-duplicates"))] = False
@@ -262,9 +262,8 @@ class MethodSettings(Settings):
     )
     """Fine-tuning method (`tsugiki methods` lists them)."""
     preference: Annotated[PreferenceName | None, LOSS] = None
-    """Learn which of two answers is better, from data with prompt, chosen and rejected. dpo: direct preference
-    optimisation; dpo_norm, ipo: the same per token; orpo, simpo: without a reference; kto: also answers that are marked
-    good or bad (prompt, completion, label); apo_zero: for answers better than the model's."""
+    """Learn which of two answers is better, from data with prompt, chosen and rejected, by one of these losses. kto
+    also learns from answers that are marked good or bad (prompt, completion, label)."""
     preference_settings: Annotated[
         dict[str, float],
         BeforeValidator(_as_settings),

@@ -112,7 +112,7 @@ export function Folder({ options, draft, change, data }) {
       </p>
       ${listing?.entries.length > 0 &&
       html`<ul class="entries">${listing.entries.map((one) => html`<li key=${one.name}>${entry(one)}</li>`)}</ul>`}
-      ${listing?.entries.length === 0 && html`<p class="faint small">${t("texts.none")}</p>`}
+      ${listing?.entries.length === 0 && html`<p class="faint small">${t("texts.none", listing)}</p>`}
       ${listing?.more && html`<p class="faint small">${t("texts.more")}</p>`}
     </div>
   </details>`;
