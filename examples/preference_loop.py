@@ -20,7 +20,7 @@ from tsugiki import LoraConfig, disable_adapter, graft, save_adapter, trainable_
 from tsugiki.base import load_model, load_tokenizer
 from tsugiki.data import Blocks, document_end, split_records
 from tsugiki.fast import AnswerTokens
-from tsugiki.preference import Answers, dpo, likelihood_loss, open_preferences, pack_preferences
+from tsugiki.preference import TOO_LONG, Answers, dpo, likelihood_loss, open_preferences, pack_preferences
 
 PAIRS = """prompt,chosen,rejected
 庭の梅が,咲きました。,咲いた。/昨夜は雨が,降りました。,降った。/弟は手紙を,書いています。,書いている。
@@ -65,11 +65,12 @@ def prepare_data(settings: Settings) -> tuple[Blocks, Blocks]:
     tokenizer = load_tokenizer(settings.model)
     with TemporaryDirectory() as cache:
         pairs = open_preferences(settings.data, tokenizer, Path(cache))
-    held_out = split_records(pairs.store.index, settings.held_out, settings.seed, pairs.groups())
+    held_out = split_records(pairs.index, settings.held_out, settings.seed, pairs.groups())
     parts = np.setdiff1d(pairs.usable, held_out), np.intersect1d(pairs.usable, held_out)
     packed = [pack_preferences(pairs, part, settings.block_size, document_end(tokenizer)) for part in parts]
-    for note in (*pairs.notes, *packed[0][2], *packed[1][2]):  # what is left out, and why
-        print(note)
+    too_long = [row for _blocks, rows in packed for row in rows]
+    for note in (*pairs.notes(), *([pairs.note(TOO_LONG, too_long, settings.block_size)] if too_long else [])):
+        print(note)  # what is left out, and why
     return packed[0][0], packed[1][0]
 
 

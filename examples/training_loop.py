@@ -26,6 +26,7 @@ from transformers.utils import logging
 
 from tsugiki import LoraConfig, graft, load_adapter, save_adapter, trainable_parameters
 from tsugiki.base.loading import load_model, load_tokenizer
+from tsugiki.data import Window, split_windows
 from tsugiki.data.blocks import Blocks, pack
 from tsugiki.data.duplicates import near_duplicates
 from tsugiki.data.encoding import document_end
@@ -33,7 +34,7 @@ from tsugiki.data.read.files import content_key, read_records
 from tsugiki.data.splits import split_records
 from tsugiki.data.store import open_store
 from tsugiki.model.context import IGNORE_INDEX
-from tsugiki.training import Window, evaluate, split_windows
+from tsugiki.training import evaluate
 
 
 @dataclass(frozen=True)

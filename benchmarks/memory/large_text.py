@@ -44,19 +44,18 @@ from tsugiki.data.records import Record
 from tsugiki.data.splits import split_records, split_validation
 from tsugiki.io.json import read_json, write_json
 from tsugiki.report.table import Table
-from tsugiki.training.data import packing
-from tsugiki.training.data import split as split_data
+from tsugiki.training.data import divide, packing, read
 
 SHORTEST, LONGEST = 300, 1500  # characters of a record
 AT_ONCE, COPIES = 10_000, 100
 OTHER = "everything else"
 PHASES: Sequence[tuple[Any, str, str]] = (
-    (split_data, "content_key", "digest of the text"),
-    (split_data, "open_store", "tokens"),
-    (split_data, "near_duplicates", "near-duplicates"),
-    (split_data, "split_records", "split"),
-    (split_data, "split_validation", "split"),
-    (split_data, "_split_data", "held-out text and counts"),
+    (divide, "content_key", "digest of the text"),
+    (read, "open_store", "tokens"),
+    (read, "near_duplicate_records", "near-duplicates"),
+    (divide, "split_records", "split"),
+    (divide, "split_validation", "split"),
+    (divide, "_divided", "held-out text and counts"),
     (packing, "pack", "packing"),
     (blocks.Blocks, "fingerprint", "fingerprint of the rows"),
 )

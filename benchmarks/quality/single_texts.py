@@ -34,10 +34,10 @@ from tsugiki.annotations import PreTrainedModel
 from tsugiki.base.loading import load_model, load_tokenizer
 from tsugiki.base.resolve import EMBEDDED
 from tsugiki.data.records import Document
+from tsugiki.data.windows import WINDOW_CHARACTERS, Window
 from tsugiki.lora.hold import base_alone
 from tsugiki.report.table import Table
 from tsugiki.training.choose.decisions import OF_ONE_TEXT, multiply_update
-from tsugiki.training.data.windows import WINDOW_CHARACTERS, Window
 from tsugiki.training.record.result import Evaluation
 from tsugiki.training.record.run_record import read_record
 from tsugiki.training.score.evaluate import evaluate

@@ -25,11 +25,11 @@ import torch
 
 from benchmarks.figures import Figures
 from tsugiki.data.encoding import encode_records
+from tsugiki.data.windows import read_windows
 from tsugiki.io.json import read_json, write_json
 from tsugiki.lora.hold import disable_adapter
 from tsugiki.report.table import Table
 from tsugiki.training.choose.decisions import lowest_of_parabola, multiply_update
-from tsugiki.training.data.windows import read_windows
 from tsugiki.training.model.trainable import restore_values, trained_values
 from tsugiki.training.record.interval import change_interval
 from tsugiki.training.run.stages import prepared

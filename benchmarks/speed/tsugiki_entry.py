@@ -115,9 +115,9 @@ def random_blocks(workload: Workload, vocabulary: int) -> Blocks:
 def random_answers(workload: Workload, model: PreTrainedModel, masking: DocumentMasking) -> AnswerRows:
     """Return the pairs of a workload as the training data of a run, with one pair in each row."""
     store, size = _store(workload.pairs(model.config.vocab_size).flatten(0, 1), workload.prompt), 2 * workload.length
-    firsts = np.arange(0, len(store.index), 2)
-    preferences = Preferences(store, np.tile([True, False], len(firsts)), 2, firsts, [])
-    blocks, _too_long, _notes = pack_preferences(preferences, firsts, size, 0, shares_prompts(model, masking, size))
+    rows = np.arange(len(store.index) // 2)
+    preferences = Preferences(store, store.index, np.tile([True, False], len(rows)), 2, rows, {})
+    blocks, _too_long = pack_preferences(preferences, rows, size, 0, shares_prompts(model, masking, size))
     return AnswerRows(preferences, blocks, apart=masking == "separate_rows")
 
 

@@ -26,22 +26,13 @@ from tsugiki import (
     use_fast_paths,
 )
 from tsugiki.base import load_model, load_tokenizer
-from tsugiki.data import Document
+from tsugiki.data import Document, split_windows
 from tsugiki.fast import attention, detect_document_masking, mask_documents
 from tsugiki.generation import Sampling, generate_text
 from tsugiki.io import ADAPTER_FILE, ProgressDisplay
 from tsugiki.lora import is_grafted
 from tsugiki.methods import PrefixTuningConfig, PromptTuningConfig
-from tsugiki.training import (
-    RunConfig,
-    evaluate,
-    load_dtype,
-    make_trainable,
-    pack_data,
-    read_data,
-    split_windows,
-    train,
-)
+from tsugiki.training import RunConfig, evaluate, load_dtype, make_trainable, pack_data, read_data, train
 
 LENGTH = 5
 _SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {

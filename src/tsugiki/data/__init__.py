@@ -2,7 +2,9 @@
 
 records      `read` reads files into `records`; `read.answers`, answers to prompts
 tokens       `encoding` and `chat` tokenise them, `store` keeps the tokens on disk
-rows         `splits` chooses the held-out records, `blocks` packs the others into rows and deals them out
+labels       a `corpus` has one row an example, of which `splits` chooses the held-out ones; `windows` are pieces of
+             text that is scored, and `overlap` finds rows that repeat it
+rows         `mixing` adds other text, `blocks` packs records into rows and deals them out
 """
 
 from tsugiki.lazy import lazy_names

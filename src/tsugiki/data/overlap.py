@@ -8,14 +8,16 @@ template or a licence, does not count. A work of 3,000 characters shares at most
 characters of other Japanese works, and 16 % with 10 million of English works.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from tsugiki.data.duplicates import sequence_hashes
+from tsugiki.data.corpus import Part, numbered
+from tsugiki.data.duplicates import near_duplicates, sequence_hashes
 from tsugiki.data.records import Record, text_to_compare
+from tsugiki.data.splits import Integers, rare
 
 _CONTAINED = 0.6
 _MIN_SEQUENCES = 64
@@ -23,11 +25,10 @@ _MIN_HASHES = 16  # the same, where only some hashes are kept
 _MOST_HASHES = 1 << 22  # all scored texts together; each hash takes about 20 bytes in the table
 _COMMON, _COMMON_SHARE = 8, 0.05
 
-Integers: TypeAlias = npt.NDArray[np.int64]
 Hashes: TypeAlias = npt.NDArray[np.uint64]
-
-
 Kind: TypeAlias = Literal["held-out", "validation", "retention"]
+Repeated: TypeAlias = dict[int, dict[Kind, str]]
+"""Row -> what the texts that it repeats are scored for -> the source of one of them."""
 
 
 class ScoredTexts:
@@ -112,11 +113,11 @@ class Search:
             both = places[first : first + amounts[pair]]
             self._candidates.append((numbers[owner], int(sizes[owner]), int(texts[first]), both))
 
-    def found(self) -> dict[int, dict[Kind, str]]:
+    def found(self) -> Repeated:
         """Return the records that repeat a scored text: for each kind, the source of a text that is repeated."""
         rare = ~_is_common(self._seen_in, self._records)
         sizes = np.bincount(self._texts[rare], minlength=len(self._scored.texts))
-        repeated: dict[int, dict[Kind, str]] = {}
+        repeated: Repeated = {}
         for number, size, text, places in self._candidates:
             common = rare[places].sum()
             if self._share(common, sizes[text], size - len(places) + common) >= _CONTAINED:
@@ -140,6 +141,43 @@ class Search:
         enough = max(_MIN_SEQUENCES // self._scored.every, _MIN_HASHES)
         long = [np.where(size >= enough, size, np.inf) for size in (one, other)]
         return np.asarray(common / np.minimum(*long))
+
+
+def repeated_text(part: Part, parts: Mapping[Kind, Part], scored: ScoredTexts) -> Repeated:
+    """Find the rows of a part that repeat text which is scored; `parts` and `scored`: see `windows.read_scored`.
+
+    So does a row with the same question, unless the question is common. A row with the same answer to another question
+    does not. Near-duplicates are looked for in other corpora only, because a split keeps those of one together.
+    """
+    corpus, rows, _left_out = part
+    index = corpus.index
+    wanted = np.zeros(len(index), np.bool_)
+    wanted[rows] = True
+    search = Search(scored, len(rows))
+    for numbers, batch in numbered(corpus.read()):
+        chosen = np.flatnonzero(wanted[numbers.start : numbers.stop]).tolist()
+        search.look_at([numbers[place] for place in chosen], [batch[place] for place in chosen])
+    repeated = search.found()
+    elsewhere = {kind: other for kind, other in parts.items() if other.corpus is not corpus}
+    if elsewhere:
+        signatures = [other.corpus.index.signatures[other.kept] for other in elsewhere.values()]
+        others = [(kind, one.corpus.index.sources[row]) for kind, one in elsewhere.items() for row in one.kept.tolist()]
+        for group in near_duplicates(np.concatenate([index.signatures, *signatures])):
+            for number in (number for number in group if number < len(index) and wanted[number]):
+                for kind, source in (others[other - len(index)] for other in group if other >= len(index)):
+                    repeated.setdefault(number, {}).setdefault(kind, source)
+    answering = set(rows[rare(index.answers)[rows]].tolist())
+    for other in parts.values():  # another phrasing of a fact does not repeat it
+        theirs = other.corpus.index.answers[other.kept]
+        for number in [number for number in repeated if number in answering and index.answers[number] in theirs]:
+            del repeated[number]
+    asking = rows[rare(index.questions)[rows]]
+    for kind, other in parts.items():
+        theirs = other.corpus.index.questions[other.kept]
+        for number in asking[np.isin(index.questions[asking], theirs)].tolist():
+            source = other.corpus.index.sources[other.kept[(theirs == index.questions[number]).argmax()]]
+            repeated.setdefault(number, {}).setdefault(kind, source)
+    return repeated
 
 
 def _begins(values: npt.NDArray[np.generic]) -> npt.NDArray[np.bool_]:

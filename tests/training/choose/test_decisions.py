@@ -17,11 +17,12 @@ from tests.tiny import grafted, shake, tiny_model
 from tests.training.run import test_preference_runs
 from tests.training.run.test_keep_best import config
 from tsugiki import LoraConfig, graft
-from tsugiki.data import Document
+from tsugiki.data import Document, Window
+from tsugiki.data.windows import in_turns
 from tsugiki.io import ADAPTER_FILE, CHECKPOINTS
 from tsugiki.report import run_notes
 from tsugiki.report.decisions import decision_table
-from tsugiki.training import RunRecord, RunScores, Window, new_record, train
+from tsugiki.training import RunRecord, RunScores, new_record, train
 from tsugiki.training.choose.decisions import (
     OF_ONE_TEXT,
     Look,
@@ -35,7 +36,6 @@ from tsugiki.training.choose.decisions import (
     pair_looks,
     starts_from_zero,
 )
-from tsugiki.training.data.windows import in_turns
 from tsugiki.training.model.trainable import trained_values
 from tsugiki.training.record.pairs import StepPairs
 from tsugiki.training.record.result import StepEvaluation, of_first_windows, summarise

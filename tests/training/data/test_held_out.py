@@ -12,7 +12,7 @@ from tests.tiny import byte_tokenizer
 from tests.training.data import test_preparation as preparation
 from tests.training.data.test_preparation import CHATML, line_of, lines, sources, talk
 from tsugiki import TsugikiError
-from tsugiki.training import DatasetSplit
+from tsugiki.training import Division
 
 SEQUENCE = 12
 
@@ -20,7 +20,7 @@ SEQUENCE = 12
 split = partial(preparation.split, template=CHATML)
 
 
-def learned_sources(prepared: DatasetSplit) -> set[str]:
+def learned_sources(prepared: Division) -> set[str]:
     return {prepared.store.index.sources[record] for record in prepared.train.tolist()}
 
 
@@ -51,7 +51,7 @@ PLANTED: dict[str, tuple[Callable[[str], str], float]] = {
 }
 
 
-def shares_learned(texts: list[str], prepared: DatasetSplit) -> list[float]:
+def shares_learned(texts: list[str], prepared: Division) -> list[float]:
     """Return for each text the share of its sequences of 12 characters that are in the training records."""
     learned: set[str] = set()
     for record in prepared.train.tolist():
@@ -119,6 +119,13 @@ def test_validation_text_that_repeats_held_out_text_is_left_out():
         split(data, held_out=file, validation="part=v")
 
 
+def test_if_all_validation_pairs_repeat_held_out_ones_these_choose_the_step():
+    data = answered_rows("dpo", 1)
+    answers = split(data, preference="dpo", held_out=data, allow_overlap=True).answers
+    sides = [set(answers[name][1].tolist()) for name in ("held_out", "validation")]
+    assert (len(sides[0] & sides[1]), len(sides[0] | sides[1])) == (0, 100)
+
+
 def test_a_note_says_that_the_retention_text_is_trained_on():
     data, other = lines("w.jsonl", [{"text": prose(n)} for n in range(10)]), lines("o.jsonl", [{"text": prose(80)}])
     apart = {"validation": "none", "held_out": lines("h.jsonl", [{"text": prose(90)}])}
@@ -166,16 +173,16 @@ def answered_rows(kind: str, answers: int, questions: list[str] | None = None) -
     return lines(f"{kind}-{answers}.jsonl", rows)
 
 
-def parts_of(prepared: DatasetSplit, answers: int) -> dict[str, set[int]]:
+def parts_of(prepared: Division, answers: int) -> dict[str, set[int]]:
     """The questions of the training, held-out and validation records."""
-    numbers = {"training": learned(prepared), **{part.kind: part.numbers for part in prepared.parts.all}}
-    source = prepared.store.index.sources
+    numbers = {"training": learned(prepared), **{kind: part.kept for kind, part in prepared.parts.items()}}
+    source = prepared.parts["held-out"].corpus.index.sources
     return {name: {(line_of(source[one]) - 1) // answers for one in some.tolist()} for name, some in numbers.items()}
 
 
-def learned(prepared: DatasetSplit) -> Any:
-    """The numbers of the records that are trained on."""
-    return prepared.answers.training[1] if prepared.answers else prepared.train
+def learned(prepared: Division) -> Any:
+    """The numbers of the rows that are trained on."""
+    return prepared.answers["training"][1] if prepared.answers else prepared.train
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ from tests.data.test_splits import sentence
 from tests.tiny import TEXT, byte_tokenizer, tiny_model
 from tests.tiny_types import tiny_of
 from tsugiki import TsugikiError
+from tsugiki.data import Window
 from tsugiki.io import ProgressDisplay
-from tsugiki.training import DatasetSplit, DataSummary, PackedDataset, RunConfig, Window, pack_data, read_data
+from tsugiki.training import DataSummary, Division, PackedDataset, RunConfig, pack_data, read_data
 
 
 def lines(name: str, records: list[dict[str, Any]]) -> str:
@@ -33,7 +34,7 @@ def talk(question: str, answer: str, *before: dict[str, str]) -> dict[str, Any]:
     return {"messages": [*before, *turns]}
 
 
-def split(data: str, template: str | None = None, **settings: Any) -> DatasetSplit:
+def split(data: str, template: str | None = None, **settings: Any) -> Division:
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = template
     config = RunConfig.model_validate({"model": "m", "data": data, "out": "o", **settings})

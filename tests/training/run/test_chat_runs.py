@@ -14,19 +14,10 @@ from tests.runs import interrupt, run_config, short_texts
 from tests.tiny import byte_tokenizer, save_tiny, tiny_model
 from tsugiki import TsugikiError
 from tsugiki.adapters import saved_chat_template, with_chat_template
-from tsugiki.data import DEFAULT_TEMPLATE, Completion, Conversation, Document, Message, encode_records
+from tsugiki.data import DEFAULT_TEMPLATE, Completion, Conversation, Document, Message, Window, encode_records
 from tsugiki.generation import prompt_tokens
 from tsugiki.io import ProgressDisplay
-from tsugiki.training import (
-    Merge,
-    RunConfig,
-    Window,
-    held_out_answers,
-    merge_into_folder,
-    read_data,
-    read_record,
-    train,
-)
+from tsugiki.training import Merge, RunConfig, held_out_answers, merge_into_folder, read_data, read_record, train
 
 TURNS = (Message("system", "be kind"), Message("user", "hi"), Message("assistant", "yes, hi"))
 

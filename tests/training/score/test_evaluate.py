@@ -8,10 +8,10 @@ import torch
 
 from tests.tiny import TEXT, byte_tokenizer, logits, tiny_model
 from tsugiki import LoraConfig, TsugikiError, graft, use_fast_paths
-from tsugiki.data import Completion, Conversation, Document, Message
+from tsugiki.data import WINDOW_CHARACTERS, Completion, Conversation, Document, Message, Window, split_windows
 from tsugiki.fast import has_chunked_loss
 from tsugiki.methods import METHODS
-from tsugiki.training import WINDOW_CHARACTERS, Window, evaluate, split_windows
+from tsugiki.training import evaluate
 from tsugiki.training.record.result import Evaluation
 from tsugiki.training.score import evaluate as evaluate_module
 

@@ -24,11 +24,11 @@ from typing import Any, Literal
 
 from torch import nn
 
+from tsugiki.data.windows import WINDOW_CHARACTERS, Window
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _, counts
 from tsugiki.training.choose.learning_rate import automatic_learning_rate, weight_gain
 from tsugiki.training.data.packing import PackedDataset
-from tsugiki.training.data.windows import WINDOW_CHARACTERS, Window
 from tsugiki.training.model.trainable import width_of
 from tsugiki.training.record.run_record import DataSummary
 from tsugiki.training.settings.config import AUTO, RunConfig

@@ -1,6 +1,7 @@
 """Pack the training records of a run into rows for its model."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -8,6 +9,7 @@ from tsugiki.annotations import PreTrainedModel, PreTrainedTokenizerBase
 from tsugiki.data.blocks import Blocks, Integers, pack
 from tsugiki.data.encoding import begin_token, document_end
 from tsugiki.data.tokenizer_coverage import LITTLE_TEXT, coverage_of
+from tsugiki.data.windows import Window
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.document_masks import (
     DocumentMasking,
@@ -15,36 +17,19 @@ from tsugiki.fast.document_masks import (
     detect_document_masking,
     shares_prompts,
 )
-from tsugiki.language import _, counts
+from tsugiki.language import _, counts, marked
 from tsugiki.lora.graft import graft, ungraft
 from tsugiki.model.context import context_length
 from tsugiki.model.inference import seeded
-from tsugiki.preference.pairs import AnswerRows, Preferences, pack_preferences
+from tsugiki.preference.pairs import TOO_LONG, AnswerRows, Preferences, pack_preferences
+from tsugiki.training.data.divide import Division
 from tsugiki.training.data.general import GeneralQuestions
-from tsugiki.training.data.split import DatasetSplit, SplitAnswers
-from tsugiki.training.data.windows import Window
 from tsugiki.training.model.rows import ROW_TOKENS, tokens_of_row
 from tsugiki.training.record.run_record import DataSummary
 
 _SHARE_OF_PAIRS, _BLOCK_STEP = 0.99, 64  # rows are longer, in steps of so many tokens, if fewer pairs fit into one
+_PARTS = {"held_out": marked("held-out"), "validation": marked("validation")}
 _TOKENS_OF_GENERAL = 80  # of a general question with its answer, before it is known
-
-
-@dataclass(frozen=True)
-class PackedAnswers:
-    """The answers of preference tuning, packed into rows."""
-
-    training: AnswerRows
-    held_out: AnswerRows | None
-    """None: there are none."""
-    validation: AnswerRows | None
-    """Pairs that choose the step that is kept; None: there are none."""
-
-    @property
-    def parts(self) -> dict[str, AnswerRows]:
-        """The parts that there are, by their names."""
-        parts = {"training": self.training, "held_out": self.held_out, "validation": self.validation}
-        return {name: rows for name, rows in parts.items() if rows is not None}
 
 
 @dataclass(frozen=True)
@@ -65,30 +50,30 @@ class PackedDataset:
     """Counts and fingerprints of the records and of the rows, for the run's record."""
     notes: list[str]
     """Notes on what is unusual about the data, one sentence each."""
-    answers: PackedAnswers | None = None
-    """The answers of preference tuning; those of training are in `blocks`."""
+    answers: Mapping[str, AnswerRows] = field(default_factory=dict)
+    """The answers of preference tuning: training, which are in `blocks` as well, held_out and validation, if there are
+    such."""
     general: GeneralQuestions | None = None
     """The general questions, some of which the model is asked before and after training."""
 
 
 def pack_data(
-    split: DatasetSplit,
+    division: Division,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     block_size: int | None,
     virtual_tokens: int = 0,
 ) -> PackedDataset:
     """Pack the training records into rows for this model, of `block_size` tokens with a prompt of `virtual_tokens`."""
-    size = tokens_of_row(model, block_size or _row_of_answers(split, model), virtual_tokens)
+    size = tokens_of_row(model, block_size or _row_of_answers(division, model), virtual_tokens)
     masking = _document_masking(model, size, virtual_tokens)
-    end, more, answers = document_end(tokenizer), list[str](), None
-    if split.answers is None:
-        share_rows, begin = masking != "separate_rows", begin_token(tokenizer)
-        blocks = pack(split.store, split.train, size, end, share_rows, begin)
+    end, notes, answers = document_end(tokenizer), [*division.notes], dict[str, AnswerRows]()
+    if division.answers:
+        answers = _pack_answers(division.answers, size, end, model, masking, notes)
+        blocks = answers["training"].blocks
     else:
-        answers, more = _pack_answers(split.answers, size, end, model, masking)
-        blocks = answers.training.blocks
-    notes = [*split.notes, *more]
+        share_rows, begin = masking != "separate_rows", begin_token(tokenizer)
+        blocks = pack(division.store, division.train, size, end, share_rows, begin)
     if masking == "separate_rows":
         message = _(
             "{model} cannot mask documents in the same row from each other: each document has separate rows, which "
@@ -101,14 +86,14 @@ def pack_data(
                 size=size, examples=counts.examples(blocks.cut_records), tokens=counts.tokens(blocks.cut_tokens)
             )
         )
-    coverage = coverage_of(tokenizer, split.store)
+    coverage = coverage_of(tokenizer, division.store)
     notes += coverage.notes()
-    has_texts = not split.store.index.questions.all()  # answers are to be learned by heart
-    if split.summary.train.characters < LITTLE_TEXT and has_texts:
+    has_texts = not division.store.index.questions.all()  # answers are to be learned by heart
+    if division.summary.train.characters < LITTLE_TEXT and has_texts:
         message = _("the training text is short ({characters}): it is soon learned by heart")
-        notes.append(message.format(characters=counts.characters(split.summary.train.characters)))
+        notes.append(message.format(characters=counts.characters(division.summary.train.characters)))
     summary = DataSummary(
-        **dict(split.summary),
+        **dict(division.summary),
         unknown_share=coverage.unknown,
         piece_share=coverage.pieces,
         blocks=len(blocks),
@@ -122,64 +107,64 @@ def pack_data(
         cut_records=blocks.cut_records,
         cut_tokens=blocks.cut_tokens,
     )
-    windows = (split.windows, split.validation_windows, split.retention_windows)
-    return PackedDataset(blocks, *windows, masking, summary, notes, answers, split.general)
+    windows = (division.windows, division.validation_windows, division.retention_windows)
+    return PackedDataset(blocks, *windows, masking, summary, notes, answers, division.general)
 
 
-def _row_of_answers(split: DatasetSplit, model: PreTrainedModel) -> int | None:
+def _row_of_answers(division: Division, model: PreTrainedModel) -> int | None:
     """Return the tokens of a row that holds nearly all pairs; None: the usual number, or no answers are learned."""
-    if split.answers is None:
+    if not division.answers:
         return None
-    preferences, firsts = split.answers.training
-    offsets = preferences.store.offsets
-    tokens = int(np.quantile(offsets[firsts + preferences.size] - offsets[firsts], _SHARE_OF_PAIRS))
+    preferences, rows = division.answers["training"]
+    offsets = preferences.store.offsets[:: preferences.size]
+    tokens = int(np.quantile(offsets[rows + 1] - offsets[rows], _SHARE_OF_PAIRS))
     rounded = -(-tokens // _BLOCK_STEP) * _BLOCK_STEP
     return None if tokens <= ROW_TOKENS else min(rounded, context_length(model))
 
 
 def _pack_answers(
-    answers: SplitAnswers, size: int, pad: int, model: PreTrainedModel, masking: DocumentMasking
-) -> tuple[PackedAnswers, list[str]]:
+    answers: Mapping[str, tuple[Preferences, Integers]],
+    size: int,
+    pad: int,
+    model: PreTrainedModel,
+    masking: DocumentMasking,
+    notes: list[str],
+) -> dict[str, AnswerRows]:
     """Pack answers into rows of `size` tokens, with one copy of each prompt if the model can share it.
 
-    Also returns notes on what does not fit.
+    `notes` gets what does not fit. Only training answers must fit.
     """
-    share_prompts = shares_prompts(model, masking, size)
-
-    def packed(preferences: Preferences, firsts: Integers) -> tuple[AnswerRows, list[str]]:
-        blocks, _too_long, notes = pack_preferences(preferences, firsts, size, pad, share_prompts)
-        return AnswerRows(preferences, blocks, apart=masking == "separate_rows"), notes
-
-    def scored(part: tuple[Preferences, Integers] | None, name: str) -> AnswerRows | None:
-        if part is None or not len(part[1]):
-            return None
+    share_prompts, packed = shares_prompts(model, masking, size), dict[str, AnswerRows]()
+    for part, (preferences, rows) in answers.items():
+        if not len(rows):
+            continue
         try:
-            rows, more = packed(*part)
+            blocks, too_long = pack_preferences(preferences, rows, size, pad, share_prompts)
         except TsugikiError:  # all are too long
+            if part == "training":
+                raise
             message = _("none of the {part} pairs fits into a row of {size:,} tokens, so none is scored")
-            notes.append(message.format(part=name, size=size))
-            return None
-        notes.extend(more)
-        return rows
-
-    training, notes = packed(*answers.training)
-    held_out = scored(answers.held_out, _("held-out"))
-    return PackedAnswers(training, held_out, scored(answers.validation, _("validation"))), notes
+            notes.append(message.format(part=_(_PARTS[part]), size=size))
+            continue
+        packed[part] = AnswerRows(preferences, blocks, apart=masking == "separate_rows")
+        if len(too_long):
+            notes.append(preferences.note(TOO_LONG, too_long.tolist(), size))
+    return packed
 
 
 def count_rows(
-    split: DatasetSplit,
+    division: Division,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     block_size: int | None,
     virtual_tokens: int,
 ) -> int:
     """Return the number of rows of a run, for a model that may be without weights."""
-    size = tokens_of_row(model, block_size or _row_of_answers(split, model), virtual_tokens)
-    if split.answers is not None:
-        return len(pack_preferences(*split.answers.training, size, document_end(tokenizer))[0])
-    blocks = pack(split.store, split.train, size, document_end(tokenizer), share_rows=True)
-    return len(blocks) + -(-_TOKENS_OF_GENERAL * len(split.general.learned) // size if split.general else 0)
+    size = tokens_of_row(model, block_size or _row_of_answers(division, model), virtual_tokens)
+    if division.answers:
+        return len(pack_preferences(*division.answers["training"], size, document_end(tokenizer))[0])
+    blocks = pack(division.store, division.train, size, document_end(tokenizer), share_rows=True)
+    return len(blocks) + -(-_TOKENS_OF_GENERAL * len(division.general.learned) // size if division.general else 0)
 
 
 def _document_masking(model: PreTrainedModel, tokens: int, prompt: int) -> DocumentMasking:

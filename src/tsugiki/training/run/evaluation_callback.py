@@ -52,7 +52,7 @@ class EvaluationCallback(Callback):
         self.start, self.config, self.base = start, start.config, base
         self.record, self.display = start.record, start.display
         self.model, keep = base.model, ready.choices.keep
-        strength = has_strength(keep, self.model, initial, base.data.answers is not None)
+        strength = has_strength(keep, self.model, initial, bool(base.data.answers))
         steps, characters = self.config.eval_steps, self.config.held_out_characters
         self.plan = plan_evaluations(ready.choices, base.data, steps, characters, scores=2 if strength else 1)
         self.file = RecordFile(self.record, start.out, start.accelerator.is_main_process)

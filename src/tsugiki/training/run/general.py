@@ -15,7 +15,7 @@ from tsugiki.dtypes import BaseDtype
 from tsugiki.errors import TsugikiError
 from tsugiki.io.cache import cache_folder
 from tsugiki.language import _
-from tsugiki.training.data.split import DatasetSplit, with_mixed
+from tsugiki.training.data.divide import Division, with_mixed
 from tsugiki.training.model.rows import tokens_of_row
 from tsugiki.training.run.base_results import kept_of_base
 from tsugiki.training.run.stage_results import Texts
@@ -30,13 +30,13 @@ _WHOLE = _ANSWER - 5
 _END_OF_SENTENCE = re.compile(r"(?<!\d)[.!?](?=\s|$)|[。！？]|\n")
 
 
-def with_general_answers(start: Start, model: PreTrainedModel, dtype: BaseDtype, texts: Texts) -> DatasetSplit:
+def with_general_answers(start: Start, model: PreTrainedModel, dtype: BaseDtype, texts: Texts) -> Division:
     """Return the texts of a run, with the answers of its loaded base to their general questions mixed in.
 
     A run that is continued has the answers of its record, so that another machine cannot change them.
     """
-    split, tokenizer, before = texts.split, texts.tokenizer, start.record.data
-    asked = () if split.general is None else split.general.learned
+    division, tokenizer, before = texts.division, texts.tokenizer, start.record.data
+    asked = () if division.general is None else division.general.learned
 
     def answer() -> dict[str, str]:
         with start.display.stage(_("asking the base general questions"), None):
@@ -48,14 +48,14 @@ def with_general_answers(start: Start, model: PreTrainedModel, dtype: BaseDtype,
         facts = "general answers", asked, tokenizer.chat_template, torch.get_num_threads()
         answers = on_main(start.accelerator, lambda: kept_of_base(start, model, dtype, facts, answer))
     if not asked or not answers:
-        return split
+        return division
     records = [Completion(question, text, f"general: {question}") for question, text in answers.items()]
     key, folder, turns = f"general answers {answers!r}", cache_folder("tokens"), start.config.assistant_turns
     other = main_first(start.accelerator, lambda: open_store(records, key, tokenizer, turns, folder))
     row = tokens_of_row(model, start.config.block_size, start.config.virtual_tokens)
     fitting = np.flatnonzero(np.diff(other.offsets) <= row)
-    mixed = mix(split.store, split.train, other, fitting, None, start.config.seed, tokenizer)
-    return with_mixed(split, mixed, answers)
+    mixed = mix(division.store, division.train, other, fitting, None, start.config.seed, tokenizer)
+    return with_mixed(division, mixed, answers)
 
 
 def answers_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[str]) -> dict[str, str]:

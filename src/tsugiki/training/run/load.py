@@ -10,14 +10,12 @@ from tsugiki.data.chat import use_template
 from tsugiki.data.read.files import record_kinds
 from tsugiki.data.records import Document
 from tsugiki.dtypes import BaseDtype
-from tsugiki.errors import TsugikiError
 from tsugiki.fast.experts import use_even_rows
 from tsugiki.fast.recomputation import recompute_blocks
 from tsugiki.io.progress import ProgressDisplay
 from tsugiki.language import _
+from tsugiki.training.data.divide import read_data
 from tsugiki.training.data.packing import count_rows, pack_data
-from tsugiki.training.data.preferences import read_preferences
-from tsugiki.training.data.split import DatasetSplit, split_texts
 from tsugiki.training.measure.facts import Facts, fact_notes, given_facts, measured_facts
 from tsugiki.training.run.general import with_general_answers
 from tsugiki.training.run.stage_results import Base, Texts
@@ -79,25 +77,16 @@ def _learns_answers(config: RunConfig) -> bool:
     return record_kinds(config.data, config.columns) != {Document}
 
 
-def read_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase, progress: ProgressDisplay) -> DatasetSplit:
-    """Read, tokenise and split the data of a run: texts, with other text mixed into them, or answers."""
-    if config.reward:
-        message = _("reward is for `tsugiki train` alone, which samples what it learns; `tsugiki pairs` shows it")
-        raise TsugikiError(message)
-    read = split_texts if config.preference is None else read_preferences
-    return read(config, tokenizer, progress)
-
-
 def rows_of_data(config: RunConfig, progress: ProgressDisplay) -> tuple[int, bool, bool]:
     """Return the number of rows of a run before its model is loaded, and what its length depends on as well: whether it
     learns answers, and whether it has a validation text. The tokens stay in the cache for the run.
     """
     model, tokenizer = load_meta_model(config.model), load_run_tokenizer(config)
-    split = read_data(config, tokenizer, progress)
-    if split.general is not None and split.general.learned:
-        progress.print(split.general.note)
-    rows = count_rows(split, model, tokenizer, config.block_size, config.virtual_tokens)
-    return rows, split.summary.learns_answers, bool(split.validation_windows)
+    division = read_data(config, tokenizer, progress)
+    if division.general is not None and division.general.learned:
+        progress.print(division.general.note)
+    rows = count_rows(division, model, tokenizer, config.block_size, config.virtual_tokens)
+    return rows, division.summary.learns_answers, bool(division.validation_windows)
 
 
 def load_base(start: Start, facts: Facts, texts: Texts) -> Base:
@@ -108,8 +97,8 @@ def load_base(start: Start, facts: Facts, texts: Texts) -> Base:
 
 def base_with_texts(start: Start, model: PreTrainedModel, dtype: BaseDtype, texts: Texts) -> Base:
     """Return a loaded base with the texts, and what it answers to general questions, in rows for it."""
-    split = with_general_answers(start, model, dtype, texts)
-    data = pack_data(split, model, texts.tokenizer, start.config.block_size, start.config.virtual_tokens)
+    division = with_general_answers(start, model, dtype, texts)
+    data = pack_data(division, model, texts.tokenizer, start.config.block_size, start.config.virtual_tokens)
     return Base(model, texts.tokenizer, data, dtype)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tsugiki.language import _
 from tsugiki.preference.losses import LOSSES, kto
-from tsugiki.training.data.packing import PackedAnswers
+from tsugiki.preference.pairs import AnswerRows
 from tsugiki.training.record.pairs import StepPairs
 from tsugiki.training.run.base_results import kept_of_base
 from tsugiki.training.run.stage_results import Base, Ready, loop_of
@@ -26,12 +26,12 @@ from tsugiki.training.step.preference_loss import AnswerLoss, Mismatched, traini
 _UNUSUAL = 9.0  # times as large or as small as the default
 
 
-def answer_loss(config: RunConfig, answers: PackedAnswers) -> AnswerLoss:
+def answer_loss(config: RunConfig, answers: Mapping[str, AnswerRows]) -> AnswerLoss:
     """Return the loss of each step of a run that learns answers. `add_reference` gives it the reference."""
     assert config.preference is not None
     settings = config.loss_settings()
     likelihood = settings.pop("likelihood")
-    return AnswerLoss(answers.training, LOSSES[config.preference], settings, likelihood)
+    return AnswerLoss(answers["training"], LOSSES[config.preference], settings, likelihood)
 
 
 def preference_notes(name: str, settings: Mapping[str, float]) -> Iterator[str]:
@@ -51,7 +51,7 @@ def preference_notes(name: str, settings: Mapping[str, float]) -> Iterator[str]:
         yield message.format(name=name)
 
 
-def add_reference(start: Start, base: Base, answers: PackedAnswers, ready: Ready) -> Ready:
+def add_reference(start: Start, base: Base, answers: Mapping[str, AnswerRows], ready: Ready) -> Ready:
     """Compute the log-probabilities of all answers with the model as it is before the first step, if a loss needs them.
 
     Only the loss and the references of the result are others.
@@ -70,7 +70,7 @@ def add_reference(start: Start, base: Base, answers: PackedAnswers, ready: Ready
         references = {part: torch.tensor(numbers) for part, numbers in values.items()}
         loss = replace(loss, reference=references["training"])
     if loss.loss.function is kto:
-        mismatched = Mismatched.of(base.model, answers.training, base.data.document_masking, start.accelerator)
+        mismatched = Mismatched.of(base.model, answers["training"], base.data.document_masking, start.accelerator)
         loss = replace(loss, mismatched=mismatched)
     return replace(ready, loss=loss, references=references)
 
@@ -79,28 +79,27 @@ def score_pairs(start: Start, base: Base, ready: Ready, part: str, step: int) ->
     """Return how often the model, as it is after `step` steps, is right about a part of the answers."""
     loss, answers = ready.loss, base.data.answers
     assert isinstance(loss, AnswerLoss)
-    assert answers is not None
-    rows = answers.parts[part]
+    rows = answers[part]
     values = score_answers(base.model, rows, base.data.document_masking, start.accelerator)
     scores = scores_of(rows, loss.loss.score, values, ready.references.get(part), loss.of_pairs)
     return StepPairs(step=step, **dict(scores))
 
 
-def _facts(start: Start, base: Base, ready: Ready, answers: PackedAnswers) -> object:
+def _facts(start: Start, base: Base, ready: Ready, answers: Mapping[str, AnswerRows]) -> object:
     """Return everything that the log-probabilities depend on, besides the base."""
-    config, rows = start.config, {part: rows.blocks.fingerprint() for part, rows in answers.parts.items()}
+    config, rows = start.config, {part: rows.blocks.fingerprint() for part, rows in answers.items()}
     method = config.method, config.to_record().get("lora"), config.method_config
     computed = base.data.document_masking, ready.choices.micro_batch_size
     return "references", start.record.started_from, method, config.seed, rows, computed
 
 
 def _log_probabilities(
-    start: Start, base: Base, ready: Ready, answers: PackedAnswers, advance: Callable[[int], None]
+    start: Start, base: Base, ready: Ready, answers: Mapping[str, AnswerRows], advance: Callable[[int], None]
 ) -> dict[str, list[float]]:
     """Return part of the data -> log-probabilities [records]. Those of training are computed as in its steps."""
     gradients = loop_of(start, base, ready.loss, ready.choices).gradients
-    found = {"training": training_reference(gradients, answers.training, start.accelerator, advance)}
-    for part, rows in answers.parts.items():
+    found = {"training": training_reference(gradients, answers["training"], start.accelerator, advance)}
+    for part, rows in answers.items():
         if part != "training":
             found[part] = score_answers(base.model, rows, base.data.document_masking, start.accelerator)
     return {part: values.tolist() for part, values in found.items()}

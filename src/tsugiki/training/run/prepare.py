@@ -123,7 +123,7 @@ def choose_loss(start: Start, base: Base, layers: Layers, predictions: BasePredi
 
     The model was made trainable.
     """
-    if base.data.answers is not None:
+    if base.data.answers:
         return answer_loss(start.config, base.data.answers)
     if predictions is None:
         return TextLoss()

@@ -30,6 +30,7 @@ from tsugiki.adapters.pretrained import load_adapter
 from tsugiki.annotations import PreTrainedModel, PreTrainedTokenizerBase
 from tsugiki.data.read.prompts import PromptRow
 from tsugiki.data.records import NONE, Message
+from tsugiki.data.windows import Window
 from tsugiki.dtypes import BaseDtype
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.fast.paths import use_plain_paths
@@ -65,7 +66,6 @@ from tsugiki.preference.sampling import (
 from tsugiki.training.choose.decisions import has_only_pairs, multiply_update
 from tsugiki.training.data.packing import pack_data
 from tsugiki.training.data.prompts import split_prompts
-from tsugiki.training.data.windows import Window
 from tsugiki.training.measure.facts import given_facts
 from tsugiki.training.record.progress import RunProgress
 from tsugiki.training.record.rewards import RewardRound, choose, still_gains
@@ -359,7 +359,7 @@ class _Rounds:
             started(self._config_of(number), earlier is not None, progress) as start,
         ):
             texts = read_texts(start)
-            data = pack_data(texts.split, self.model, texts.tokenizer, start.config.block_size)
+            data = pack_data(texts.division, self.model, texts.tokenizer, start.config.block_size)
             facts = given_facts(start.config, start.record, start.device)
             train_on(start, facts, Base(self.model, texts.tokenizer, data, self.dtype))
         self._remove_adapter()
@@ -409,7 +409,7 @@ class _Rounds:
     @cached_property
     def _retained(self) -> list[Window]:
         """The retention text."""
-        return read_texts(unwritten(self._config_of(1))).split.retention_windows
+        return read_texts(unwritten(self._config_of(1))).division.retention_windows
 
     def _add(self, found: RewardRound) -> None:
         """Add a round to the record, write it, and say what it was worth."""

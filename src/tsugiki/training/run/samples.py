@@ -65,7 +65,7 @@ def held_out_answers(config: RunConfig, base: Base, step: int) -> StepAnswers | 
         if asked is not None and len(encoded.ids) <= context_length(base.model)
     ]
     short = [one for one in found if len(one[0].expected[0]) <= _SHORT and one[1] <= config.sample_tokens]
-    counted = base.data.answers is None and 2 * len(short) > len(found)
+    counted = not base.data.answers and 2 * len(short) > len(found)
     chosen = short[:_COUNTED] if counted else found[:_SHOWN]
     if not chosen:
         return None

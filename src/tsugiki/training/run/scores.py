@@ -6,12 +6,12 @@ All processes evaluate, each a part of the text, and all get the result. Only th
 from collections.abc import Sequence
 from typing import Any
 
+from tsugiki.data.windows import Window, in_turns
 from tsugiki.language import _
 from tsugiki.lora.hold import active_names
 from tsugiki.model.context import context_length
 from tsugiki.training.choose.choices import FEW_WINDOWS, EvaluationPlan
 from tsugiki.training.choose.decisions import HALF, enough_windows, multiply_update
-from tsugiki.training.data.windows import Window, in_turns
 from tsugiki.training.model.trainable import restore_values, trained_values
 from tsugiki.training.record.pairs import StepPairs
 from tsugiki.training.record.result import StepEvaluation, change_of_bits, of_first_windows
@@ -47,8 +47,7 @@ class RunScores:
     @property
     def parts_of_pairs(self) -> Sequence[str]:
         """The parts of the answers that are scored, with that of training; none if texts are learned."""
-        answers = self.base.data.answers
-        return () if answers is None else tuple(answers.parts)
+        return tuple(self.base.data.answers)
 
     def evaluate(self, loop: TrainingLoop, step: int | None = None) -> None:
         """Score the held-out text, if there is any; `step` is that of the model's weights (None: the last step)."""

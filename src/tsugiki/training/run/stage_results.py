@@ -9,8 +9,8 @@ from torch import Tensor
 from tsugiki.annotations import PreTrainedModel, PreTrainedTokenizerBase
 from tsugiki.dtypes import BaseDtype
 from tsugiki.training.choose.choices import Choices
+from tsugiki.training.data.divide import Division
 from tsugiki.training.data.packing import PackedDataset
-from tsugiki.training.data.split import DatasetSplit
 from tsugiki.training.run.start import Start
 from tsugiki.training.step.loop import TrainingLoop
 from tsugiki.training.step.setup import build_loop
@@ -26,7 +26,7 @@ class Texts:
 
     tokenizer: PreTrainedTokenizerBase
     new_words: "NewWords | None"
-    split: DatasetSplit
+    division: Division
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ def prepared(config: RunConfig) -> Prepared:
 def train_on(start: Start, facts: Facts, base: Base) -> None:
     """Train on a base that is loaded, and write the result. Runs of a comparison share texts and base."""
     ready = prepare(start, facts, base)
-    if base.data.answers is not None:
+    if base.data.answers:
         ready = add_reference(start, base, base.data.answers, ready)
     describe(start, base, ready)
     train_steps(start, base, ready)

@@ -24,7 +24,7 @@ from tsugiki.io.locks import sole_use
 from tsugiki.language import _, ngettext
 from tsugiki.lora.graft import ungraft
 from tsugiki.lora.hold import is_grafted
-from tsugiki.training.data.split import data_digest
+from tsugiki.training.data.read import data_digest
 from tsugiki.training.measure.facts import given_facts
 from tsugiki.training.record.interval import Change
 from tsugiki.training.record.result import change_of_loss

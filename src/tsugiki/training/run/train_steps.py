@@ -203,7 +203,7 @@ def _header(start: Start, base: Base, ready: Ready) -> Iterator[str]:
     yield _("{model}: {trainable:,} of {total:,} parameters train ({share:.2%})").format(
         model=start.config.model, trainable=parameters.trainable, total=parameters.total, share=parameters.share
     )
-    is_paired = answers is not None and answers.training.preferences.size == 2
+    is_paired = bool(answers) and answers["training"].preferences.size == 2
     unit = counts.pairs if is_paired else counts.documents
     yield _(
         "training data: {documents} ({characters}, {tokens} in the loss, in {rows} of {block_size}); held out: "

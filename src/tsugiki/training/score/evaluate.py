@@ -30,13 +30,13 @@ from tsugiki.annotations import PreTrainedModel, PreTrainedTokenizerBase
 from tsugiki.data.blocks import of_similar_length
 from tsugiki.data.encoding import document_start, encode, encode_records
 from tsugiki.data.records import AssistantTurns, Document, target_text
+from tsugiki.data.windows import Window
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.forward import has_chunked_loss, losses_without_logits
 from tsugiki.language import _
 from tsugiki.model.context import IGNORE_INDEX, context_length, rope_depends_on_length
 from tsugiki.model.devices import to_device
 from tsugiki.model.inference import evaluating
-from tsugiki.training.data.windows import Window
 from tsugiki.training.model.sharding import is_sharded
 from tsugiki.training.record.result import Evaluation, summarise
 from tsugiki.training.tools.threads import run_in_threads

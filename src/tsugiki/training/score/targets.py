@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
+
 from tsugiki.adapters.files import named_base
 from tsugiki.adapters.library import adapter_folder
 from tsugiki.adapters.pretrained import load_adapter
@@ -17,6 +19,7 @@ from tsugiki.data.encoding import document_end
 from tsugiki.data.read.files import Data
 from tsugiki.data.read.schemas import NO_COLUMNS, Columns
 from tsugiki.data.records import AssistantTurns, Reading
+from tsugiki.data.windows import read_windows
 from tsugiki.dtypes import LoadDtype, preferred_compute_dtype
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.document_masks import detect_document_masking, shares_prompts
@@ -27,7 +30,6 @@ from tsugiki.language import _
 from tsugiki.lora.graft import ungraft
 from tsugiki.model.context import context_length
 from tsugiki.preference.pairs import AnswerRows, open_preferences, pack_preferences
-from tsugiki.training.data.windows import read_windows
 from tsugiki.training.record.pairs import TwoScores
 from tsugiki.training.record.result import Answers, Evaluation
 from tsugiki.training.record.run_record import read_record
@@ -119,24 +121,24 @@ def score_pairs_with_targets(
     for target, model, tokenizer in loaded:
         with progress.stage(str(target), None):
             preferences = open_preferences(data, tokenizer, cache_folder("tokens"), columns)
-            store, firsts = preferences.store, preferences.usable
+            store, rows = preferences.store, preferences.usable
             if preferences.size != 2:
                 raise TsugikiError(_("--pairs needs two answers to each prompt: chosen and rejected"))
-            notes += [note for note in preferences.notes if note not in notes]
+            notes += [note for note in preferences.notes() if note not in notes]
             longest = int((store.offsets[1:] - store.offsets[:-1]).max())
             if longest > context_length(model):
                 message = _(
                     "an answer with its prompt has {tokens:,} tokens, and the context of {model} is {context:,}"
                 )
                 raise TsugikiError(message.format(tokens=longest, model=target.model, context=context_length(model)))
-            size = max(_PAIR_ROW, int((store.offsets[firsts + 2] - store.offsets[firsts]).max()))
+            size = max(_PAIR_ROW, int(np.diff(store.offsets[::2])[rows].max()))
             masking = detect_document_masking(model, size)
             shared = shares_prompts(model, masking, size)
-            blocks, _too_long, _notes = pack_preferences(preferences, firsts, size, document_end(tokenizer), shared)
-            rows = AnswerRows(preferences, blocks, apart=masking == "separate_rows")
-            values = score_answers(model, rows, masking, start_accelerator(model.device.type))
-        by_sum = scores_of(rows, lambda answers: answers.log_probabilities, values)
-        yield TwoScores(by_sum=by_sum, per_token=scores_of(rows, lambda answers: answers.per_token, values))
+            blocks, _too_long = pack_preferences(preferences, rows, size, document_end(tokenizer), shared)
+            packed = AnswerRows(preferences, blocks, apart=masking == "separate_rows")
+            values = score_answers(model, packed, masking, start_accelerator(model.device.type))
+        by_sum = scores_of(packed, lambda answers: answers.log_probabilities, values)
+        yield TwoScores(by_sum=by_sum, per_token=scores_of(packed, lambda answers: answers.per_token, values))
 
 
 def loaded_targets(

@@ -146,9 +146,7 @@ def _mismatched(rows: AnswerRows) -> AnswerRows:
     offsets = np.cumsum([0, *map(len, ids)])
     store = replace(store, ids=np.concatenate(ids), loss_mask=np.concatenate(masks), offsets=offsets, digest="")
     preferences = replace(rows.preferences, store=store, size=1)
-    blocks, _too_long, _notes = pack_preferences(
-        preferences, np.arange(len(chosen)), rows.blocks.block_size, rows.blocks.pad
-    )
+    blocks, _too_long = pack_preferences(preferences, np.arange(len(chosen)), rows.blocks.block_size, rows.blocks.pad)
     return AnswerRows(preferences, blocks, rows.apart)
 
 

@@ -1,9 +1,11 @@
 """Windows: pieces of text with the same number of characters for every tokenizer, which are scored one by one."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from tsugiki.data.corpus import Part, numbered
 from tsugiki.data.duplicates import near_duplicates
+from tsugiki.data.overlap import Kind, ScoredTexts
 from tsugiki.data.read.files import Data, read_records
 from tsugiki.data.read.schemas import NO_COLUMNS, Columns
 from tsugiki.data.records import Document, Reading, Record
@@ -51,6 +53,28 @@ def split_windows(
     for record in records:
         choice.add(record)
     return choice.windows
+
+
+def read_scored(parts: Mapping[Kind, Part], limits: Mapping[Kind, int]) -> tuple[dict[Kind, list[Window]], ScoredTexts]:
+    """Read all text that is scored, each corpus once; return the windows of each part, and what may not be repeated.
+
+    `limits` are the approximate numbers of characters to score. Windows number the records of their part.
+    """
+    scored, choices = ScoredTexts(), dict[Kind, WindowChoice]()
+    places = {kind: {row: place for place, row in enumerate(part.rows.tolist())} for kind, part in parts.items()}
+    for kind, (corpus, rows, _left_out) in parts.items():
+        together = corpus.together()
+        groups = [[places[kind][row] for row in group if row in places[kind]] for group in together]
+        choices[kind] = WindowChoice(corpus.index.characters[rows].tolist(), limits[kind], groups)
+    for corpus in {id(part.corpus): part.corpus for part in parts.values() if len(part.rows)}.values():
+        inside = [kind for kind, part in parts.items() if part.corpus is corpus]
+        for numbers, batch in numbered(corpus.read()):
+            for kind in inside:
+                chosen = [record for number, record in zip(numbers, batch, strict=True) if number in places[kind]]
+                for record in chosen:
+                    choices[kind].add(record)
+                scored.add(kind, chosen)
+    return {kind: choice.windows for kind, choice in choices.items()}, scored
 
 
 class WindowChoice:
