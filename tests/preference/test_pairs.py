@@ -17,7 +17,6 @@ from tsugiki.data import (
     document_end,
     encode,
     read_answers,
-    split_records,
 )
 from tsugiki.fast import (
     AnswerTokens,
@@ -218,18 +217,9 @@ def pairs(count: int = 12) -> list[dict[str, str]]:
     return [{"prompt": STORIES[i], "chosen": f"実は{i}つ。", "rejected": f"{'ない' * (i + 1)}"} for i in range(count)]
 
 
-def test_pairs_and_their_near_duplicates_stay_on_one_side(tmp_path: Path):
-    rows = [*pairs(), {**pairs()[0], "chosen": "実は零個。"}]
-    preferences = opened(tmp_path, *rows)
-    groups = preferences.groups()
-    assert groups == [[0, 12]]
-    sides = set()
-    for seed in range(16):
-        held_out = set(split_records(preferences.index, 0.4, seed, groups).tolist())
-        assert held_out
-        assert all({*group} <= held_out or not {*group} & held_out for group in groups)
-        sides.add(0 in held_out)
-    assert sides == {True, False}
+def test_a_pair_is_one_row_and_near_duplicates_of_either_answer_are_a_group(tmp_path: Path):
+    preferences = opened(tmp_path, *pairs(), {**pairs()[0], "chosen": "実は零個。"})
+    assert preferences.groups() == [[0, 12]]
 
 
 @pytest.mark.parametrize("shared", [False, True], ids=["two prompts", "one prompt"])
@@ -243,7 +233,6 @@ def test_a_row_holds_both_answers_of_its_pairs(shared: bool, tmp_path: Path):
     assert blocks.tokens == sizes.sum() - sizes.max()
     assert too_long.tolist() == [int(sizes.argmax())]
     assert f"pairs.jsonl:{int(sizes.argmax()) + 1}" in preferences.note(TOO_LONG, too_long.tolist(), limit)
-    seen = []
     for number in range(len(blocks)):
         records = [segment.record for segment in blocks.row(number)]
         assert [record + 1 for record in records[::2]] == records[1::2]
@@ -255,8 +244,6 @@ def test_a_row_holds_both_answers_of_its_pairs(shared: bool, tmp_path: Path):
         assert answers.lengths == learned
         assert torch.equal(row["labels"][row["labels"] != IGNORE_INDEX], answers.targets)
         assert answers.share_prompts == shared
-        seen += records
-    assert sorted(seen) == sorted({*range(24)} - {2 * too_long[0], 2 * too_long[0] + 1})
     assert blocks.target_tokens == sum(blocks.row_target_tokens(number) for number in range(len(blocks)))
     with pytest.raises(TsugikiError, match="10 tokens"):
         pack_preferences(preferences, preferences.usable, 10, 0, share_prompts=shared)

@@ -122,8 +122,7 @@ def test_validation_text_that_repeats_held_out_text_is_left_out():
 def test_if_all_validation_pairs_repeat_held_out_ones_these_choose_the_step():
     data = answered_rows("dpo", 1)
     answers = split(data, preference="dpo", held_out=data, allow_overlap=True).answers
-    sides = [set(answers[name][1].tolist()) for name in ("held_out", "validation")]
-    assert (len(sides[0] & sides[1]), len(sides[0] | sides[1])) == (0, 100)
+    assert len({*answers["held_out"][1], *answers["validation"][1]}) == 100
 
 
 def test_a_note_says_that_the_retention_text_is_trained_on():
@@ -173,6 +172,13 @@ def answered_rows(kind: str, answers: int, questions: list[str] | None = None) -
     return lines(f"{kind}-{answers}.jsonl", rows)
 
 
+def divided(kind: str, answers: int, questions: list[str] | None = None, validation: Any = 0.1) -> Division:
+    """The division of such rows, of which a fifth is held out."""
+    preference = kind if kind in ("dpo", "kto") else None
+    data = answered_rows(kind, answers, questions)
+    return split(data, held_out=0.2, validation=validation, preference=preference)
+
+
 def parts_of(prepared: Division, answers: int) -> dict[str, set[int]]:
     """The questions of the training, held-out and validation records."""
     numbers = {"training": learned(prepared), **{kind: part.kept for kind, part in prepared.parts.items()}}
@@ -189,8 +195,7 @@ def learned(prepared: Division) -> Any:
     ("kind", "answers"), [("questions", 5), ("conversations", 2), ("dpo", 5), ("kto", 2), ("dpo", 1)]
 )
 def test_answers_to_one_question_are_on_one_side_and_none_is_left_out(kind: str, answers: int):
-    settings = {"preference": kind} if kind in ("dpo", "kto") else {}
-    prepared = split(answered_rows(kind, answers), held_out=0.2, validation=0.1, **settings)
+    prepared = divided(kind, answers)
     parts = parts_of(prepared, answers).values()
     assert sum(map(len, parts)) == len(set().union(*parts))
     assert prepared.summary.left_out.documents == 0
@@ -198,11 +203,26 @@ def test_answers_to_one_question_are_on_one_side_and_none_is_left_out(kind: str,
     assert not any("one by one" in note for note in prepared.notes)
 
 
+FROZEN = {
+    "questions": "c5b7 6c4d f7d6",
+    "conversations": "ea4e b58e d6af",
+    "dpo": "c5b7 6c4d f7d6",
+    "kto": "76a8 cf7d 8bd3",
+}
+"""The ends of the fingerprints of the training, held-out and validation rows."""
+
+
+@pytest.mark.parametrize("kind", FROZEN)
+def test_one_seed_divides_as_ever(kind: str):
+    counted = divided(kind, 2).summary
+    parts = counted.train, counted.held_out, counted.validation
+    assert " ".join(part.fingerprint[-4:] for part in parts) == FROZEN[kind]
+
+
 @pytest.mark.parametrize(("kind", "greetings"), [("questions", 13), ("dpo", 40), ("questions", 100)])
 def test_answers_to_a_greeting_are_split_one_by_one_with_a_note(kind: str, greetings: int):
     questions = [sentence(500 + number, 20) if number >= greetings else "こんにちは" for number in range(100)]
-    settings = {"preference": kind} if kind == "dpo" else {}
-    prepared = split(answered_rows(kind, 1, questions), held_out=0.2, validation=0.1, **settings)
+    prepared = divided(kind, 1, questions)
     assert prepared.summary.left_out.documents == 0
     counts = {name: sum(row < greetings for row in rows) for name, rows in parts_of(prepared, 1).items()}
     assert sum(counts.values()) == greetings
@@ -221,5 +241,5 @@ def test_a_condition_holds_out_no_others_that_ask_the_same():
 
 
 def test_answers_to_one_question_count_as_one_in_the_intervals():
-    prepared = split(answered_rows("questions", 5), held_out=0.2, validation="none")
+    prepared = divided("questions", 5, validation="none")
     assert {window.group for window in prepared.windows} == set(range(0, 20, 5))

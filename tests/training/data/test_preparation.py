@@ -185,11 +185,9 @@ def test_other_text_is_mixed_in(share: float):
     assert counts.share == pytest.approx(share, abs=2e-3)
     added = learned_sources(prepared) - learned_sources(without)
     assert learned_sources(prepared) - added == learned_sources(without)
-    assert len(added) == counts.documents
     assert {source.partition(":")[0] for source in added} == {"other.jsonl"}
     assert (prepared.windows, prepared.validation_windows) == (without.windows, without.validation_windows)
     assert prepared.summary.target_tokens_per_epoch - without.summary.target_tokens_per_epoch == counts.tokens
-    assert prepare("w.jsonl", mix=f"{other}:{share}").summary == prepared.summary
     assert prepare("w.jsonl", mix=f"{other}:{share}", seed=7).summary.mixed != counts
 
 
@@ -226,7 +224,6 @@ def test_two_preparations_are_the_same_and_other_data_is_not(monkeypatch: pytest
     assert prepare(data).summary == one
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another cache"))
     assert prepare(data).summary == one, "with or without a cache"
-    assert prepare(data, seed=43).summary.blocks_fingerprint != one.blocks_fingerprint
     lines("w.jsonl", works(21))
     assert prepare(data).summary.blocks_fingerprint != one.blocks_fingerprint
 

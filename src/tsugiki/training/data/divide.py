@@ -42,7 +42,7 @@ from tsugiki.data.store import RecordIndex, TokenStore
 from tsugiki.data.windows import WINDOW_CHARACTERS, Window, read_scored
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.io.progress import ProgressDisplay
-from tsugiki.language import _, counts
+from tsugiki.language import _
 from tsugiki.preference.pairs import Preferences
 from tsugiki.training.data import notes
 from tsugiki.training.data.general import GeneralQuestions, general_questions
@@ -319,11 +319,8 @@ def _with_mixed_text(
         message = _("mix: all records of {path} are held-out text or nearly the same; give another text")
         raise TsugikiError(message.format(path=path))
     mixed = mix(division.store, division.train, other, allowed, share, config.seed, tokenizer)
-    note = _("{share:.1%} of the tokens in the loss are from {path} ({records})").format(
-        share=mixed.share, path=path, records=counts.records(len(mixed.taken))
-    )
     taken = part._replace(rows=np.sort(mixed.taken))
-    said = [*division.notes, note, *notes.retention_notes(taken, repeated)]
+    said = [*division.notes, *notes.mix_notes(mixed, path), *notes.retention_notes(taken, repeated)]
     return with_mixed(replace(division, notes=said), mixed)
 
 

@@ -1,18 +1,22 @@
 """Word what is unusual about the data of a run, one sentence each, from what the division has found."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from tsugiki.annotations import PreTrainedTokenizerBase
 from tsugiki.data.chat import DEFAULT_TEMPLATE
 from tsugiki.data.corpus import Corpus, Part
+from tsugiki.data.mixing import Mixed
 from tsugiki.data.overlap import Kind, Repeated
 from tsugiki.data.records import Completion, Conversation, Document, Record
-from tsugiki.data.splits import duplicates, parse_held_out, rare, share_of
+from tsugiki.data.splits import Integers, duplicates, parse_held_out, rare, share_of
+from tsugiki.data.store import RecordIndex
+from tsugiki.data.tokenizer_coverage import LITTLE_TEXT
 from tsugiki.errors import summarise_list
 from tsugiki.language import _, counts
-from tsugiki.training.record.run_record import SplitSummary
+from tsugiki.preference.pairs import TOO_LONG, Preferences
+from tsugiki.training.record.run_record import DataSummary, SplitSummary
 from tsugiki.training.settings.config import AUTO, RunConfig
 
 
@@ -141,3 +145,45 @@ def known_notes(summary: SplitSummary) -> Iterator[str]:
         if known == held_out:
             message = _("the held-out questions are other phrasings of what is trained on")
         yield message.format(known=known, all=held_out)
+
+
+def mix_notes(mixed: Mixed, path: str) -> Iterator[str]:
+    """Yield how much of what is learned is from the file of another text."""
+    yield _("{share:.1%} of the tokens in the loss are from {path} ({records})").format(
+        share=mixed.share, path=path, records=counts.records(len(mixed.taken))
+    )
+
+
+def unfit_notes(
+    answers: Mapping[str, tuple[Preferences, Integers]], unfit: Mapping[str, Integers], size: int
+) -> Iterator[str]:
+    """Yield which rows of the parts of the answers do not fit into a row of `size` tokens."""
+    names = {"held_out": _("held-out"), "validation": _("validation")}
+    for part, rows in unfit.items():
+        preferences, every = answers[part]
+        if len(rows) and len(rows) == len(every):
+            message = _("none of the {part} pairs fits into a row of {size:,} tokens, so none is scored")
+            yield message.format(part=names[part], size=size)
+        elif len(rows):
+            yield preferences.note(TOO_LONG, rows.tolist(), size)
+
+
+def row_notes(summary: DataSummary, model: str) -> Iterator[str]:
+    """Yield whether each document has rows of its own, and what is cut off at the end of a row."""
+    if summary.document_masking == "separate_rows":
+        message = _(
+            "{model} cannot mask documents in the same row from each other: each document has separate rows, which "
+            "are padded"
+        )
+        yield message.format(model=model)
+    if summary.cut_records:
+        message = _("longer than a row of {size} tokens: {examples}; {tokens} at their ends are cut off")
+        examples, tokens = counts.examples(summary.cut_records), counts.tokens(summary.cut_tokens)
+        yield message.format(size=summary.block_size, examples=examples, tokens=tokens)
+
+
+def length_notes(summary: DataSummary, index: RecordIndex) -> Iterator[str]:
+    """Yield whether there is little text; questions alone are to be learned by heart."""
+    if summary.train.characters < LITTLE_TEXT and not index.questions.all():
+        message = _("the training text is short ({characters}): it is soon learned by heart")
+        yield message.format(characters=counts.characters(summary.train.characters))

@@ -8,7 +8,7 @@ import numpy as np
 from tsugiki.annotations import PreTrainedModel, PreTrainedTokenizerBase
 from tsugiki.data.blocks import Blocks, Integers, pack
 from tsugiki.data.encoding import begin_token, document_end
-from tsugiki.data.tokenizer_coverage import LITTLE_TEXT, coverage_of
+from tsugiki.data.tokenizer_coverage import coverage_of
 from tsugiki.data.windows import Window
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.document_masks import (
@@ -17,18 +17,18 @@ from tsugiki.fast.document_masks import (
     detect_document_masking,
     shares_prompts,
 )
-from tsugiki.language import _, counts, marked
+from tsugiki.language import _
 from tsugiki.lora.graft import graft, ungraft
 from tsugiki.model.context import context_length
 from tsugiki.model.inference import seeded
-from tsugiki.preference.pairs import TOO_LONG, AnswerRows, Preferences, pack_preferences
+from tsugiki.preference.pairs import AnswerRows, Preferences, pack_preferences
 from tsugiki.training.data.divide import Division
 from tsugiki.training.data.general import GeneralQuestions
+from tsugiki.training.data.notes import length_notes, row_notes, unfit_notes
 from tsugiki.training.model.rows import ROW_TOKENS, tokens_of_row
 from tsugiki.training.record.run_record import DataSummary
 
 _SHARE_OF_PAIRS, _BLOCK_STEP = 0.99, 64  # rows are longer, in steps of so many tokens, if fewer pairs fit into one
-_PARTS = {"held_out": marked("held-out"), "validation": marked("validation")}
 _TOKENS_OF_GENERAL = 80  # of a general question with its answer, before it is known
 
 
@@ -67,31 +67,14 @@ def pack_data(
     """Pack the training records into rows for this model, of `block_size` tokens with a prompt of `virtual_tokens`."""
     size = tokens_of_row(model, block_size or _row_of_answers(division, model), virtual_tokens)
     masking = _document_masking(model, size, virtual_tokens)
-    end, notes, answers = document_end(tokenizer), [*division.notes], dict[str, AnswerRows]()
+    end, answers, unfit = document_end(tokenizer), dict[str, AnswerRows](), dict[str, Integers]()
     if division.answers:
-        answers = _pack_answers(division.answers, size, end, model, masking, notes)
+        answers, unfit = _pack_answers(division.answers, size, end, model, masking)
         blocks = answers["training"].blocks
     else:
         share_rows, begin = masking != "separate_rows", begin_token(tokenizer)
         blocks = pack(division.store, division.train, size, end, share_rows, begin)
-    if masking == "separate_rows":
-        message = _(
-            "{model} cannot mask documents in the same row from each other: each document has separate rows, which "
-            "are padded"
-        )
-        notes.append(message.format(model=model.name_or_path))
-    if blocks.cut_records:
-        notes.append(
-            _("longer than a row of {size} tokens: {examples}; {tokens} at their ends are cut off").format(
-                size=size, examples=counts.examples(blocks.cut_records), tokens=counts.tokens(blocks.cut_tokens)
-            )
-        )
     coverage = coverage_of(tokenizer, division.store)
-    notes += coverage.notes()
-    has_texts = not division.store.index.questions.all()  # answers are to be learned by heart
-    if division.summary.train.characters < LITTLE_TEXT and has_texts:
-        message = _("the training text is short ({characters}): it is soon learned by heart")
-        notes.append(message.format(characters=counts.characters(division.summary.train.characters)))
     summary = DataSummary(
         **dict(division.summary),
         unknown_share=coverage.unknown,
@@ -107,6 +90,13 @@ def pack_data(
         cut_records=blocks.cut_records,
         cut_tokens=blocks.cut_tokens,
     )
+    notes = [
+        *division.notes,
+        *unfit_notes(division.answers, unfit, size),
+        *row_notes(summary, model.name_or_path),
+        *coverage.notes(),
+        *length_notes(summary, division.store.index),
+    ]
     windows = (division.windows, division.validation_windows, division.retention_windows)
     return PackedDataset(blocks, *windows, masking, summary, notes, answers, division.general)
 
@@ -128,28 +118,23 @@ def _pack_answers(
     pad: int,
     model: PreTrainedModel,
     masking: DocumentMasking,
-    notes: list[str],
-) -> dict[str, AnswerRows]:
+) -> tuple[dict[str, AnswerRows], dict[str, Integers]]:
     """Pack answers into rows of `size` tokens, with one copy of each prompt if the model can share it.
 
-    `notes` gets what does not fit. Only training answers must fit.
+    Also returns which of them do not fit. Some training answers must fit, and those of another part need not.
     """
-    share_prompts, packed = shares_prompts(model, masking, size), dict[str, AnswerRows]()
+    share_prompts = shares_prompts(model, masking, size)
+    packed, unfit = dict[str, AnswerRows](), dict[str, Integers]()
     for part, (preferences, rows) in answers.items():
-        if not len(rows):
-            continue
         try:
-            blocks, too_long = pack_preferences(preferences, rows, size, pad, share_prompts)
-        except TsugikiError:  # all are too long
+            blocks, unfit[part] = pack_preferences(preferences, rows, size, pad, share_prompts)
+        except TsugikiError:  # none fits, or there are none
             if part == "training":
                 raise
-            message = _("none of the {part} pairs fits into a row of {size:,} tokens, so none is scored")
-            notes.append(message.format(part=_(_PARTS[part]), size=size))
-            continue
-        packed[part] = AnswerRows(preferences, blocks, apart=masking == "separate_rows")
-        if len(too_long):
-            notes.append(preferences.note(TOO_LONG, too_long.tolist(), size))
-    return packed
+            unfit[part] = rows
+        else:
+            packed[part] = AnswerRows(preferences, blocks, apart=masking == "separate_rows")
+    return packed, unfit
 
 
 def count_rows(
