@@ -178,8 +178,11 @@ def row_notes(summary: DataSummary, model: str) -> Iterator[str]:
         yield message.format(model=model)
     if summary.cut_records:
         message = _("longer than a row of {size} tokens: {examples}; {tokens} at their ends are cut off")
-        examples, tokens = counts.examples(summary.cut_records), counts.tokens(summary.cut_tokens)
-        yield message.format(size=summary.block_size, examples=examples, tokens=tokens)
+        yield message.format(
+            size=summary.block_size,
+            examples=counts.examples(summary.cut_records),
+            tokens=counts.tokens(summary.cut_tokens),
+        )
 
 
 def length_notes(summary: DataSummary, index: RecordIndex) -> Iterator[str]:
