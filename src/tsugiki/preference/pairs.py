@@ -6,8 +6,8 @@
 A pair is one row of the data, with two records of a token store: each answer, with its prompt before it. It is divided
 into training and held-out data as any other row. In a packed block each answer is a document, so masks and batches are
 those of texts, and a block has all that the loss of its pairs needs. Answers that are marked good or bad are rows with
-one record. In a model that can (`fast.shares_prompts`), the two
-answers of a pair follow one copy of the prompt, so that it is computed once:
+one record. In a model that can (`fast.shares_prompts`), the two answers of a pair follow one copy of the prompt, so
+that it is computed once:
 
     block 0    <start> prompt │ chosen answer <end> │ rejected answer <end> │ the next pair, …
 

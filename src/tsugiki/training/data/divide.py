@@ -132,9 +132,8 @@ def _divide_texts(config: RunConfig, tokenizer: PreTrainedTokenizerBase, progres
     if not division.summary.learns_conversations:
         return division
     general = general_questions(config, tokenizer, division.store, division.train)
-    return replace(
-        division, general=general, notes=[*division.notes, *([general.note] if general and general.learned else [])]
-    )
+    more = [general.note] if general and general.learned else []
+    return replace(division, general=general, notes=[*division.notes, *more])
 
 
 def _divide_answers(config: RunConfig, tokenizer: PreTrainedTokenizerBase, progress: ProgressDisplay) -> Division:
@@ -147,11 +146,8 @@ def _divide_answers(config: RunConfig, tokenizer: PreTrainedTokenizerBase, progr
     answers = read_answers_of(config, config.data, tokenizer, progress)
     with progress.stage(_("looking for near-duplicates"), None):
         groups = answers.groups()
-    corpus, rows, wanted = (
-        _corpus_of(config, config.data, answers, groups),
-        answers.usable,
-        parse_held_out(config.held_out),
-    )
+    corpus = _corpus_of(config, config.data, answers, groups)
+    wanted, rows = parse_held_out(config.held_out), answers.usable
     other, scored, held = answers, corpus, rows[:0]
     if isinstance(wanted, Path):
         other = read_answers_of(config, wanted, tokenizer, progress)
@@ -222,14 +218,7 @@ def _divided(
     if validation:
         of_validation = _repeats_of_validation(validation, corpus, parts, repeated, scored)
         parts["validation"] = validation._replace(left_out=np.array([*of_validation], np.int64))
-        gone = {*np.searchsorted(validation.rows, [*of_validation]).tolist()}
-        windows["validation"] = [window for window in windows["validation"] if window.document not in gone]
-        if of_validation and not windows["validation"] and config.validation != AUTO:
-            message = _(
-                "no record is left for validation: all of them repeat held-out text: {names}; give another text"
-            )
-            names = notes.named_repeats(validation.corpus, of_validation, "held-out")
-            raise TsugikiError(message.format(names=names))
+        windows["validation"] = _kept_windows(config, parts["validation"], windows["validation"], of_validation)
         if validation.corpus is corpus:
             train = train._replace(rows=np.setdiff1d(train.rows, validation.rows))
     repeated = {row: repeated[row] for row in np.intersect1d(train.rows, [*repeated]).tolist()}
@@ -240,25 +229,14 @@ def _divided(
     if halved:  # few documents
         held, chosen = held[1::2], held[::2]
     choosing = parts["held-out" if halved else "validation"] if chosen else None
-    alike = duplicates(index, corpus.near)
     summary = SplitSummary(
         digest=digest,
         train=RecordCounts(**_counts(index, train.kept)),
-        held_out=HeldOutCounts(
-            **_counts(held_out.corpus.index, held_out.rows),
-            measured_characters=sum(len(window.record.text) for window in held),
-            known_facts=_known_facts(train, held_out),
-            same_text=is_one,
-            names=[held_out.corpus.index.name(row) for row in held_out.rows[:_NAMED]],
-        ),
+        held_out=_held_out_counts(train, held_out, held, is_one),
         validation=choosing and ValidationCounts(**_counts(choosing.corpus.index, choosing.kept), from_held_out=halved),
         learns_answers=kinds != {Document},
         learns_conversations=Conversation in kinds or (Completion in kinds and bool(tokenizer.chat_template)),
-        near_duplicates=NearDuplicates(
-            groups=len(alike),
-            records=sum(map(len, alike)),
-            first=[[index.name(row) for row in group] for group in alike[:_SHOWN_GROUPS]],
-        ),
+        near_duplicates=_near_duplicates(corpus),
         left_out=LeftOutCounts(
             **_counts(index, train.left_out), first=[index.name(row) for row in train.left_out[:_SHOWN_GROUPS]]
         ),
@@ -299,11 +277,33 @@ def _repeats_of_validation(
     return notes.repeating({row: repeated[row] for row in inside}, "held-out")
 
 
-def _known_facts(train: Part, held_out: Part) -> int:
-    """Return how many of the held-out questions have an answer that is trained on with another question."""
-    answers, rows = train.corpus.index.answers, train.kept
-    trained = answers[rows[rare(answers)[rows]]]
-    return int(np.isin(held_out.corpus.index.answers[held_out.rows], trained).sum())
+def _kept_windows(config: RunConfig, validation: Part, windows: list[Window], repeated: Repeated) -> list[Window]:
+    """Return the windows of validation rows that do not repeat held-out text; of the user's rows, one must be left."""
+    kept = [window for window in windows if validation.rows[window.document] not in repeated]
+    if repeated and not kept and config.validation != AUTO:
+        message = _("no record is left for validation: all of them repeat held-out text: {names}; give another text")
+        raise TsugikiError(message.format(names=notes.named_repeats(validation.corpus, repeated, "held-out")))
+    return kept
+
+
+def _held_out_counts(train: Part, held_out: Part, windows: list[Window], is_one: bool) -> HeldOutCounts:
+    """Return the counts of held-out rows, of which these windows are scored; `is_one`: they are the end of a text."""
+    index, answers = held_out.corpus.index, train.corpus.index.answers
+    trained = answers[train.kept[rare(answers)[train.kept]]]
+    return HeldOutCounts(
+        **_counts(index, held_out.rows),
+        measured_characters=sum(len(window.record.text) for window in windows),
+        known_facts=int(np.isin(index.answers[held_out.rows], trained).sum()),
+        same_text=is_one,
+        names=[index.name(row) for row in held_out.rows[:_NAMED]],
+    )
+
+
+def _near_duplicates(corpus: Corpus) -> NearDuplicates:
+    """Return the number of near-duplicates, and the names of the first ones."""
+    alike = duplicates(corpus.index, corpus.near)
+    first = [[corpus.index.name(row) for row in group] for group in alike[:_SHOWN_GROUPS]]
+    return NearDuplicates(groups=len(alike), records=sum(map(len, alike)), first=first)
 
 
 def _with_mixed_text(
