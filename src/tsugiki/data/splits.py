@@ -5,10 +5,10 @@ The held-out records are a share of all records, those with a certain field valu
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -52,6 +52,12 @@ class FieldCondition:
 
     field: str
     value: str
+
+    def rows(self, fields: Iterable[Mapping[str, Any]]) -> Integers:
+        """Return the numbers of the rows with such fields, by `normalise_name`."""
+        value = normalise_name(self.value)
+        found = (normalise_name(str(one.get(self.field, ""))) == value for one in fields)
+        return np.flatnonzero(np.fromiter(found, np.bool_))
 
 
 Wanted: TypeAlias = float | SeveralDocuments | FieldCondition
@@ -258,10 +264,9 @@ def _by_share(
 
 def _matching(index: RecordIndex, condition: FieldCondition) -> Integers:
     """Return the numbers of the records that fulfil a condition, by `normalise_name`; none is an error."""
-    wanted = normalise_name(condition.value)
-    found = [n for n, fields in enumerate(index.fields) if normalise_name(fields.get(condition.field, "")) == wanted]
-    if found:
-        return np.array(found, np.int64)
+    found = condition.rows(index.fields)
+    if len(found):
+        return found
     values = sorted({fields[condition.field] for fields in index.fields if condition.field in fields})
     if values:
         message = _("no record has {field}={value}; the values are {values}")

@@ -26,7 +26,7 @@ from tsugiki.report import report_page
 from tsugiki.report.rewards import reward_parts
 from tsugiki.report.sections import Sentence
 from tsugiki.training import RunConfig, TrainingLoop, train
-from tsugiki.training.data.prompts import split_prompts
+from tsugiki.training.data.divide import split_prompts
 from tsugiki.training.record.rewards import RewardRound, choose, still_gains
 from tsugiki.training.record.run_record import read_record
 from tsugiki.training.run import reward as reward_run

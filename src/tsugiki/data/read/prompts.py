@@ -13,7 +13,7 @@ from pydantic import AfterValidator
 
 from tsugiki.data.read.files import Data, read_wanted
 from tsugiki.data.read.schemas import NO_COLUMNS, Columns, Wanted, check_surrogates
-from tsugiki.data.records import Document, Reading
+from tsugiki.data.records import Document, Reading, without_spaces
 from tsugiki.errors import TsugikiError
 from tsugiki.language import _
 
@@ -38,6 +38,11 @@ class PromptRow:
     """The other columns of the row."""
     source: str
     """`file:line`."""
+
+    @property
+    def compared(self) -> str:
+        """The prompt as it is compared with others: two that are the same here are one prompt."""
+        return without_spaces(self.text).casefold()
 
     @property
     def text(self) -> str:

@@ -7,10 +7,10 @@ leave out     training rows, scored  -> Part               `data.overlap`: rows 
 mix           Division               -> Division           `data.mixing`: other text among the training rows
 pack          Division               -> PackedDataset      `training.data.packing`: for a model
 
-`training.data.notes` words what is unusual.
+`training.data.notes` words what is unusual. Prompts of a run with a reward have no answers, so they are divided only.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -26,9 +26,12 @@ from tsugiki.data.mixing import Mixed, mix, parse_mix
 from tsugiki.data.overlap import Kind, Repeated, ScoredTexts, repeated_text
 from tsugiki.data.read.answers import read_answers
 from tsugiki.data.read.files import Data, content_key, read_records, record_kinds
+from tsugiki.data.read.prompts import PromptRow, read_prompts
 from tsugiki.data.records import NONE, Completion, Conversation, Document, Record
 from tsugiki.data.splits import (
     VALIDATION,
+    FieldCondition,
+    Wanted,
     duplicates,
     kept_together,
     parse_held_out,
@@ -66,6 +69,9 @@ _ROWS = 24
 _VALIDATION_CHARACTERS = 32 * WINDOW_CHARACTERS
 """Characters of the validation text that are scored. Even twelve windows determine the change of a loss to 0.2 %,
 because the same windows are compared."""
+_FEWEST_PROMPTS, _MOST_PROMPTS = 8, 48
+"""Prompts in a part that the settings leave open: a tenth of all, but at least and at most so many, and at most a fifth
+of them."""
 _SHOWN_GROUPS = 5
 _NAMED = 100  # held-out records
 
@@ -402,3 +408,39 @@ def _counts(index: RecordIndex, rows: Integers) -> dict[str, Any]:
         "characters": int(index.characters[rows].sum()),
         "fingerprint": index.fingerprint(rows),
     }
+
+
+# Prompts of a run with a reward, which have no answers ---------------------------------------------------------
+
+
+def split_prompts(config: RunConfig) -> dict[str, list[PromptRow]]:
+    """Read the prompts of a run, and return those of its parts `training`, `validation` and `held_out`.
+
+    Prompts that are the same are in the same part. The rewards of validation prompts choose the round that is kept;
+    those of held-out prompts are reported, and choose nothing. The settings `held_out` and `validation` are those of
+    any run: a share, a condition on a field, a file or none.
+    """
+    rows, parts = read_prompts(config.data, config.columns), dict[str, list[PromptRow]]()
+    left = np.random.default_rng(config.seed).permutation(len(rows))
+    for setting in ("held_out", "validation"):
+        wanted = parse_held_out(getattr(config, setting), setting)
+        if isinstance(wanted, Path):
+            parts[setting] = read_prompts(str(wanted), config.columns)
+        else:
+            parts[setting] = [rows[row] for row in _some_prompts(rows, left, wanted)]
+        theirs = {one.compared for one in parts[setting]}
+        left = np.array([row for row in left if rows[row].compared not in theirs], np.int64)
+    if not len(left):
+        raise TsugikiError(_("no prompts are left to learn from; hold fewer out, or give more"))
+    return {"training": [rows[row] for row in np.sort(left)], **parts}
+
+
+def _some_prompts(rows: Sequence[PromptRow], left: Integers, wanted: Wanted | None) -> Integers:
+    """Return the rows that are wanted among those that are left, in their random order."""
+    if isinstance(wanted, FieldCondition):
+        return left[np.isin(left, wanted.rows(row.fields for row in rows))]
+    count = len(rows)
+    some = min(max(count // 10, _FEWEST_PROMPTS), count // 5, _MOST_PROMPTS)
+    amount = 0 if wanted is None else max(round(wanted * count), 1) if isinstance(wanted, float) else some
+    chosen = {rows[row].compared for row in left[:amount]}
+    return left[[rows[row].compared in chosen for row in left]]

@@ -64,8 +64,8 @@ from tsugiki.preference.sampling import (
     write_prompts,
 )
 from tsugiki.training.choose.decisions import has_only_pairs, multiply_update
+from tsugiki.training.data.divide import split_prompts
 from tsugiki.training.data.packing import pack_data
-from tsugiki.training.data.prompts import split_prompts
 from tsugiki.training.measure.facts import given_facts
 from tsugiki.training.record.progress import RunProgress
 from tsugiki.training.record.rewards import RewardRound, choose, still_gains
