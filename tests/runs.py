@@ -15,7 +15,7 @@ from tsugiki import TsugikiError
 from tsugiki.data import Blocks, pack
 from tsugiki.fast import detect_document_masking
 from tsugiki.io import ADAPTER_FILE, CHECKPOINTS, checkpoints
-from tsugiki.training import RunConfig, RunRecord, TrainingLoop, choices_for, start_accelerator
+from tsugiki.training import RunConfig, RunRecord, TrainingLoop, choices_for, start_accelerator, train
 from tsugiki.training.run import start as run_start
 from tsugiki.training.step.setup import build_loop
 
@@ -78,6 +78,16 @@ def interrupt(run: Callable[[Any], Any], config: Any, step: int) -> None:
         patch.setattr(TrainingLoop, "train_step", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(config)
+
+
+def train_until(step: int | None, folder: Path, out: str, settings: dict[str, Any]) -> None:
+    """Start or resume a run, and end it before the optimiser step `step`; None: at its end."""
+    config = run_config(folder, out, **settings)
+    run = partial(train, resume=(Path(config.out) / "run.json").exists())
+    if step is None:
+        run(config)
+    else:
+        interrupt(run, config, step)
 
 
 def assert_resumes(run: Any, config: Any, step: int, files: Sequence[str] = (ADAPTER_FILE,)) -> RunRecord:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tests.distributed.launch import run_function
 from tests.processes import Process, run_tsugiki, start_tsugiki
-from tests.runs import interrupt, run_config
+from tests.runs import run_config, train_until
 from tests.training.run.test_preference_runs import pairs_of
 from tsugiki.io import ADAPTER_FILE, MODEL_FILE
 from tsugiki.training import RunRecord, read_record, train
@@ -102,21 +102,11 @@ def test_several_processes_give_the_results_of_one(processes: int, folder: Path,
 MOVED = {**SETTINGS, "max_steps": 6, "save_steps": 2, **METHODS["lora, dropout"]}
 
 
-def resumed(folder: Path, step: int | None) -> None:
-    """Start or resume a run, and end it before `step`; None: at its end."""
-    config = run_config(folder, "moved", **MOVED)
-    resume = (Path(config.out) / "run.json").exists()
-    if step is None:
-        train(config, resume=resume)
-    else:
-        interrupt(lambda settings: train(settings, resume=resume), config, step)
-
-
 @pytest.mark.slow
 def test_a_run_is_resumed_on_another_number_of_processes(folder: Path):
     expected = train(run_config(folder, "whole", **MOVED))
     for processes, step in ((2, 2), (1, 4), (4, None)):
-        run_function(resumed, folder, step, processes=processes)
+        run_function(train_until, step, folder, "moved", MOVED, processes=processes)
     ours = load_file(folder / "moved" / ADAPTER_FILE)
     for key, weight in load_file(folder / "whole" / ADAPTER_FILE).items():
         assert (ours[key] - weight).norm() <= 1e-5 * weight.norm(), key

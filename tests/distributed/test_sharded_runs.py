@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.distributed.launch import run_function
-from tests.runs import interrupt, run_config
+from tests.runs import run_config, train_until
 from tsugiki.io import ADAPTER_FILE, MODEL_FILE
 from tsugiki.training import RunRecord, preview, train
 from tsugiki.training.run.start import Start
@@ -84,23 +84,14 @@ def test_the_best_step_of_an_adapter_is_kept_in_shards_too(folder: Path):
     assert full.kept_step == 5
 
 
-def train_until(folder: Path, out: str, shard: str, step: int | None, settings: dict[str, Any]) -> None:
-    """Start or resume a run, and end it before `step`; None: at its end."""
-    config = run_config(folder, out, **settings, shard=shard)
-    resume = (Path(config.out) / "run.json").exists()
-    if step is None:
-        train(config, resume=resume)
-    else:
-        interrupt(lambda settings: train(settings, resume=resume), config, step)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["lora", "full"])
 def test_a_run_in_shards_is_resumed_without_and_again_in_shards(name: str, folder: Path):
     settings = {**SETTINGS, **METHODS[name], "max_steps": 6}
     train(run_config(folder, f"{name}-whole", **settings))
     for processes, shard, step in ((2, "fsdp", 2), (1, "none", 4), (2, "fsdp", None)):
-        run_function(train_until, folder, f"{name}-moved", shard, step, settings, processes=processes)
+        given = {**settings, "shard": shard}
+        run_function(train_until, step, folder, f"{name}-moved", given, processes=processes)
     assert_same_weights(folder / f"{name}-moved", folder / f"{name}-whole")
 
 

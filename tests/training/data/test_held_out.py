@@ -231,6 +231,12 @@ def test_answers_to_a_greeting_are_split_one_by_one_with_a_note(kind: str, greet
     assert note.startswith(f"{greetings} records ask")
 
 
+def test_nothing_is_said_of_held_out_answers_where_there_are_none():
+    rows = [{"prompt": "こんにちは", "completion": sentence(number, 20)} for number in range(20)]
+    notes = split(lines("w.jsonl", rows), held_out="none", validation="none").notes
+    assert not any("one by one" in note for note in notes)
+
+
 def test_a_condition_holds_out_no_others_that_ask_the_same():
     asked = [*(number // 2 for number in range(60)), *range(90, 99)]
     pairs = [{"prompt": sentence(one, 20), "completion": sentence(n, 40)} for n, one in enumerate(asked, 100)]

@@ -103,7 +103,7 @@ def question_notes(train: Part, parts: Sequence[Part], held_out: Part) -> Iterat
     questions = train.corpus.index.questions
     here = np.concatenate([train.kept, *(part.kept for part in parts if part.corpus is train.corpus)])
     common = int(np.count_nonzero(questions[here]) - np.count_nonzero(rare(questions)[here]))
-    if common and held_out.corpus is train.corpus:
+    if common and len(held_out.rows) and held_out.corpus is train.corpus:
         message = _(
             "{records} ask a question that more than a tenth of the records ask, such as a greeting: they are split "
             "one by one, so some held-out answers are to questions that are trained on"
