@@ -65,7 +65,7 @@ from tsugiki.training.tools.spread import evenly_spread
 _FEWEST_DOCUMENTS = 5
 """Documents that are left out of training for validation; if there would be fewer, the held-out ones are used."""
 _ROWS = 24
-"""Rows of questions and answers, or pairs, for validation: they are shorter than documents."""
+"""Rows for validation, if they are questions with answers or pairs, which are shorter than documents."""
 _VALIDATION_CHARACTERS = 32 * WINDOW_CHARACTERS
 """Characters of the validation text that are scored. Even twelve windows determine the change of a loss to 0.2 %,
 because the same windows are compared."""
@@ -431,7 +431,7 @@ def split_prompts(config: RunConfig) -> dict[str, list[PromptRow]]:
         theirs = {one.compared for one in parts[setting]}
         left = np.array([row for row in left if rows[row].compared not in theirs], np.int64)
     if not len(left):
-        raise TsugikiError(_("no prompts are left to learn from; hold fewer out, or give more"))
+        raise TsugikiError(_("no prompts are left to learn from; add prompts, or hold fewer out"))
     return {"training": [rows[row] for row in np.sort(left)], **parts}
 
 
