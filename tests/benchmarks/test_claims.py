@@ -56,7 +56,7 @@ BESIDE_PEERS = (
 )
 FORGOTTEN = {row[0]: float(re.findall(r"\((\S+)%", row[-1])[0]) for row in rows_of("zen5/replay.json")}
 BEFORE, AFTER, *INTERVAL, SECONDS = run("quickstart")
-ANSWERS, JAPANESE_ANSWERS = (run(f"quickstart --questions --lang {language}", "amx")[1] for language in ("en", "ja"))
+FACTS, JAPANESE_FACTS = (run(f"quickstart --questions --lang {language}", "amx") for language in ("en", "ja"))
 AUTHOR, SUPPORT = map(run, ("train --data kyoka.jsonl", "train --data support.csv"))
 POLITE = run("train --reward polite.py --data beginnings.jsonl", "amx")
 BY_RANK = {row[0]: float(row[5].split()[2]) for row in rows_of("zen5/comparing_methods.json")}
@@ -67,15 +67,18 @@ TYPES = re.search(r"\| causal \| (\d+) \| (\d+) \|", (ROOT / "docs" / "models.md
 assert TYPES
 
 CLAIMS = [
-    Claim("README", r"in (\S+) s of processor time \(AMD", r"CPU 時間は (\S+) 秒", (SECONDS,)),
-    Claim("README", r"bits per character instead of (\S+),", r"（小さいほどよい）は (\S+) から", (BEFORE,)),
-    Claim("README", r"texts need (\S+) bits", r"から (\S+) に下がります", (AFTER,)),
-    Claim("README", r"of the change: (\S+) to (\S+) %", r"変化の 95 % 区間は (\S+)〜(\S+) %", tuple(INTERVAL[1:])),
-    Claim("README", r"(\S+) s of processor time with 泉鏡花", r"CPU 時間 (\S+) 秒で泉鏡花", (AUTHOR[-1],)),
+    Claim("README", r"no download: in (\S+) s of processor time", r"CPU 時間 (\S+) 秒で覚えます", (SECONDS,)),
+    Claim(
+        "docs/commands",
+        r"in (\S+) s of processor time \(AMD.* need (\S+) bits per character instead of (\S+) .*: (\S+) to (\S+) %",
+        r"CPU 時間は (\S+) 秒[^|]*1 文字あたり (\S+) ビット（学習前は (\S+) ビット、.* (\S+)〜(\S+) %）",
+        (SECONDS, AFTER, BEFORE, *INTERVAL[1:]),
+    ),
+    Claim("README", r"style\]\(\S+\): after (\S+) s of processor time", r"学習は CPU 時間 (\S+) 秒です", (AUTHOR[-1],)),
     Claim(
         "README",
-        r"change by (\S+) % \(\[95 % interval\]\(\S+\) (\S+) to (\S+) %\) for 泉鏡花",
-        r"泉鏡花の例では (\S+) %（(\S+)〜(\S+) %）",
+        r"For 泉鏡花, bits per character change by (\S+) % \(\[95 % interval\]\(\S+\) (\S+) to (\S+) %\)",
+        r"泉鏡花の例では、ビット/文字の変化は (\S+) %（\[95 % 信頼区間\]\(\S+\) (\S+)〜(\S+) %）",
         tuple(AUTHOR[2:5]),
     ),
     Claim(
@@ -86,9 +89,9 @@ CLAIMS = [
     ),
     Claim(
         "README",
-        r"after (\S+) s of processor time with the answers .* answers (\S+) correctly",
-        r"CPU 時間 (\S+) 秒で教えました。.* 0 問から (\S+) 問に",
-        (SUPPORT[-1], SUPPORT[1]),
+        r"(\S+) of 50 new questions are answered correctly after (\S+) s",
+        r"正解は 50 問中 (\S+) 問です（CPU 時間 (\S+) 秒）",
+        (SUPPORT[1], SUPPORT[-1]),
     ),
     Claim(
         "docs/tutorial-questions",
@@ -96,31 +99,33 @@ CLAIMS = [
         r"runs/support │ a conversation │ (\S+) of 50",
         (SUPPORT[1],),
     ),
-    Claim("README", r"it answers (\S+) of 20 questions", r"英語のパン屋では (\S+) 問", (ANSWERS,)),
-    Claim("README", r"the Japanese one, about a library, (\S+)\)", r"学習後は (\S+) 問（", (JAPANESE_ANSWERS,)),
+    Claim("README", r"answers (\S+) of 20 questions correctly", r"学習後は (\S+) 問に", (FACTS[1],)),
+    Claim("README", r"(\S+) s of processor time, \S+ s for the J", r"英語のパン屋では (\S+) 秒", (FACTS[-1],)),
+    Claim("README", r"(\S+) s for the Japanese library", r"CPU 時間 (\S+) 秒、英語", (JAPANESE_FACTS[-1],)),
     Claim(
         "docs/reward",
         r"held-out prompts \(24\) is (\S+) instead of (\S+): (\S+) \(95 % interval (\S+) to (\S+)\)",
         r"held-out prompts \(24\) is (\S+) instead of (\S+): (\S+) \(95 % interval (\S+) to (\S+)\)",
         (POLITE[1], POLITE[0], *POLITE[2:5]),
     ),
+    Claim("README", r"\[(\S+) times as fast as PEFT\]", r"PEFT の最速の設定の (\S+) 倍の速さ\]", (INT8 / BEST,)),
     Claim(
         "README",
-        r"GPT-2 small trains (\S+) times .* and (\S+) times .*; with all in bfloat16, (\S+) and (\S+) times",
-        r"GPT-2 small の学習は.*の (\S+) 倍、.*の (\S+) 倍の速さ.*bfloat16 なら (\S+) 倍と (\S+) 倍",
-        (INT8 / BEST, INT8 / DOCUMENTED, BF16 / BEST, BF16 / DOCUMENTED),
+        r"GPT-2 small trains (\S+) times .*, (\S+) times as PEFT's documentation",
+        r"GPT-2 small の学習は.*の (\S+) 倍、.*の (\S+) 倍の速さ",
+        (INT8 / BEST, INT8 / DOCUMENTED),
     ),
-    Claim("README", r"steps need (\d+) % of PEFT's memory", r"メモリは、PEFT の (\d+) %", (100 * MEMORY,)),
+    Claim("README", r"\[(\d+) % of its memory\]", r"メモリは PEFT の (\d+) %\]", (100 * MEMORY,)),
     Claim(
         "README",
-        r"answered (\S+) times as fast together",
-        r"1 件ずつの場合の (\S+) 倍",
+        r"\[together\]\(\S+\) are (\S+) times as fast",
+        r"\[まとめて処理\]\(\S+\)すると (\S+) 倍",
         (cell("zen5/serving.json", "gpt2-small", "ratio: 8 adapters together beside in turns"),),
     ),
     Claim(
         "README",
-        r"Of the (\d+) types of causal models in Transformers, (\d+) pass",
-        r"因果言語モデルは (\d+) 種のうち (\d+) 種が",
+        r"(?=\d+ of (\d+))(\d+) of \d+ \[types of causal models\]",
+        r"\[因果言語モデル\]\(\S+\)は (\d+) 種のうち (\d+) 種が",
         tuple(map(float, TYPES.groups())),
     ),
     Claim("docs/memory", r"`nf4` is (\S+) % worse on SmolLM2", r"SmolLM2-135M で (\S+) % 悪く", (NF4,)),
