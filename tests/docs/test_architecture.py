@@ -23,6 +23,8 @@ TWINS = [page for page in PAGES if page.with_name(f"{page.stem}.ja.md") in PAGES
 PACKAGES = sorted(folder.name for folder in SOURCE.iterdir() if (folder / "__init__.py").is_file())
 HISTORY = {"CHANGELOG.md", "log.md"}
 """Pages that name what existed at the time of an entry."""
+ANYWHERE = {"--debug", "--lang"}
+"""Flags of every command."""
 CURRENT = [page for page in PAGES if page.name not in HISTORY]
 
 
@@ -124,7 +126,8 @@ def flags() -> dict[str, set[str]]:
     def walk(command: Any, words: tuple[str, ...]) -> dict[str, set[str]]:
         if not hasattr(command, "commands"):
             parameters = command.get_params(typer.Context(command))
-            return {" ".join(words): {flag for one in parameters for flag in (*one.opts, *one.secondary_opts)}}
+            own = {flag for one in parameters for flag in (*one.opts, *one.secondary_opts)}
+            return {" ".join(words): own | ANYWHERE}
         inner = command.commands.items()
         return {name: found for word, each in inner for name, found in walk(each, (*words, word)).items()}
 
@@ -160,7 +163,7 @@ def test_quoted_commands_have_existing_subcommands_and_flags(page: Path):
 
 @pytest.mark.parametrize("page", CURRENT, ids=name_of)
 def test_flags_in_prose_exist(page: Path):
-    known = {flag for found in flags().values() for flag in found} | {"--debug", "--lang"}
+    known = {flag for found in flags().values() for flag in found}
     others = set(re.findall(r"(?:llama-cli|pytest|git|ruff|pip|python -m) [^`\n]*", text_of(page)))
     elsewhere = {flag for line in others for flag in re.findall(r"--[a-z][\w-]*", line)}
     said = {flag for code in re.findall(r"`(--[a-z][^`\n]*)`", text_of(page)) for flag in re.findall(r"--[\w-]+", code)}
@@ -170,7 +173,7 @@ def test_flags_in_prose_exist(page: Path):
 @pytest.mark.parametrize("page", TWINS, ids=name_of)
 def test_both_languages_have_the_same_commands_and_links(page: Path):
     both = page, page.with_name(f"{page.stem}.ja.md")
-    one, other = (re.sub(r"\.ja\.(md|png|svg)", r".\1", text_of(each)) for each in both)
+    one, other = (re.sub(r"\.ja\.(md|png|svg)|--lang \w+", r".\1", text_of(each)) for each in both)
     assert fenced_commands(one) == fenced_commands(other)
     own = {page.name}
     links = [{link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text)} - own for text in (one, other)]
