@@ -34,15 +34,9 @@ def reward_sentence(record: RunRecord) -> str:
 def reward_parts(record: RunRecord) -> Iterator[Part]:
     """Yield what was judged, why one of it is kept, the command for another one, and curves."""
     judged = sorted([*record.weakened, *record.rounds], key=lambda one: (one.round, one.strength))
-    headers = [
-        _("round ×\nstrength"),
-        _("reward,\nheld-out prompts"),
-        _("reward,\nvalidation prompts"),
-        _("characters"),
-    ]
-    headers += [_("different\n3-grams"), _("empty or\nrepeated"), _("retention\nloss"), _("pairs"), _("all\nalike")]
-    headers += [_("cut\noff"), _("CPU s: sampling,\nscoring, learning,\njudging")]
     kept = record.kept_reward
+    headers = [_("round ×\nstrength"), _("reward,\nheld-out prompts"), _("validation\nprompts")]
+    headers += [_("different\n3-grams"), _("empty or\nrepeated"), _("retention\nloss")]
     yield Table(headers, [_row(one, one is kept) for one in judged])
     if kept is not None:
         yield from map(Sentence, _why_kept(judged, kept))
@@ -52,6 +46,9 @@ def reward_parts(record: RunRecord) -> Iterator[Part]:
         words = "adapters", "combine", f"{out}/rounds/{last.round}", "--weights", f"{last.strength:g}"
         command = shlex.join(["tsugiki", *words, "--out", f"{out}-other"])
         yield Sentence(_("To choose another round or strength: {command}").format(command=command))
+    headers = [_("round"), _("characters"), _("pairs"), _("all alike"), _("cut off")]
+    headers += [_("CPU s: sampling, scoring,\nlearning, judging")]
+    yield Table(headers, [_learned(one) for one in record.rounds])
     yield from _curves(record)
 
 
@@ -75,12 +72,19 @@ def _why_kept(judged: list[RewardRound], kept: RewardRound) -> Iterator[str]:
 
 
 def _row(one: RewardRound, is_kept: bool) -> list[str]:
-    learned, parts = one.learned, (one.held_out, one.validation)
-    rewards = ["–" if not part else format_with_interval(fmean(part), mean_interval(part)) for part in parts]
-    number = _("{round}, kept").format(round=one.name) if is_kept else one.name
+    """Return what was judged of a round, or of a part of its update."""
+    rewards = format_with_interval(fmean(one.held_out), mean_interval(one.held_out)) if one.held_out else "–"
+    chosen_by = f"{fmean(one.validation):.3f}" if one.validation else "–"
+    name = _("{round}\nkept").format(round=one.name) if is_kept else one.name
     retention = "–" if one.retention is None else f"{one.retention - 1:+.1%}"
     spoiled = f"{fmean(one.spoiled):.0%}" if one.spoiled else "–"
-    cells = [number, *rewards, f"{one.length:.0f}", f"{one.distinct:.3f}", spoiled, retention]
+    return [name, rewards, chosen_by, f"{one.distinct:.3f}", spoiled, retention]
+
+
+def _learned(one: RewardRound) -> list[str]:
+    """Return how long the answers of a round are, and what the round learned from the answers before it."""
+    learned = one.learned
+    cells = [one.name, f"{one.length:.0f}"]
     cells += [f"{learned.pairs:,}", f"{learned.alike / learned.drawn:.0%}"] if learned.drawn else ["–", "–"]
     cells.append(f"{learned.cut / learned.answers:.0%}" if learned.answers else "–")
     return [*cells, "+".join(f"{part:.0f}" for part in one.seconds.values()) or "–"]

@@ -50,10 +50,11 @@ class Table(NamedTuple):
 
     def _print_blocks(self, console: Console) -> None:
         """Print a block for each row, with a line for each column."""
-        width = max(cell_len(title) for title in self.titles[1:])
+        labels = [title.replace("\n", " ") for title in self.titles[1:]]
+        width = max(map(cell_len, labels))
         for row in self.rows:
             console.print(Text(printable(row[0]), style="bold"))
-            for title, cell in zip(self.titles[1:], row[1:], strict=True):
+            for title, cell in zip(labels, row[1:], strict=True):
                 if cell.strip():
                     label = title + " " * (width - cell_len(title))
                     lines = wrap(printable(cell), max(console.width - width - 4, 20))

@@ -108,7 +108,7 @@ def test_rounds_are_asked_learned_and_judged_and_the_best_one_is_kept(
         assert [rewards[row["chosen"]], rewards[row["rejected"]]] == row["scores"]
         assert row["scores"][0] > row["scores"][1] == min(rewards.values())
     page = report_page(read_record(out), out)
-    assert all(said in page for said in ("Reward by round", "1, kept", "held-out prompts (4) is"))
+    assert all(said in page for said in ("Reward by round", "1\nkept", "held-out prompts (4) is"))
 
 
 def test_line_ends_of_unicode_are_learned_and_changed_answers_are_refused(tmp_path: Path):
@@ -249,7 +249,7 @@ def test_a_part_of_an_update_is_judged_by_answers_of_its_own(tmp_path: Path, mon
     before, after = (score.loss for score in scores.values())
     assert after / before == pytest.approx(record.weakened[-1].retention, rel=1e-4)
     page = report_page(record, out)
-    assert f"1 × {record.strength:g}, kept" in page
+    assert f"1 × {record.strength:g}\nkept" in page
     assert f"tsugiki adapters combine {rounds / '1'} --weights {strengths[-2]:g}" in page
 
 
