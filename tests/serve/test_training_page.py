@@ -130,13 +130,16 @@ def test_what_cannot_be_learned_is_answered_in_words_and_nothing_is_lost(page: A
     page.get_by_text("Choose the columns first").wait_for()
     page.get_by_role("button", name="Do not use sizes.csv").click()
 
-    page.route("**/train/uploads?*", lambda route: route.abort())  # the server stops while a text is sent
+    files = "**/v1/files"
+    page.route(files, lambda route: route.abort())  # the server stops while a text is sent
     page.get_by_label("Or paste a text").fill("a text that took an hour")
     page.get_by_role("button", name="Use this text").click()
     page.get_by_text("The server does not answer").wait_for()
     assert page.get_by_label("Or paste a text").input_value() == "a text that took an hour"
 
-    page.route("**/train/uploads", lambda route: route.fulfill(json={"files": [], "suffixes": [".txt"], "largest": 9}))
+    page.unroute(files)
+    limits = {"sent": {"suffixes": ".txt", "largest": 9, "size": "9 B"}}
+    page.route("**/train/options", lambda route: route.fulfill(json={**route.fetch().json(), **limits}))
     page.reload()
     bring("large.txt", b"0123456789")
     page.get_by_text("large.txt is larger than").wait_for()

@@ -85,12 +85,12 @@ def test_fewer_than_a_hundred_pairs_all_train_and_none_chooses(place: Place, mon
     second, given = settings()
     assert not {"held_out", "validation"} & given.keys()
     for name in (first, second):
-        assert place.post("train/remove-upload", {"name": name}).status_code == 200
+        assert place.discard(name).json()["deleted"]
 
 
 def test_without_votes_there_is_nothing_to_learn(place: Place):
     assert place.post("train/votes", {}).status_code == 400
-    assert place.get("train/uploads").json()["files"] == []
+    assert place.sent() == []
 
 
 def test_what_can_be_read_of_a_damaged_file_is_shown_and_the_rest_is_named(place: Place):
@@ -104,7 +104,7 @@ def test_what_can_be_read_of_a_damaged_file_is_shown_and_the_rest_is_named(place
         assert shown["damaged"].startswith("votes.jsonl:2 is damaged")
         name = place.post("train/votes", {}).json()["name"]
         assert (place.running.library / ".texts" / name).read_bytes() == good * 2, "what can be read is learned"
-        assert place.post("train/remove-upload", {"name": name}).status_code == 200
+        assert place.discard(name).json()["deleted"]
     file.write_bytes(b"xx")
     assert place.post("train/votes", {}).status_code == 400
 

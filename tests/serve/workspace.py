@@ -17,7 +17,7 @@ from tests.runs import run_config
 from tests.serve.conftest import Running, start
 from tests.tiny import TEXT
 from tsugiki.language import language
-from tsugiki.serve import LOG_FILE, RunProcesses, Runs, Training, Uploads, Workspace
+from tsugiki.serve import LOG_FILE, RunProcesses, Runs, Training, Uploads, Workspace, file_id
 from tsugiki.training import LossPoint, RunRecord, Sample, TrainingFigures, new_record
 
 
@@ -42,10 +42,20 @@ class Place:
         url = f"{self.running.url}/page/api/{path}"
         return httpx2.post(url, content=json.dumps(body), headers=headers, timeout=600)
 
-    def send(self, name: str, content: Any) -> Any:
-        """Send a text."""
-        url, headers = f"{self.running.url}/page/api/train/uploads", {"X-Page-Token": self.token}
-        return httpx2.put(url, params={"name": name}, content=content, headers=headers)
+    def send(self, name: str, content: bytes, purpose: str = "fine-tune", measured: bool = True) -> Any:
+        """Send a text, with or without the header Content-Length."""
+        form = {"data": {"purpose": purpose}, "files": {"file": (name, content)}}
+        request = httpx2.Request("POST", f"{self.running.url}/v1/files", **form)
+        body, headers = request.read(), {"Content-Type": request.headers["Content-Type"]}
+        return httpx2.post(request.url, content=body if measured else iter([body]), headers=headers, timeout=60)
+
+    def discard(self, name: str) -> Any:
+        """Remove the text with this name."""
+        return httpx2.delete(f"{self.running.url}/v1/files/{file_id(name)}")
+
+    def sent(self) -> list[str]:
+        """The names of the texts that were sent."""
+        return [one["filename"] for one in httpx2.get(f"{self.running.url}/v1/files").json()["data"]]
 
 
 def zipped(files: dict[str, bytes], encrypted: bool = False) -> bytes:

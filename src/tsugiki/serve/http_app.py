@@ -134,7 +134,7 @@ def _cors(access: Access) -> list[Middleware]:
         Middleware(
             CORSMiddleware,
             allow_origins=[*access.origins],
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["Authorization", "Content-Type", REQUEST_ID],
             expose_headers=[REQUEST_ID, _IGNORED],
         )

@@ -2,8 +2,9 @@
 
 Pages of other sites can make a browser send requests to this machine. They are refused by the headers `Host` (against
 DNS rebinding: a foreign name that resolves to 127.0.0.1), `Origin` and `Sec-Fetch-Site`, and because bodies must be
-`application/json`, which a browser sends across sites only after a preflight request. Answers have CORS headers only
-for origins that the user allows. Requests of the server's own page that change something also need the page's token.
+`application/json`, which a browser sends across sites only after a preflight request. A file is sent as a form, which
+a browser sends without one, so that `Origin` alone refuses it. Answers have CORS headers only for origins that the
+user allows. Requests of the server's own page that change something also need the page's token.
 
 A browser can reach the server by another port (a tunnel) or another name (a reverse proxy). Any port is allowed,
 because the name alone shows DNS rebinding; the names of proxies are those that the user gives (`Access.names`).
@@ -35,6 +36,7 @@ _REQUEST_NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 REQUEST_ID = "x-request-id"
 HEALTH = "/health"
 API = "/v1/"
+FILES = "/v1/files"
 PAGE_API = "/page/api/"
 
 
@@ -91,7 +93,7 @@ class Guard:
             await send(message)
 
         accepted = headers.get("accept-language")
-        with speaking(accepted if accepted in LANGUAGES else language(), path.startswith(PAGE_API)):
+        with speaking(accepted if accepted in LANGUAGES else language(), "x-page-token" in headers):
             try:
                 check(self.access, method, path, headers, self.public, self.page_token)
             except ApiError as error:
@@ -139,8 +141,9 @@ def check(
         if scheme.lower() != "bearer" or not hmac.compare_digest(given.encode(), access.api_key.encode()):
             message = _("the API key is missing or wrong; send it as Authorization: Bearer KEY")
             raise ApiError(401, message, code="invalid_api_key")
-    if method == "POST" and headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        raise ApiError(415, _("the body must be application/json"), code="wrong_content_type")
+    wanted = "multipart/form-data" if path == FILES else "application/json"
+    if method == "POST" and headers.get("content-type", "").partition(";")[0].strip().lower() != wanted:
+        raise ApiError(415, _("the body must be {kind}").format(kind=wanted), code="wrong_content_type")
     changes_for_page = path.startswith(PAGE_API) and method not in ("GET", "HEAD")
     if changes_for_page and not hmac.compare_digest(headers.get("x-page-token", "").encode(), page_token.encode()):
         raise ApiError(403, _("the page is older than the server; load it again"), code="wrong_page_token")

@@ -54,7 +54,7 @@ from tsugiki.serve.runs_view import (
 )
 from tsugiki.serve.security import PAGE_API
 from tsugiki.serve.served_adapters import ServedAdapters
-from tsugiki.serve.uploads import FOLDER, Uploads
+from tsugiki.serve.uploads import FOLDER, LARGEST, SUFFIXES, Uploads, file_routes
 from tsugiki.serve.votes import ALL_TRAIN, FILE, NoFields, Votes, holds_few_votes
 from tsugiki.training.run.resume import without_defaults
 from tsugiki.training.settings.config import RunConfig
@@ -220,6 +220,7 @@ class Training:
             "bases": self.bases(),
             "texts": with_home(self.texts),
             "aozora": self.aozora,
+            "sent": {"suffixes": " ".join(SUFFIXES), "largest": LARGEST, "size": f"{LARGEST // 10**6} MB"},
             "lora_methods": [name for name, method in _methods().items() if method.config is LoraConfig],
             "losses": {name: {**loss.defaults, "likelihood": loss.likelihood} for name, loss in LOSSES.items()},
             "settings": [self._shown(name, setting) for name, setting in OFFERED.items()],
@@ -384,7 +385,7 @@ def workspace_routes(workspace: Workspace, adapters: ServedAdapters) -> list[Rou
     training = Training(workspace, runs, Uploads(library / FOLDER))
     runs.watch()
     jobs = Jobs(workspace.directory, training.uploads.folder)
-    return [*run_routes(runs), *training_routes(training, jobs, Votes(library))]
+    return [*file_routes(training.uploads), *run_routes(runs), *training_routes(training, jobs, Votes(library))]
 
 
 def training_routes(training: Training, jobs: Jobs, votes: Votes) -> list[Route]:
@@ -421,13 +422,6 @@ def training_routes(training: Training, jobs: Jobs, votes: Votes) -> list[Route]
         )
         return JSONResponse({**done, "file": out.name})
 
-    async def upload(request: Request) -> Response:
-        return JSONResponse({"name": await training.uploads.receive(request)}, 201)
-
-    def remove(asked: NameRequest) -> dict[str, Any]:
-        training.uploads.remove(asked.name)
-        return training.uploads.listing()
-
     def take_votes(_asked: NoFields) -> dict[str, str]:
         rows, _damaged = votes.rows()
         if not rows:
@@ -435,10 +429,7 @@ def training_routes(training: Training, jobs: Jobs, votes: Votes) -> list[Route]
         return {"name": training.uploads.put(FILE, to_lines(rows))}
 
     return [
-        get_route("train/uploads", training.uploads.listing),
         post_route("train/votes", NoFields, take_votes),
-        Route(f"{PAGE_API}train/uploads", upload, methods=["PUT"]),
-        post_route("train/remove-upload", NameRequest, remove),
         get_route("train/options", training.options),
         get_route("train/texts", training.listing, "folder"),
         get_route("train/again", training.again, "name"),

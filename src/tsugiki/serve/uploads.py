@@ -1,28 +1,36 @@
-"""Uploaded texts: files in a folder of the library, with limits for a file, for all files and for the free disk space.
+"""OpenAI's files: texts in a folder of the library, with limits for a file, for all files and for the free disk space.
 
-A request names a file, and never a path. The name that a browser gives is changed into one that every system accepts,
-and ends with one of a few suffixes, so that no file is a template, a config or code. Nothing is unpacked here: the
-reader of texts does that in a process of its own, and refuses a zip that unpacks to an unusual size.
+A request names a file by its id or its name, and never a path. The name that a client gives is changed into one that
+every system accepts, and ends with one of a few suffixes, so that no file is a template, a config or code. Nothing is
+unpacked here: the reader of texts does that in a process of its own, and refuses a zip that unpacks to an unusual size.
 """
 
 import asyncio
+import os
 import shutil
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import Any
 
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import Route
 
 from tsugiki.data.read.files import describe_data
 from tsugiki.errors import system_error
 from tsugiki.io.atomic import make_folder, new_file
+from tsugiki.io.digests import sha256
 from tsugiki.io.file_names import DATA_SUFFIXES
 from tsugiki.io.formatting import format_size
 from tsugiki.language import _
 from tsugiki.serve.errors import ApiError
 from tsugiki.serve.folders import entries, inside, is_allowed
 from tsugiki.serve.protocol import read_body
+from tsugiki.serve.routes import api_route, page_of
+from tsugiki.serve.security import FILES
 
 FOLDER = ".texts"
 """The folder in the library; no adapter's name can begin with a dot."""
@@ -32,6 +40,8 @@ LARGEST = 64_000_000  # bytes of a file
 MOST_BYTES = 1_000_000_000  # of all files
 MOST_FILES = 500
 SPARE = 256_000_000  # bytes of the disk that stay free
+PURPOSE = "fine-tune"
+_AROUND = 10_000  # bytes of a form around its file
 _SECONDS = 600  # the longest time in which a file may arrive
 _LONGEST = 60  # characters of a name without its suffix
 
@@ -43,30 +53,53 @@ class Uploads:
         self.folder = folder
         self._receiving = asyncio.Lock()
 
-    def listing(self) -> dict[str, Any]:
-        """Return the files, and what may be sent."""
-        return {
-            "files": [{"name": name, "size": format_size(size)} for name, size in self._files().items()],
-            "suffixes": SUFFIXES,
-            "largest": LARGEST,
-            "limit": f"{LARGEST // 10**6} MB",
-        }
+    def objects(self) -> list[dict[str, Any]]:
+        """Return the files as OpenAI's API describes them, the newest first."""
+        newest = sorted(self._files().items(), key=lambda one: -one[1].st_mtime)
+        return [
+            {
+                "id": file_id(name),
+                "object": "file",
+                "bytes": state.st_size,
+                "created_at": int(state.st_mtime),
+                "filename": name,
+                "purpose": PURPOSE,
+                "status": "processed",
+            }
+            for name, state in newest
+        ]
 
-    async def receive(self, request: Request) -> str:
-        """Write the body of a request into a new file, and return its name; that of an equal file if there is one."""
-        path = self.new_path(request.query_params.get("name", ""))
+    def find(self, given: str, param: str = "file_id") -> dict[str, Any]:
+        """Return the file with the id that a request has in the field `param`."""
+        for one in self.objects():
+            if one["id"] == given:
+                return one
+        raise ApiError(404, _("there is no file {name!r}").format(name=given[:100]), param, "not_found")
+
+    async def receive(self, request: Request) -> dict[str, Any]:
+        """Write the file of a form, and return it as `objects` does; an equal file if there is one."""
         async with self._receiving:
-            content = await read_body(request, LARGEST, _SECONDS)
-            return await asyncio.to_thread(self.put, path.name, content)
+            self.check_room(0)
+            purpose, file = await _read_form(request)
+            if purpose != PURPOSE:
+                message = _("files with the purpose {purpose!r} are kept here, and no others")
+                raise ApiError(400, message.format(purpose=PURPOSE), "purpose", "invalid_value")
+            name = await asyncio.to_thread(self.put, file.filename or "", await file.read())
+        return self.find(file_id(name))
 
     def put(self, name: str, content: bytes) -> str:
         """Write a file, unless there is one of this kind with this content; return the file's name."""
-        kind = len(content), Path(name).suffix
-        similar = (self.folder / one for one, size in self._files().items() if (size, Path(one).suffix) == kind)
+        path = self.new_path(name)
+        if not content:
+            raise ApiError(400, _("{name!r} is empty").format(name=name[:100]), "file", "invalid_value")
+        similar = (
+            self.folder / one
+            for one, state in self._files().items()
+            if (state.st_size, Path(one).suffix) == (len(content), path.suffix)
+        )
         if known := next((path.name for path in similar if path.read_bytes() == content), None):
             return known
         self.check_room(len(content))
-        path = self.new_path(name)  # again: another file may have got this name meanwhile
         with new_file(path) as temporary:
             temporary.write_bytes(content)
         return path.name
@@ -84,8 +117,8 @@ class Uploads:
 
     def check_room(self, size: int) -> None:
         """Check that `size` more bytes may be written."""
-        files = self._files()
-        if len(files) >= MOST_FILES or sum(files.values()) + size > MOST_BYTES:
+        sizes = [state.st_size for state in self._files().values()]
+        if len(sizes) >= MOST_FILES or sum(sizes) + size > MOST_BYTES:
             message = _("the texts in {folder} take the {size} that they may; remove some first")
             raise ApiError(413, message.format(folder=self.folder, size=format_size(MOST_BYTES)), code="no_room")
         existing = next(folder for folder in (self.folder, *self.folder.absolute().parents) if folder.exists())
@@ -107,10 +140,75 @@ class Uploads:
         except OSError as error:
             raise system_error(_("cannot remove {path}: {reason}"), name, error) from error
 
-    def _files(self) -> dict[str, int]:
-        """Return the names and the sizes of the files."""
+    def _files(self) -> dict[str, os.stat_result]:
+        """Return the names of the files, with their sizes and times."""
         found = (entry for entry in entries(self.folder) if entry.is_file(follow_symlinks=False))
-        return {entry.name: entry.stat(follow_symlinks=False).st_size for entry in found}
+        return {entry.name: entry.stat(follow_symlinks=False) for entry in found}
+
+
+def file_routes(uploads: Uploads) -> list[Route]:
+    """Return the routes of OpenAI's interface for files."""
+    one = f"{FILES}/{{file_id}}"
+
+    def listed(request: Request) -> dict[str, Any]:
+        wanted = request.query_params.get("purpose", PURPOSE)
+        return page_of([file for file in uploads.objects() if file["purpose"] == wanted], request, MOST_FILES)
+
+    def find(request: Request) -> dict[str, Any]:
+        return uploads.find(request.path_params["file_id"])
+
+    def remove(request: Request) -> dict[str, Any]:
+        file = find(request)
+        uploads.remove(file["filename"])
+        return {"id": file["id"], "object": "file", "deleted": True}
+
+    async def receive(request: Request) -> Response:
+        return JSONResponse(await uploads.receive(request))
+
+    def content(request: Request) -> Response:
+        return FileResponse(uploads.path(find(request)["filename"]), media_type="application/octet-stream")
+
+    return [
+        Route(FILES, receive, methods=["POST"]),
+        api_route(FILES, listed),
+        api_route(one, find),
+        api_route(one, remove, "DELETE"),
+        Route(f"{one}/content", content),
+    ]
+
+
+def file_id(name: str) -> str:
+    """Return the id of the file with a name; another file can get it only when this one was removed."""
+    return short_id("file", name)
+
+
+def short_id(kind: str, name: str) -> str:
+    """Return an id such as `file-1f3c…`, which is always the same for the same name."""
+    return f"{kind}-{sha256([name.encode()]).partition(':')[2][:24]}"
+
+
+async def _read_form(request: Request) -> tuple[str, UploadFile]:
+    """Return the purpose and the file in a form, as clients send them."""
+    body = await read_body(request, LARGEST + _AROUND, _SECONDS)
+
+    async def parts() -> AsyncGenerator[bytes, None]:
+        yield body
+
+    try:
+        form = await _Parser(request.headers, parts(), max_files=1, max_fields=10).parse()
+    except MultiPartException as error:
+        message = _("the body is no form with a file: {reason}").format(reason=error.message)
+        raise ApiError(400, message) from error
+    purpose, file = form.get("purpose"), form.get("file")
+    if not isinstance(file, UploadFile):
+        raise ApiError(400, _("the form has no file"), "file", "invalid_value")
+    return str(purpose), file
+
+
+class _Parser(MultiPartParser):
+    """Reads a form without a file on the disk, where there may be no room."""
+
+    spool_max_size = LARGEST
 
 
 def data_names(data: str | Sequence[str]) -> str:
@@ -124,10 +222,12 @@ def data_names(data: str | Sequence[str]) -> str:
 def _clean(given: str) -> tuple[str, str]:
     """Return a name for a file, with its suffix apart, which must be one of `SUFFIXES`."""
     last = unicodedata.normalize("NFC", given).replace("\\", "/").rpartition("/")[2]
+    if "." not in last:  # clients call bytes without a name "upload"
+        last += ".jsonl"
     stem, _dot, suffix = last.rpartition(".")
     suffix = f".{suffix.lower()}"
     if suffix not in SUFFIXES:
         message = _("{name!r} is no text that can be sent; the name must end with {suffixes}")
-        raise ApiError(400, message.format(name=last[:100], suffixes=", ".join(SUFFIXES)), "name", "invalid_value")
+        raise ApiError(400, message.format(name=last[:100], suffixes=", ".join(SUFFIXES)), "file", "invalid_value")
     kept = "".join(character if is_allowed(f"a{character}") else "_" for character in stem)
     return kept[:_LONGEST].strip(" .-_") or "text", suffix

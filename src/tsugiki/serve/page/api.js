@@ -31,21 +31,20 @@ export function fail(error) {
  * Send a request and return the answer, whose status is a success.
  *
  * @param {string} path
- * @param {unknown} [body] undefined: GET; a file is PUT as it is, other things are sent by POST as JSON
+ * @param {unknown} [body] undefined: GET; a form is sent by POST as it is, other things as JSON
  * @param {AbortSignal | null} [signal] null: the request goes on when the view is left
+ * @param {string} [method]
  * @returns {Promise<Response>}
  * @throws {Error} with the code that the server gives
  */
-async function request(path, body, signal = frame.signal) {
-  const isFile = body instanceof Blob;
-  const method = body === undefined ? "GET" : isFile ? "PUT" : "POST";
-  const type = isFile ? "application/octet-stream" : "application/json";
+async function request(path, body, signal = frame.signal, method = body === undefined ? "GET" : "POST") {
+  const isForm = body instanceof FormData;
   for (;;) {
     const key = sessionStorage.getItem(KEY);
     const headers = new Headers({ "Accept-Language": document.documentElement.lang, "X-Page-Token": TOKEN });
-    if (method !== "GET") headers.set("Content-Type", type);
+    if (method === "POST" && !isForm) headers.set("Content-Type", "application/json");
     if (key) headers.set("Authorization", `Bearer ${key}`);
-    const options = { method, headers, signal, body: isFile ? body : JSON.stringify(body) };
+    const options = { method, headers, signal, body: isForm ? body : JSON.stringify(body) };
     const response = await fetch(path, options).catch((error) => {
       throw error.name === "AbortError" ? error : newError(frame.unreachable, "unreachable");
     });
@@ -66,6 +65,11 @@ export async function getJson(path, signal) {
 /** @param {string} path @param {unknown} body @param {AbortSignal | null} [signal] @returns {Promise<any>} */
 export async function postJson(path, body, signal) {
   return (await request(path, body, signal)).json();
+}
+
+/** Delete what an address names. @param {string} path @throws {Error} */
+export async function remove(path) {
+  await request(path, undefined, undefined, "DELETE");
 }
 
 /** @param {string} path @param {unknown} [body] @returns {Promise<Blob>} a file @throws {Error} */

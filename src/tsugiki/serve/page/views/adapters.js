@@ -185,11 +185,8 @@ function Buttons({ one, address }) {
     if (to !== name) go("adapters", (await postJson("/page/api/rename-adapter", { name, to })).name);
   };
   const rename = () => ask(t("new_name"), t("rename"), renameTo, name);
-  const remove = async () => {
-    if (!(await ask(t("remove.question", { name }), t("remove")))) return;
-    await postJson("/page/api/remove-adapter", { name });
-    go("adapters");
-  };
+  const removeIt = () => postJson("/page/api/remove-adapter", { name }).then(() => go("adapters"));
+  const remove = () => ask(t("remove.question", { name }), t("remove"), removeIt);
   return html`<${Actions} of=${[
     [isServed, t("talk"), () => go("talk", name), "primary"],
     [isServed && mixes, t("mix_it"), () => go("adapters", MIX, name)],

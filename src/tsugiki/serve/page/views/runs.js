@@ -188,10 +188,8 @@ function Buttons({ run, reload }) {
   const isQueued = state === "queued";
   const ended = !goesOn(run);
   const post = (path) => postJson(`${API}runs/${path}`, { name });
-  const stop = async () => {
-    if (isQueued || (await ask(t("stop.question", { name }), t("stop")))) await post("stop");
-    await reload();
-  };
+  const stopIt = () => post("stop").then(reload);
+  const stop = () => (isQueued ? stopIt() : ask(t("stop.question", { name }), t("stop"), stopIt));
   const remove = async () => {
     if (!(await ask(t("delete.question", { name }), t("delete")))) return;
     if (!(await ask(t("delete.again", { name }), t("delete.certain")))) return;

@@ -19,7 +19,7 @@ export default function Train({ path }) {
 function Loaded({ options, path }) {
   const [draft, change] = useDraft(options);
   const [found, lookAgain] = useFound(draft, options);
-  const data = useData(draft, change);
+  const data = useData(options, draft, change);
   usePath(path, draft, change, data.choose);
   const [results, setResults] = useState(/** @type {any} */ ({}));
   const parts = { options, draft, change, data };

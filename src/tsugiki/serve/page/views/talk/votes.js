@@ -87,10 +87,8 @@ export function Votes({ base, isOpen, kept, setKept }) {
 function Pairs({ kept, setKept }) {
   const { pairs, offered, few, damaged } = kept;
   const save = async () => saveFile("votes.jsonl", await getBlob("/page/api/votes/file"));
-  const remove = async () => {
-    const yes = await ask(t("pairs.remove_all", { count: pairs }), t("pairs.remove"));
-    if (yes) setKept(await postJson("/page/api/votes/remove", {}));
-  };
+  const removeAll = () => postJson("/page/api/votes/remove", {}).then(setKept);
+  const remove = () => ask(t("pairs.remove_all", { count: pairs }), t("pairs.remove"), removeAll);
   const look = () => openDialog(t("pairs.look"), (close) => html`<${PairList} ...${{ kept, close }} />`);
   return html`<div class="pairs">
     <p>${t("pairs.kept", { count: pairs })} ${pairs < offered && t("pairs.wait", { count: offered })} ${damaged}</p>

@@ -1,23 +1,27 @@
 /** Bring data: send files, paste a text, choose from those that are there, or fetch works of Aozora Bunko. */
 
-import { postJson } from "../../api.js";
-import { ask, Check, fail, Field, Form, html, Quiet, t, useJson, useState, useWork } from "../../ui.js";
+import { postJson, remove } from "../../api.js";
+import { ask, Check, Field, Form, html, lang, Quiet, t, useJson, useState, useWork } from "../../ui.js";
 
 const API = "/page/api/train/";
+const FILES = "/v1/files";
+const SIZE = { maximumSignificantDigits: 3 }; // of a file
 
 /** Return the files that were sent, and what can be done with data. */
-export function useData(draft, change) {
+export function useData({ sent: { largest, size } }, draft, change) {
   const [, work] = useWork();
-  const [sent, load, setSent] = useJson(`${API}uploads`);
+  const [sent, load] = useJson(FILES);
   const [status, setStatus] = useState("");
   /** @param {"texts" | "uploads"} where the text is */
   const choose = (path, isChosen, where = "uploads") => change((now) => chosenWith(now, path, isChosen, where));
   const send = async (files) => {
     for (const file of files) {
-      if (file.size > sent.largest) throw new Error(t("sent.too_large", { name: file.name, size: sent.limit }));
+      if (file.size > largest) throw new Error(t("sent.too_large", { name: file.name, size }));
       setStatus(t("sent.sending", { name: file.name }));
-      const { name } = await postJson(`${API}uploads?name=${encodeURIComponent(file.name)}`, file);
-      choose(name, true);
+      const form = new FormData();
+      form.set("purpose", "fine-tune");
+      form.set("file", file);
+      choose((await postJson(FILES, form)).filename, true);
     }
   };
   const sendAll = (files, done = () => {}) =>
@@ -28,12 +32,13 @@ export function useData(draft, change) {
     );
   // the text stays until the server has it
   const paste = () => sendAll([new File([draft.pasted], `${t("sent.pasted")}.txt`)], () => change({ pasted: "" }));
-  const remove = async (name) => {
-    if (!(await ask(t("sent.question", { name }), t("sent.remove")))) return;
-    setSent(await postJson(`${API}remove-upload`, { name }));
-    choose(name, false);
-  };
-  return { sent, status, choose, sendAll, paste, remove: (name) => remove(name).catch(fail), load };
+  const discard = ({ id, filename: name }) =>
+    ask(t("sent.question", { name }), t("sent.remove"), async () => {
+      await remove(`${FILES}/${id}`);
+      choose(name, false);
+      await load();
+    });
+  return { sent, status, choose, sendAll, paste, discard, load };
 }
 
 /** Return what changes with a text: the chosen ones, the name of the run, and the columns, which belong to a table. */
@@ -53,20 +58,21 @@ export function ChosenData({ draft, data }) {
 }
 
 /** Files that are sent, dropped or pasted, and those that were sent before. */
-export function Sent({ draft, change, data }) {
+export function Sent({ options, draft, change, data }) {
   const [isOver, setOver] = useState(false);
   const { sent, status } = data;
   if (!sent) return null;
   const over = (now) => (event) => (event.preventDefault(), setOver(now));
   const drop = (event) => (over(false)(event), data.sendAll(event.dataTransfer.files));
-  const label = t("sent.file", { suffixes: sent.suffixes.join(" "), size: sent.limit });
-  const file = ({ name, size }) => html`<li key=${name}>
-    <${Choice} ...${{ name, size, list: draft.uploads, set: (isOn) => data.choose(name, isOn) }} />
-    <${Quiet} aria-label=${t("sent.remove_it", { name })} act=${() => data.remove(name)}>×<//>
+  const file = (one) => html`<li key=${one.id}>
+    <${Choice} name=${one.filename} size=${`${(one.bytes / 1e3).toLocaleString(lang, SIZE)} kB`} list=${draft.uploads}
+      set=${(isOn) => data.choose(one.filename, isOn)} />
+    <${Quiet} aria-label=${t("sent.remove_it", { name: one.filename })} act=${() => data.discard(one)}>×<//>
   </li>`;
   return html`<div class="sent">
     <div class=${isOver ? "drop over" : "drop"} onDragOver=${over(true)} onDragLeave=${over(false)} onDrop=${drop}>
-      <${Field} label=${label} type="file" multiple accept=${sent.suffixes.join()}
+      <${Field} label=${t("sent.file", options.sent)} type="file" multiple
+        accept=${options.sent.suffixes.replaceAll(" ", ",")}
         set=${(_, target) => data.sendAll(target.files)} />
       <${Field} label=${t("sent.paste")} rows=${4} value=${draft.pasted} set=${(pasted) => change({ pasted })} />
       <div class="actions">
@@ -74,9 +80,9 @@ export function Sent({ draft, change, data }) {
         <span class="faint small" role="status">${status}</span>
       </div>
     </div>
-    ${sent.files.length > 0 &&
+    ${sent.data.length > 0 &&
     html`<p class="faint small">${t("sent.before")}</p>
-      <ul class="entries" tabindex="0">${sent.files.map(file)}</ul>`}
+      <ul class="entries" tabindex="0">${sent.data.map(file)}</ul>`}
   </div>`;
 }
 
