@@ -30,7 +30,7 @@ from typing import Any
 from benchmarks.figures import Figures
 from tsugiki import evaluate
 from tsugiki.report.table import Table
-from tsugiki.training.record.pairs import PairScores, TwoScores
+from tsugiki.training.record.result import PairScores, TwoScores
 from tsugiki.training.record.run_record import RunRecord
 from tsugiki.training.run.resume import earlier_run
 from tsugiki.training.run.stages import train

@@ -7,7 +7,7 @@
     persona                      12 facts about the speaker in five wordings, answered in its tone; asked as facts
 
 A near wording has words of the learned ones in another order or form, a far one quite other words. `key` is the string
-that marks a right answer (`training.score.key_strings`), and without one the whole answer must be equal.
+that marks a right answer (`training.score.questions.right_answers`), and without one the whole answer must be equal.
 
 `GENERAL` are questions in English about other things, with expected answers, to see what a chat model has forgotten.
 They shaped no rule of Tsugiki, unlike the twenty that come with it.

@@ -20,8 +20,7 @@ from typing import Any
 from benchmarks.quality.question_sets import FAR, GENERAL, NEAR, Row, question_set, to_jsonl
 from tsugiki.io.progress import ProgressDisplay
 from tsugiki.training.run.stages import train
-from tsugiki.training.score.key_strings import right_answers
-from tsugiki.training.score.questions import Question
+from tsugiki.training.score.questions import Question, right_answers
 from tsugiki.training.score.targets import EvaluationTarget, answer_with_targets, loaded_targets
 from tsugiki.training.settings.config import RunConfig
 from tsugiki.training.settings.files import validated

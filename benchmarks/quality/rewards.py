@@ -44,7 +44,7 @@ import torch
 
 from benchmarks.figures import Figures
 from tsugiki import evaluate
-from tsugiki.data.read.prompts import read_prompts
+from tsugiki.data.read.answers import read_prompts
 from tsugiki.data.records import NONE
 from tsugiki.io.json import read_json, write_json
 from tsugiki.preference.losses import LOSSES, Answers, PreferenceLoss

@@ -21,7 +21,7 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
 
 from tsugiki.base.loading import load_model, load_tokenizer
-from tsugiki.data.read.prompts import PromptRow, read_prompts
+from tsugiki.data.read.answers import PromptRow, read_prompts
 from tsugiki.preference.rewards import parse_rule, reward_of, scores_of
 
 

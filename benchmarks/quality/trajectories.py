@@ -25,7 +25,7 @@ import torch
 
 from benchmarks.figures import Figures
 from tsugiki.data.encoding import encode_records
-from tsugiki.data.windows import read_windows
+from tsugiki.data.windows import evenly_spread, read_windows
 from tsugiki.io.json import read_json, write_json
 from tsugiki.lora.hold import disable_adapter
 from tsugiki.report.table import Table
@@ -37,7 +37,6 @@ from tsugiki.training.score.evaluate import TokenSequence, score_sequences
 from tsugiki.training.settings.config import RunConfig
 from tsugiki.training.settings.files import validated
 from tsugiki.training.step.loop import Callback, TrainingLoop
-from tsugiki.training.tools.spread import evenly_spread
 
 HEADERS = {
     "en": ["what is kept", "2 documents choose", "5 documents", "all"],

@@ -35,13 +35,11 @@ from tsugiki.lora.pair import LowRank
 from tsugiki.model.context import IGNORE_INDEX
 from tsugiki.model.inference import evaluating
 from tsugiki.report.table import Table
-from tsugiki.training.choose.base_predictions import predict_sample
-from tsugiki.training.choose.output_head import head_weights
-from tsugiki.training.choose.softmax import kept_tokens
+from tsugiki.training.choose.output_head import head_weights, kept_tokens, predict_sample
 from tsugiki.training.model.trainable import restore_values, trained_values
 from tsugiki.training.record.interval import t_percentile
-from tsugiki.training.run.stage_results import Prepared
 from tsugiki.training.run.stages import prepared
+from tsugiki.training.run.start import Prepared
 from tsugiki.training.score.evaluate import evaluate
 from tsugiki.training.settings.config import RunConfig
 from tsugiki.training.settings.files import validated

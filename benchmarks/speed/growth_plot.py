@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.guide_tables import Language
 from benchmarks.speed.results import themed_svg
-from tsugiki.report.plots import FAINT, INK, PAPER, RULE, SERIES
+from tsugiki.report.html import FAINT, INK, PAPER, RULE, SERIES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -33,7 +33,7 @@ from tsugiki.lora.targets import find_targets
 from tsugiki.model.linear import features, is_conv1d
 from tsugiki.model.meta import meta_model
 from tsugiki.model.products import matrix_product, uses_onednn
-from tsugiki.training.tools.threads import run_in_threads
+from tsugiki.training.tools.processes import run_in_threads
 
 ProductGroup: TypeAlias = Literal["frozen layers", "low rank", "attention", "causal attention", "head"]
 

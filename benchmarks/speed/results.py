@@ -16,7 +16,7 @@ from benchmarks.speed.workload import Workload
 from tsugiki.io.atomic import make_folder, write_text
 from tsugiki.io.formatting import format_gigabytes
 from tsugiki.io.json import write_json
-from tsugiki.report.plots import FAINT, INK, PAPER, RULE, SERIES, svg_text
+from tsugiki.report.html import FAINT, INK, PAPER, RULE, SERIES, svg_text
 from tsugiki.report.table import Table
 
 if TYPE_CHECKING:

@@ -39,7 +39,7 @@ _FUNCTIONS = {
     "tsugiki.training.run.stages.save_trained": "save: adapter",
     "tsugiki.training.record.run_record.RunRecord.write": "save: record",
     "tsugiki.training.step.loop.TrainingLoop.train_step": "steps",
-    "tsugiki.training.run.samples.generate_texts": "look: samples",
+    "tsugiki.training.run.evaluation_callback.generate_texts": "look: samples",
     "tsugiki.training.run.scores.RunScores.evaluate": "look: held-out text",
     "tsugiki.training.run.scores.RunScores.validate": "look: validation text",
     "tsugiki.cli.train._show": "end: report and summary",

@@ -23,8 +23,7 @@ from tsugiki.preference.pairs import AnswerRows, Preferences, pack_preferences
 from tsugiki.training.choose.choices import choices_for
 from tsugiki.training.measure.dtype_speed import faster_dtype, leaves_dtype_open, rows_at_once, seconds_of_dtypes
 from tsugiki.training.measure.facts import load_dtype
-from tsugiki.training.measure.shapes import Shapes
-from tsugiki.training.model.rows import tokens_of_row
+from tsugiki.training.measure.shapes import Shapes, tokens_of_row
 from tsugiki.training.model.trainable import make_trainable
 from tsugiki.training.settings.config import CHAPTER, RunConfig
 from tsugiki.training.settings.files import validated

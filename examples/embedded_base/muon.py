@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from tsugiki.annotations import PreTrainedModel
 from tsugiki.dtypes import preferred_compute_dtype
 from tsugiki.training.settings.config import RunConfig
-from tsugiki.training.tools.threads import run_in_threads
+from tsugiki.training.tools.processes import run_in_threads
 
 _MOMENTUM = 0.95
 _ITERATIONS = 5

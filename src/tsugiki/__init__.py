@@ -12,8 +12,7 @@ from warnings import filterwarnings
 
 if TYPE_CHECKING:
     from tsugiki.adapters.format import save_adapter
-    from tsugiki.adapters.pretrained import graft, load_adapter, print_trainable_parameters
-    from tsugiki.adapters.reference import reference_model
+    from tsugiki.adapters.pretrained import graft, load_adapter, print_trainable_parameters, reference_model
     from tsugiki.errors import TsugikiError
     from tsugiki.fast.mixed_batch import mixed_batch
     from tsugiki.fast.paths import use_fast_paths, use_plain_paths
@@ -66,7 +65,7 @@ _MODULE_OF = {
     "preview": "tsugiki.functions",
     "print_trainable_parameters": "tsugiki.adapters.pretrained",
     "graft": "tsugiki.adapters.pretrained",
-    "reference_model": "tsugiki.adapters.reference",
+    "reference_model": "tsugiki.adapters.pretrained",
     "set_adapter": "tsugiki.lora.hold",
     "train": "tsugiki.functions",
     "unmerge": "tsugiki.lora.merge",

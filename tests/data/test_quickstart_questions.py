@@ -9,7 +9,7 @@ import pytest
 
 import tsugiki
 from tsugiki.language import LANGUAGES
-from tsugiki.training.score.key_strings import right_answers
+from tsugiki.training.score.questions import right_answers
 
 FOLDER = Path(tsugiki.__file__).parent / "assets" / "questions"
 

@@ -23,7 +23,7 @@ from tsugiki.lowbit import quantize
 from tsugiki.methods import METHODS
 from tsugiki.model import disable_dropout, is_quantized, replica_in
 from tsugiki.training import Gradients
-from tsugiki.training.tools import stopping
+from tsugiki.training.step import loop
 
 LENGTH = 24
 ADAPTERS = [name for name, method in METHODS.items() if method.trains_adapter]
@@ -228,7 +228,7 @@ def test_a_run_waits_for_the_device_only_where_losses_are_read(
     config = run_config(tmp_path, batch_size=4, learning_rate=1e-3, max_steps=9, save_steps=100)
     training = loop_of(config, model, accelerator=accelerator)
     training.log_steps = 100
-    monkeypatch.setattr(stopping, "_SECONDS_BETWEEN", 1000)
+    monkeypatch.setattr(loop, "_SECONDS_BETWEEN", 1000)
     read: list[int] = []
     losses = training.read_losses
     monkeypatch.setattr(training, "read_losses", lambda: read.append(training.progress.step) or losses())

@@ -21,7 +21,8 @@ from tsugiki.errors import Interrupted, OtherProcessError
 from tsugiki.io import MANIFEST_FILE
 from tsugiki.training import Callback, TrainingLoop, check_agreement, main_first, on_main, start_accelerator, train
 from tsugiki.training.run import train_steps
-from tsugiki.training.tools import processes, stopping
+from tsugiki.training.step import loop as loop_module
+from tsugiki.training.tools import processes
 
 
 def train_in_own_folder(folder: Path) -> str:
@@ -104,9 +105,10 @@ def signalled(folder: Path) -> str:
         device=SimpleNamespace(type="cuda"), num_processes=2, is_main_process=index == 0, log=lambda *_, **__: None
     )
     made.accelerator = shown
-    changed: Any = stopping  # this process ends with the function
+    changed: Any = loop_module  # this process ends with the function
     changed._SECONDS_BETWEEN = 0.1
-    changed.time = SimpleNamespace(monotonic=lambda: time.monotonic() * (1 + 10 * index))
+    now = {"monotonic": lambda: time.monotonic() * (1 + 10 * index), "perf_counter": time.perf_counter}
+    changed.time = SimpleNamespace(**now)
 
     class Signal(Callback):
         def on_step_end(self, loop: TrainingLoop) -> None:

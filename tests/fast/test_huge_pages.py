@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from tsugiki.fast import use_huge_pages
+from tsugiki.generation.scheduler import use_huge_pages
 
 _PAGE = 2 << 20
 

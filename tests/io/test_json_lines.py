@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tsugiki import TsugikiError
-from tsugiki.io.json_lines import read_rows, to_lines, write_rows
+from tsugiki.io.json import read_rows, to_lines, write_rows
 
 
 @dataclass

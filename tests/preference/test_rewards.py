@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel, Field, ValidationError
 
 from tsugiki import TsugikiError
-from tsugiki.data.read.prompts import PromptRow, read_prompts
+from tsugiki.data.read.answers import PromptRow, read_prompts
 from tsugiki.preference.rewards import parse_rule, refuse_programs, reward_of, scores_of
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tsugiki import TsugikiError
-from tsugiki.data.read.prompts import PromptRow
+from tsugiki.data.read.answers import PromptRow
 from tsugiki.io.digests import check_digest, write_digest
 from tsugiki.preference.sampling import (
     Answer,

@@ -59,7 +59,7 @@ from tsugiki.data import (
     render,
     split_records,
 )
-from tsugiki.data.read.prompts import PromptRow, read_prompts
+from tsugiki.data.read.answers import PromptRow, read_prompts
 from tsugiki.hub.publication import publication
 from tsugiki.io import METADATA_FILE
 from tsugiki.io.cache import kept, kept_of_folders

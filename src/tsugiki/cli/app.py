@@ -12,13 +12,11 @@ from typing import Annotated
 import typer
 
 from tsugiki.cli import adapters
-from tsugiki.cli.before_a_run import aozora_command, new_command, plan_command, preview_command
+from tsugiki.cli.before_a_run import aozora_command, new_command, pairs_command, plan_command, preview_command
 from tsugiki.cli.help import Commands, Group, new_group
 from tsugiki.cli.look import evaluate_command, methods_command, report_command
-from tsugiki.cli.pairs import pairs_command
-from tsugiki.cli.serve import serve_command
 from tsugiki.cli.share import export_command, merge_command, pull_command, push_command
-from tsugiki.cli.talk import chat_command, generate_command
+from tsugiki.cli.talk import chat_command, generate_command, serve_command
 from tsugiki.cli.train import quickstart_command, sweep_command, train_command
 from tsugiki.io.file_names import DATA_SUFFIXES
 from tsugiki.language import _, marked, ngettext

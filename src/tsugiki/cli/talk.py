@@ -1,7 +1,9 @@
-"""Commands that let a model write: `tsugiki generate` and `tsugiki chat`."""
+"""Commands that let a model write: `tsugiki generate`, `chat` and `serve`."""
 
 import json
+import os
 import sys
+import webbrowser
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -14,8 +16,8 @@ import typer
 from tsugiki.cli.fast_start import import_libraries
 from tsugiki.cli.flags import FlagsOf, Given
 from tsugiki.cli.terminal import print_command_after_trying, print_next_command, print_sections
-from tsugiki.errors import TsugikiError, error_text, unreadable
-from tsugiki.language import _, marked
+from tsugiki.errors import Interrupted, TsugikiError, error_text, unreadable
+from tsugiki.language import VARIABLE, _, marked
 from tsugiki.report.sections import Samples, Section
 
 if TYPE_CHECKING:
@@ -380,3 +382,39 @@ def _prompt_in(line: str, where: str) -> str:
         message = _("{where} has no prompt: each line is an object such as {example}")
         raise TsugikiError(message.format(where=where, example='{"prompt": "…"}'))
     return prompt
+
+
+def serve_command(
+    *, settings: Annotated[Given, FlagsOf("tsugiki.serve.settings.ServerSettings")], open_: bool = False
+) -> None:
+    """Answer requests by OpenAI's HTTP interface, with one base and many adapters in a batch.
+
+    Args:
+        open_: Show the server's page in the browser.
+
+    Examples:
+        tsugiki serve --model embedded
+        tsugiki serve --model embedded --adapter ichiyo=runs/ichiyo --port 8080
+        tsugiki serve --model embedded --host 0.0.0.0 --api-key-file key.txt
+    """
+    try:
+        import_libraries("tsugiki.serve.server")
+        from tsugiki.serve.server import serve
+        from tsugiki.serve.settings import ServerSettings
+    except ModuleNotFoundError as error:
+        if error.name not in ("starlette", "uvicorn"):
+            raise
+        message = _("tsugiki serve needs {module}; install it by pip install 'tsugiki[serve]'")
+        raise TsugikiError(message.format(module=error.name)) from error
+
+    def ready(name: str, dtype: str, url: str) -> None:
+        page = f"{url}/?lang={os.environ[VARIABLE]}" if os.environ.get(VARIABLE) else url
+        message = _("{name} in {dtype} at {url}/v1, page at {page} (Ctrl-C stops it)")
+        typer.echo(message.format(name=name, dtype=dtype, url=url, page=page))
+        if open_:
+            webbrowser.open(page)
+
+    try:
+        serve(ServerSettings(**settings), ready)
+    except (Interrupted, KeyboardInterrupt):
+        typer.echo(_("stopped"))

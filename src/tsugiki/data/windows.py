@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from tsugiki.data.corpus import Part, numbered
 from tsugiki.data.duplicates import near_duplicates
@@ -14,6 +15,7 @@ from tsugiki.data.store import read_index
 
 WINDOW_CHARACTERS = 512
 """Characters (code points) per window."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,13 @@ class Window:
     """Index of its record in the data."""
     group: int | None = None
     """Index of the first record of its group (see `kept_together`); None: it is in no group."""
+
+
+def evenly_spread(items: Sequence[T], count: int) -> list[T]:
+    """Return `count` of the items, evenly spread, or all if there are no more."""
+    if count >= len(items):
+        return list(items)
+    return [items[number * len(items) // count] for number in range(count)]
 
 
 def read_windows(

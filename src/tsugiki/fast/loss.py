@@ -41,12 +41,12 @@ from tsugiki.fast.masks import dropout
 from tsugiki.lora.layer import LoraLinear
 from tsugiki.lora.pair import LowRank
 from tsugiki.model.context import IGNORE_INDEX
-from tsugiki.model.devices import to_device
 from tsugiki.model.linear import (
     features,
     frozen_input_gradient,
     frozen_product,
     is_autocast_enabled,
+    to_device,
 )
 from tsugiki.model.products import uses_onednn
 from tsugiki.model.undo import base_of

@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tsugiki.model.devices import to_device
+from tsugiki.model.linear import to_device
 
 _Words: TypeAlias = NDArray[np.uint64]
 _LEVELS = 1 << 16

@@ -11,8 +11,7 @@ from tsugiki.annotations import PreTrainedModel
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.generation.key_value_cache import CachedRows, compute, padded, selected
 from tsugiki.generation.prefixes import BLOCK, Prefix, rows_with_prefixes
-from tsugiki.generation.request import BatchMode, ScoredToken
-from tsugiki.generation.row import Row
+from tsugiki.generation.request import BatchMode, Row, ScoredToken
 from tsugiki.language import _
 from tsugiki.lowbit.quantized_layer import QuantizedLayer
 from tsugiki.model.context import rope_depends_on_length

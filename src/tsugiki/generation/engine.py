@@ -18,8 +18,7 @@ from tsugiki.fast.row_products import Place
 from tsugiki.generation.batch import find_batch_mode
 from tsugiki.generation.key_value_cache import bytes_per_token
 from tsugiki.generation.prefixes import PrefixCache
-from tsugiki.generation.request import BatchMode, Limits, Request, engine_stopped, queue_full
-from tsugiki.generation.row import Row
+from tsugiki.generation.request import BatchMode, Limits, Request, Row, engine_stopped, queue_full
 from tsugiki.generation.scheduler import Scheduler, generating
 from tsugiki.language import _
 from tsugiki.lora.hold import base_alone, find_adapter, set_adapter

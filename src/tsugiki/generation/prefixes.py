@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tsugiki.generation.key_value_cache import CachedRows, GrowingCache
-from tsugiki.generation.row import Row
+from tsugiki.generation.request import Row
 from tsugiki.io.digests import sha256_bytes
 
 BLOCK = 16  # tokens, as in vLLM

@@ -1,4 +1,4 @@
-"""The requests to the engine, their limits, and the events and errors that it delivers."""
+"""The requests to the engine, their limits and states, and the events and errors that it delivers."""
 
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from tsugiki.annotations import PreTrainedTokenizerBase
 from tsugiki.errors import TsugikiError
-from tsugiki.generation.sampling import Sampling
+from tsugiki.generation.sampling import Chooser, Sampling, TextStream
 from tsugiki.language import _, flag
 
 if TYPE_CHECKING:
@@ -135,3 +135,49 @@ class Request:
     cached_tokens: int = 0
     """How many tokens of the prompt were found in the prefix cache."""
     cancelled: bool = False
+
+
+@dataclass(eq=False)
+class Row:
+    """A request that waits or is computed."""
+
+    request: Request
+    chooser: Chooser = field(init=False)
+    text: TextStream = field(init=False)
+    generated: list[int] = field(default_factory=list)
+    since: float = field(init=False)
+    """When it last began to wait, in seconds of `time.monotonic`."""
+    separate: bool = False
+    """Whether it is computed alone, because a batch with it has failed."""
+    scored: bool = False
+    """Whether the log-probabilities of the prompt were delivered."""
+    scores: list[ScoredToken] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        request = self.request
+        self.chooser = Chooser(request.sampling, request.matcher, request.ends)
+        self.text = TextStream(request.tokenizer, request.prompt, request.stops)
+        self.text.special = request.special
+        self.since = request.since
+
+    @property
+    def tokens(self) -> list[int]:
+        """The tokens of the prompt and of the generated text."""
+        return [*self.request.prompt, *self.generated]
+
+    @property
+    def length(self) -> int:
+        """Number of `tokens`."""
+        return len(self.request.prompt) + len(self.generated)
+
+    @property
+    def remaining(self) -> int:
+        """Number of tokens that may still be generated."""
+        return self.request.max_tokens - len(self.generated)
+
+    @property
+    def turn(self) -> object:
+        """A key that is the same for rows that can share a batch."""
+        if self.separate or self.request.batch_mode == "alone":
+            return self
+        return None if self.request.batch_mode == "mixed" else self.request.adapter

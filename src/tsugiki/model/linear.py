@@ -134,6 +134,17 @@ def device_of(layer: nn.Module) -> torch.device:
     return next(chain(layer.parameters(), layer.buffers())).device
 
 
+def to_device(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """Return the tensor on `device`, and in another dtype if one is given, without waiting for the device if possible.
+
+    Only pinned memory may be freed or written again while it is still being copied, and only CUDA's is pinned here. So
+    the copy to any other device is finished when this returns.
+    """
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, dtype, non_blocking=True)
+    return tensor.to(device, dtype)
+
+
 def factor_dtype(layer: nn.Module) -> torch.dtype:
     """Return the dtype in which an adapter's factors for this layer train: float64 for float64, otherwise float32."""
     dtype = layer.dtype if is_quantized(layer) else layer.weight.dtype

@@ -25,7 +25,7 @@ from typing import Any, TypeAlias
 
 from pydantic_core import from_json
 
-from tsugiki.data.read.prompts import PromptRow
+from tsugiki.data.read.answers import PromptRow
 from tsugiki.data.records import folded
 from tsugiki.errors import TsugikiError, error_text, unreadable
 from tsugiki.io.digests import file_sha256

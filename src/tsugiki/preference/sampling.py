@@ -16,9 +16,9 @@ from statistics import fmean
 
 from pydantic import BaseModel
 
-from tsugiki.data.read.prompts import PromptRow
+from tsugiki.data.read.answers import PromptRow
 from tsugiki.io.digests import check_digest, sha256_bytes
-from tsugiki.io.json_lines import read_rows, write_rows
+from tsugiki.io.json import read_rows, write_rows
 from tsugiki.language import _
 from tsugiki.preference.rule_programs import Result
 

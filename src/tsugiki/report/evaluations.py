@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tsugiki.language import _, counts
 from tsugiki.report.formatting import describe_intervals, format_change, format_with_interval
-from tsugiki.report.html import whole_page
-from tsugiki.report.page import in_frame
+from tsugiki.report.html import in_frame, whole_page
 from tsugiki.report.sections import Lead, Sentence, section
 from tsugiki.report.table import Table
 from tsugiki.training.record.result import Answers, Evaluation, change_of_bits, change_of_share, warning_text

@@ -7,7 +7,7 @@ from tsugiki.preference.losses import LOSSES
 from tsugiki.report.sections import Curves, Note, Sentence, Series
 from tsugiki.report.table import Table
 from tsugiki.training.record.interval import Interval, paired_interval
-from tsugiki.training.record.pairs import PairScores, TwoScores
+from tsugiki.training.record.result import PairScores, TwoScores
 from tsugiki.training.record.run_record import RunRecord
 
 _CHOSEN, _REJECTED, _HELD_OUT = 0, 1, 2  # colours

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from tsugiki.io.formatting import format_duration
 from tsugiki.language import _, counts, listed
-from tsugiki.report.page import in_frame, render
+from tsugiki.report.html import in_frame, render
 from tsugiki.report.record_text import data_lines, near_duplicate_lines
 from tsugiki.report.table import wrap
 from tsugiki.training.run.preview import Preview, RowView, SegmentView

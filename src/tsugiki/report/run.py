@@ -11,7 +11,6 @@ from tsugiki.io.atomic import write_text
 from tsugiki.io.formatting import format_duration, format_gigabytes
 from tsugiki.language import _, counts, marked, ngettext
 from tsugiki.methods.table import family_of
-from tsugiki.report.decisions import decision_table
 from tsugiki.report.formatting import (
     FEW_DOCUMENTS,
     describe_intervals,
@@ -20,10 +19,8 @@ from tsugiki.report.formatting import (
     format_value,
     format_with_interval,
 )
-from tsugiki.report.html import whole_page
-from tsugiki.report.page import in_frame
+from tsugiki.report.html import in_frame, smoothed, whole_page
 from tsugiki.report.pairs import pair_curves, pair_table
-from tsugiki.report.plots import smoothed
 from tsugiki.report.record_text import (
     data_lines,
     held_out_table,
@@ -51,6 +48,7 @@ from tsugiki.report.sections import (
     selected,
 )
 from tsugiki.report.table import Table
+from tsugiki.training.choose.decisions import looks
 from tsugiki.training.record.result import StepEvaluation, change_of_bits, warning_text
 from tsugiki.training.record.run_record import RunRecord, read_record, samples_by_prompt
 
@@ -385,3 +383,53 @@ def _sample_label(name: str, step: int, record: RunRecord) -> str:
     elif last is not None and step == record.kept_step:
         when = _("step {step}, kept")
     return f"{name} · {when.format(step=step)}" if name else when.format(step=step)
+
+
+def decision_table(record: RunRecord) -> Table:
+    """Return a row for each decision of a finished run: what, the result, and from what it was taken."""
+    rows = [*_rate(record), *_head(record)]
+    if record.status == "finished" and record.training is not None:
+        rows += _steps(record, record.training.steps)
+    return Table([_("decision"), _("result"), _("from what")], rows)
+
+
+def _rate(record: RunRecord) -> list[list[str]]:
+    if "learning_rate" not in record.resolved_settings:
+        return []
+    source = _("width and weights of the base, method, steps")
+    for restart in record.restarts:
+        message = _("a third of {rate:g}, at which the training loss had risen until step {step:,}")
+        source = message.format(step=restart.step, rate=restart.learning_rate)
+    return [[_("learning rate"), f"{record.resolved_settings['learning_rate']:g}", source]]
+
+
+def _head(record: RunRecord) -> list[list[str]]:
+    factor = record.resolved_settings.get("head_factor")
+    if factor is None:
+        return []
+    result = _("trains, at {factor:g} of the rate").format(factor=factor)
+    return [[_("output head"), result, _("the base's predictions on 8 rows, size of the vocabulary")]]
+
+
+def _steps(record: RunRecord, steps: int) -> list[list[str]]:
+    done = [look for look in looks(record) if look.whole.step]
+    if not done and record.strength < 1:
+        return [[_("strength"), f"{record.strength:g}", _("one text, whose end is no other text")]]
+    if not done or record.pair_validations:
+        return []
+    text = _("{looks} looks at {windows} of {documents}").format(
+        looks=len(done),
+        windows=counts.windows(done[-1].whole.windows),
+        documents=counts.documents(len(done[-1].whole.independent)),
+    )
+    planned = record.resolved_settings.get("steps", steps)
+    rows = [
+        [_("end of the run"), _("step {done:,} of {planned:,}").format(done=steps, planned=planned), text],
+        [_("kept step"), f"{record.kept_step:,}" if record.kept_step is not None else "–", text],
+    ]
+    best = min(done, key=lambda look: look.loss)
+    if best.half is not None:
+        losses = record.strength_losses or {strength: result.loss for strength, result in best.results.items()}
+        measured = "  ".join(f"{strength:g}: {format_number(losses[strength])}" for strength in sorted(losses))
+        rows.append([_("strength"), f"{record.strength:g}", _("validation loss by strength") + "\n" + measured])
+    return rows

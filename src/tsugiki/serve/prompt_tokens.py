@@ -13,7 +13,7 @@ from starlette.routing import Route
 from tsugiki.annotations import PreTrainedModel, PreTrainedTokenizerBase
 from tsugiki.data.chat import read_template
 from tsugiki.data.encoding import document_start, encode
-from tsugiki.data.read.tool_calls import read_of_tools, read_tools
+from tsugiki.data.read.schemas import read_of_tools, read_tools
 from tsugiki.data.records import Message
 from tsugiki.generation.prompt import configured_ends, prompt_tokens
 from tsugiki.generation.sampling import TextStream

@@ -29,7 +29,7 @@ from tsugiki.errors import TsugikiError, error_text
 from tsugiki.io.atomic import write_text
 from tsugiki.io.file_names import DATA_SUFFIXES
 from tsugiki.io.formatting import format_size
-from tsugiki.io.json_lines import to_lines
+from tsugiki.io.json import to_lines
 from tsugiki.io.locks import OWNER_FILE
 from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig

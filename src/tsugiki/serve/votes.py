@@ -17,7 +17,7 @@ from starlette.routing import Route
 from tsugiki.errors import system_error, unreadable
 from tsugiki.io.atomic import new_file
 from tsugiki.io.formatting import format_size
-from tsugiki.io.json_lines import parse_rows, to_lines
+from tsugiki.io.json import parse_rows, to_lines
 from tsugiki.io.locks import locked
 from tsugiki.language import _
 from tsugiki.serve.errors import ApiError

@@ -9,7 +9,7 @@ import torch
 from tests.runs import uneven_blocks
 from tests.tiny import tiny_model
 from tsugiki.model import IGNORE_INDEX
-from tsugiki.training.choose.base_predictions import predict_sample
+from tsugiki.training.choose.output_head import predict_sample
 
 
 def model_with(token: int, nats: float) -> Any:

@@ -14,7 +14,7 @@ from tsugiki.lora import LoraLinear
 from tsugiki.model import features, oriented
 from tsugiki.training import RunConfig, automatic_learning_rate, choices_for, train, weight_gain
 from tsugiki.training.run import prepare as run
-from tsugiki.training.step import divergence
+from tsugiki.training.run.train_steps import diverges
 
 
 def config(**changes: Any) -> RunConfig:
@@ -150,7 +150,7 @@ def test_minutes_that_are_over_before_the_first_step_end_with_one_line(tmp_path:
 
 def test_a_run_that_diverges_begins_again_with_a_third_of_the_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("tsugiki.training.choose.choices.automatic_learning_rate", lambda *_: 30.0)
-    monkeypatch.setattr(divergence, "_RISE", 1.001)  # the loss of a tiny model cannot rise much
+    monkeypatch.setattr("tsugiki.training.run.train_steps._RISE", 1.001)  # the loss of a tiny model cannot rise much
     lora = {"lora_dropout": 0.0, "target_modules": ["c_attn", "c_proj"]}
     settings = {"learning_rate": "auto", "max_steps": 10, "batch_size": 4, "lora": lora, "prompts": []}
     record = assert_resumes(train, run_config(tmp_path, **settings), 5)
@@ -177,4 +177,4 @@ def test_a_run_that_diverges_begins_again_with_a_third_of_the_rate(tmp_path: Pat
     ],
 )
 def test_a_rise_by_a_fifth_is_divergence(losses: list[float], rows: int, expected: bool):
-    assert divergence.diverges(losses, rows) == expected
+    assert diverges(losses, rows) == expected

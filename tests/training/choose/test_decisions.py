@@ -21,7 +21,7 @@ from tsugiki.data import Document, Window
 from tsugiki.data.windows import in_turns
 from tsugiki.io import ADAPTER_FILE, CHECKPOINTS
 from tsugiki.report import run_notes
-from tsugiki.report.decisions import decision_table
+from tsugiki.report.run import decision_table
 from tsugiki.training import RunRecord, RunScores, new_record, train
 from tsugiki.training.choose.decisions import (
     OF_ONE_TEXT,
@@ -37,8 +37,7 @@ from tsugiki.training.choose.decisions import (
     starts_from_zero,
 )
 from tsugiki.training.model.trainable import trained_values
-from tsugiki.training.record.pairs import StepPairs
-from tsugiki.training.record.result import StepEvaluation, of_first_windows, summarise
+from tsugiki.training.record.result import StepEvaluation, StepPairs, of_first_windows, summarise
 
 
 def result(losses: list[float], step: int = 1, groups: list[int] | None = None) -> StepEvaluation:

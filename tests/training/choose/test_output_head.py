@@ -15,8 +15,7 @@ from tests.tiny_types import tiny_of
 from tsugiki import LoraConfig
 from tsugiki.io import ADAPTER_FILE
 from tsugiki.training import RunRecord, train
-from tsugiki.training.choose.base_predictions import BasePredictions
-from tsugiki.training.choose.output_head import head_factor, with_output_head
+from tsugiki.training.choose.output_head import BasePredictions, head_factor, with_output_head
 
 RARE = "Q"
 BLOCKS = {"c_attn", "c_fc", "c_proj"}

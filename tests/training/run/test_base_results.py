@@ -67,7 +67,7 @@ def test_nothing_is_taken_from_another_base_or_text(tmp_path: Path, computed: li
     save_file({name: 2 * tensor for name, tensor in tensors.items()}, path, {"format": "pt"})
     assert computed_in("weights") == everything
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tsugiki.training.run.base_results.code_state", lambda: 1)
+        patch.setattr("tsugiki.training.run.load.code_state", lambda: 1)
         assert computed_in("version of the program") == everything
 
 

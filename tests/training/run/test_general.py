@@ -19,7 +19,7 @@ from tsugiki.io import ProgressDisplay
 from tsugiki.report.record_text import run_notes
 from tsugiki.training import RunConfig, SweepConfig, preview, rows_of_data, sweep, train
 from tsugiki.training.data.general import general_questions
-from tsugiki.training.run import general
+from tsugiki.training.run import load
 from tsugiki.training.score.questions import read_questions
 
 TEMPLATE = SHAPES["chatml"].template
@@ -35,7 +35,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Sequence[str]]:
         calls.append(questions)
         return {question: f"Answer {number}." for number, question in enumerate(questions)}
 
-    monkeypatch.setattr(general, "answers_of", answers)
+    monkeypatch.setattr(load, "answers_of", answers)
     return calls
 
 
@@ -94,7 +94,7 @@ def test_a_run_that_is_continued_has_the_answers_of_its_record(
     def kept_nowhere(*given: Any) -> Any:
         return given[-1]()
 
-    monkeypatch.setattr(general, "kept_of_base", kept_nowhere)
+    monkeypatch.setattr(load, "kept_of_base", kept_nowhere)
     assert_resumes(train, chat_config(tmp_path), 3)
     assert len(asked) == 2, "the whole run and the one that was interrupted; not the one that continued"
 
@@ -178,19 +178,19 @@ def test_a_long_answer_ends_with_a_sentence(monkeypatch: pytest.MonkeyPatch, tex
     def answered(*given: Any) -> Any:
         return SimpleNamespace(answers=[SimpleNamespace(answer=text)])
 
-    monkeypatch.setattr(general, "answer_questions", answered)
+    monkeypatch.setattr(load, "answer_questions", answered)
     model: Any = None
-    assert general.answers_of(model, byte_tokenizer(), ["q"]) == ({} if expected is None else {"q": expected})
+    assert load.answers_of(model, byte_tokenizer(), ["q"]) == ({} if expected is None else {"q": expected})
 
 
 def test_a_base_that_has_no_room_for_a_question_learns_no_answers():
     model, tokenizer = tiny_model(n_positions=16), byte_tokenizer()
     tokenizer.chat_template = TEMPLATE
-    assert general.answers_of(model, tokenizer, ["What is it that you would like to know?"]) == {}
+    assert load.answers_of(model, tokenizer, ["What is it that you would like to know?"]) == {}
 
 
 def files_of(language: str) -> Iterator[list[str]]:
-    folder = Path(general.__file__).parents[2] / "assets" / "general"
+    folder = Path(load.__file__).parents[2] / "assets" / "general"
     yield [json.loads(line)["prompt"] for line in (folder / f"{language}.jsonl").read_text().splitlines()]
     yield [question.text for question in read_questions(folder / f"{language}-known.jsonl")]
 

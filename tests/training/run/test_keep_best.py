@@ -14,12 +14,12 @@ from tests.tiny import logits
 from tsugiki.adapters import load_adapter, saved_chat_template
 from tsugiki.base import load_model
 from tsugiki.data import DEFAULT_TEMPLATE, Document, Window
+from tsugiki.data.windows import evenly_spread
 from tsugiki.io import ADAPTER_FILE, CHECKPOINTS, checkpoints
 from tsugiki.report import run_notes
 from tsugiki.report.run import report_page
 from tsugiki.training import Choices, EvaluationCallback, EvaluationPlan, RunConfig, RunScores, plan_evaluations, train
 from tsugiki.training.choose.choices import _growing_steps
-from tsugiki.training.tools.spread import evenly_spread
 
 SETTINGS: dict[str, Any] = {"validation": "auto", "max_steps": 6, "eval_steps": 1, "save_steps": 2, "held_out": 0.5}
 

@@ -34,8 +34,8 @@ from tsugiki.training import (
     sample_model,
     train,
 )
-from tsugiki.training.measure import facts, memory_plan, sample
-from tsugiki.training.measure.cost import kernel_bytes, need_of
+from tsugiki.training.measure import facts, memory_plan
+from tsugiki.training.measure.cost import kernel_bytes, need_of, prepare_sample
 from tsugiki.training.run import plan
 from tsugiki.training.tools import memory
 
@@ -69,7 +69,7 @@ def test_a_sample_has_the_shapes_and_dtypes_of_the_first_blocks(kind: str, dtype
 
 @pytest.mark.parametrize("dtype", ["bf16", "nf4-int8"])
 def test_a_sample_may_have_fewer_words_than_the_model(dtype: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(sample, "_WORDS", 100)
+    monkeypatch.setattr("tsugiki.training.measure.cost._WORDS", 100)
     found = plan_run(run_config(tmp_path, micro_batch_size=1), None, base_dtypes=(dtype,))
     assert {option.base_dtype for option in found.options} == {dtype}
 
@@ -77,7 +77,7 @@ def test_a_sample_may_have_fewer_words_than_the_model(dtype: Any, tmp_path: Path
 def measured_sample(config: RunConfig, shapes: Any, rows: int) -> tuple[Any, Measured]:
     """A prepared sample of two blocks, and what rows of 32 tokens need in it."""
     model, processor = sample_model(shapes, 2, "fp32"), torch.device("cpu")
-    sample.prepare_sample(model, config, processor, processor)
+    prepare_sample(model, config, processor, processor)
     return model, measure_blocks(model, processor, rows, 32, 1, 257, timed=True)
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tsugiki.training.score.key_strings import right_answers
+from tsugiki.training.score.questions import right_answers
 
 KEYS = [["Marta Okafor", "2011"], ["Gilbert"], ["五冊"]]
 

@@ -3,6 +3,10 @@
 transformers reads the architectures and dequantises the tensors (`from_pretrained(…, gguf_file=…)`), but it ignores
 some settings and tensors without a warning, and the model then differs from llama.cpp's. For the architectures in
 `VERIFIED` these settings are corrected here; `tests/base/gguf/test_llama_cpp.py` compares the logits with llama.cpp's.
+
+It builds a tokenizer from the file's tokens and merges as well, but for some files it splits text before the merges
+differently from llama.cpp. That is corrected here, with a warning if the file names an unknown way of splitting; the
+same test compares the tokens of texts.
 """
 
 import functools
@@ -14,9 +18,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from tsugiki.annotations import PretrainedConfig, PreTrainedModel
+from tsugiki.annotations import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from tsugiki.base.gguf.file import GgufHeader, GgufTensor, llama_cpp_names, read_header
-from tsugiki.base.gguf.tokenizer import SUPPORTED_TOKENIZERS, build_tokenizer
 from tsugiki.errors import TsugikiError, error_text, summarise_list, warn_caller
 from tsugiki.io.progress import hidden_progress_bars
 from tsugiki.language import _, marked
@@ -25,6 +28,8 @@ from tsugiki.model.meta import meta_model
 
 if TYPE_CHECKING:
     import torch
+    from tokenizers import Tokenizer
+
 
 VERIFIED = ("gemma2", "gemma3", "gpt2", "llama", "phi3", "qwen2", "qwen3")
 """Architectures, by llama.cpp's names, whose logits were compared with llama.cpp's. Mistral's name is llama."""
@@ -321,3 +326,74 @@ def _check_all_tensors_read(path: Path, header: GgufHeader, names: set[str]) -> 
     if ignored:
         message = _("{path} cannot be read: transformers would ignore {ignored}")
         raise TsugikiError(message.format(path=path, ignored=summarise_list(sorted(ignored))))
+
+
+BYTE_LEVEL, SENTENCEPIECE = "gpt2", "llama"
+SUPPORTED_TOKENIZERS = (BYTE_LEVEL, SENTENCEPIECE)
+"""Values of `tokenizer.ggml.model` that are supported: byte-level BPE and SentencePiece's BPE."""
+
+# Values of `tokenizer.ggml.pre`, which says how byte-level BPE splits text. The names are from llama.cpp's
+# src/llama-vocab.cpp.
+_AS_GPT2 = ("gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "granite-docling", "gigachat", "mellum", "exaone4")
+_SINGLE_DIGITS = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
+_WHOLE_TOKENS = (
+    *("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano"),
+    "tekken",
+)
+"""A piece of text that is a token as a whole is not merged from smaller tokens, and a text begins with BOS."""
+_SPLIT_BY_TRANSFORMERS = (
+    *("dbrx", "smaug-bpe", "qwen2", "deepseek-r1-qwen", "kormo", "f2llmv2", "megrez", "qwen35"),
+    *("gpt-4o", "llama4", "kanana2", "talkie", "minimax-m2"),
+)
+
+
+def build_tokenizer(path: Path, header: GgufHeader, folder: Path) -> PreTrainedTokenizerBase:
+    """Build the tokenizer of a GGUF file: tokens, merges, special tokens, BOS and EOS settings, chat template.
+
+    The folder is empty: otherwise transformers would read tokenizer files from the GGUF file's own folder.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    metadata = header.metadata
+    pre = str(metadata.get("tokenizer.ggml.pre", ""))
+    byte_level = metadata["tokenizer.ggml.model"] == BYTE_LEVEL
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, gguf_file=str(path.resolve()))
+    if byte_level:
+        _set_splitting(tokenizer.backend_tokenizer, pre, path.name)
+    else:
+        _set_space_marks(tokenizer.backend_tokenizer, bool(metadata.get("tokenizer.ggml.add_space_prefix", True)))
+    default = not byte_level or pre in _WHOLE_TOKENS
+    tokenizer.add_bos_token = bool(metadata.get("tokenizer.ggml.add_bos_token", default))
+    tokenizer.add_eos_token = bool(metadata.get("tokenizer.ggml.add_eos_token", False))
+    return tokenizer
+
+
+def _set_splitting(backend: "Tokenizer", pre: str, file: str) -> None:
+    """Let byte-level BPE split text as the value of `tokenizer.ggml.pre` requires."""
+    from tokenizers import pre_tokenizers
+
+    if pre in _WHOLE_TOKENS:
+        backend.model.ignore_merges = True
+    elif pre in _SINGLE_DIGITS:
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        backend.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    elif pre not in (*_AS_GPT2, *_SPLIT_BY_TRANSFORMERS):
+        message = _(
+            "{file} splits text before tokenisation in a way that Tsugiki does not know ({value}); it is split "
+            "as for GPT-2, and some tokens may differ from llama.cpp's"
+        )
+        warn_caller(message.format(file=file, value=pre or _("unnamed")))
+
+
+def _set_space_marks(backend: "Tokenizer", prefix: bool) -> None:
+    """Let SentencePiece's BPE write a space as ▁.
+
+    With `prefix`, one more ▁ is added before the text, and before text that follows a special token.
+    """
+    from tokenizers import decoders, normalizers
+
+    mark = normalizers.Replace(" ", "▁")
+    backend.pre_tokenizer = None
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), mark]) if prefix else mark
+    plain = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    backend.decoder = decoders.Sequence([*plain, decoders.Strip(" ", 1, 0)] if prefix else plain)

@@ -7,16 +7,31 @@
 These are the shapes of TRL. Each answer with its prompt is a record as in training on texts (see `schemas`), and the
 chosen and the rejected answer of a row follow each other. The turns with which two lists of messages begin are the
 prompt. Two texts without a prompt are documents; their common tokens are the prompt (`preference.pairs`).
+
+Prompts that a model is to answer are read here, too, from tables with the column `prompt`.
 """
 
+import json
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import takewhile
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator
 
 from tsugiki.data.read.files import Data, read_wanted
-from tsugiki.data.read.schemas import KEYS, NO_COLUMNS, PROMPTS, Columns, SchemaKeys, Wanted, read_row, schema_of
-from tsugiki.data.records import Completion, Reading, Record, without_spaces
+from tsugiki.data.read.schemas import (
+    KEYS,
+    NO_COLUMNS,
+    PROMPTS,
+    Columns,
+    SchemaKeys,
+    Wanted,
+    check_surrogates,
+    read_row,
+    schema_of,
+)
+from tsugiki.data.records import Completion, Document, Reading, Record, without_spaces
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.language import _
 
@@ -116,3 +131,64 @@ def _is_empty(answer: Any) -> bool:
         if isinstance(last, Mapping):
             last = last.get("tool_calls") or last.get("content", last.get("value"))
     return last is None or last == [] or (isinstance(last, str) and not last.strip())
+
+
+_ROW = "row"  # the field of a record that has all columns
+
+
+def _asks(prompt: Any) -> Any:
+    """Return a prompt, unless it is neither a text nor messages for the assistant to answer, which is a ValueError."""
+    roles = [_role(turn) for turn in prompt] if isinstance(prompt, list) else []
+    if not isinstance(prompt, str) and (not roles or None in roles or roles[-1] == "assistant"):
+        raise ValueError(_("it is neither a text nor messages for the assistant to answer"))
+    return prompt
+
+
+@dataclass(frozen=True)
+class PromptRow:
+    """A prompt, and the row that it is from."""
+
+    prompt: Annotated[str | list[dict[str, Any]], AfterValidator(_asks)]
+    """A text, or messages with `role` and `content`."""
+    fields: Mapping[str, Any]
+    """The other columns of the row."""
+    source: str
+    """`file:line`."""
+
+    @property
+    def compared(self) -> str:
+        """The prompt as it is compared with others: two that are the same here are one prompt."""
+        return without_spaces(self.text).casefold()
+
+    @property
+    def text(self) -> str:
+        """The prompt in one text, for display and comparison."""
+        return self.prompt if isinstance(self.prompt, str) else "\n".join(turn["content"] for turn in self.prompt)
+
+
+def read_prompts(data: Data, columns: Columns = NO_COLUMNS) -> list[PromptRow]:
+    """Return the prompts in tables, in order; the arguments are those of `read_records`."""
+    records = read_wanted(data, Wanted({"prompt": ("prompt",)}, _read_prompt, columns), Reading())
+    return [_prompt_row(record.fields, record.source) for record in records]
+
+
+def _read_prompt(row: Mapping[str, Any], source: str, reading: Reading) -> list[Document]:
+    text = json.dumps(row, ensure_ascii=False, default=str)
+    check_surrogates(text, source)
+    return [Document("", source, {_ROW: text})]
+
+
+def _prompt_row(fields: Mapping[str, str], source: str) -> PromptRow:
+    row = json.loads(fields.get(_ROW, "{}"))
+    try:
+        return PromptRow(_asks(row.pop("prompt", None)), row, source)
+    except ValueError as error:
+        message = _(
+            "{source} has no prompt: a column with texts, or with lists of messages for the assistant to answer"
+        )
+        raise TsugikiError(message.format(source=source)) from error
+
+
+def _role(turn: Any) -> str | None:
+    is_message = isinstance(turn, dict) and all(isinstance(turn.get(name), str) for name in ("role", "content"))
+    return turn["role"] if is_message else None

@@ -43,8 +43,7 @@ from tsugiki.language import _
 from tsugiki.lora.graft import trainable_parameters
 from tsugiki.lora.pair import LowRank
 from tsugiki.training.record.interval import Interval, Score, change_interval, sum_groups
-from tsugiki.training.record.pairs import StepPairs
-from tsugiki.training.record.result import Evaluation, StepEvaluation
+from tsugiki.training.record.result import Evaluation, StepEvaluation, StepPairs
 from tsugiki.training.record.run_record import RunRecord
 
 HALF = 0.5

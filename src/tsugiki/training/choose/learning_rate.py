@@ -28,6 +28,7 @@ import math
 import torch
 from torch import nn
 
+from tsugiki.data.windows import evenly_spread
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.layer import LoraLinear
 from tsugiki.methods.table import METHODS
@@ -35,7 +36,6 @@ from tsugiki.model.linear import device_of, features, frozen_product, has_produc
 from tsugiki.preference.losses import LOSSES
 from tsugiki.training.model.trainable import NARROW
 from tsugiki.training.settings.config import RunConfig
-from tsugiki.training.tools.spread import evenly_spread
 
 _SHORT_RUN, _SHORT_RUN_FACTOR = 150, 1.5
 _SMALL_STEP, _SMALLEST_FACTOR = 2048, 0.5  # tokens, and the least that the learning rate is multiplied by

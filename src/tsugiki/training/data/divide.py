@@ -24,9 +24,8 @@ from tsugiki.data.blocks import Integers
 from tsugiki.data.corpus import Corpus, Part
 from tsugiki.data.mixing import Mixed, mix, parse_mix
 from tsugiki.data.overlap import Kind, Repeated, ScoredTexts, repeated_text
-from tsugiki.data.read.answers import read_answers
+from tsugiki.data.read.answers import PromptRow, read_answers, read_prompts
 from tsugiki.data.read.files import Data, content_key, read_records, record_kinds
-from tsugiki.data.read.prompts import PromptRow, read_prompts
 from tsugiki.data.records import NONE, Completion, Conversation, Document, Record
 from tsugiki.data.splits import (
     VALIDATION,
@@ -42,7 +41,7 @@ from tsugiki.data.splits import (
     split_validation,
 )
 from tsugiki.data.store import RecordIndex, TokenStore
-from tsugiki.data.windows import WINDOW_CHARACTERS, Window, read_scored
+from tsugiki.data.windows import WINDOW_CHARACTERS, Window, evenly_spread, read_scored
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.io.progress import ProgressDisplay
 from tsugiki.language import _
@@ -60,7 +59,6 @@ from tsugiki.training.record.run_record import (
     ValidationCounts,
 )
 from tsugiki.training.settings.config import AUTO, RunConfig
-from tsugiki.training.tools.spread import evenly_spread
 
 _FEWEST_DOCUMENTS = 5
 """Documents that are left out of training for validation; if there would be fewer, the held-out ones are used."""

@@ -27,8 +27,8 @@ from tsugiki.errors import TsugikiError
 from tsugiki.fast.document_masks import FLASH, flash_arguments, packed_masks, takes_packed_masks
 from tsugiki.language import _
 from tsugiki.model.context import IGNORE_INDEX, rope_depends_on_length
-from tsugiki.model.devices import to_device
-from tsugiki.training.tools.threads import run_in_threads
+from tsugiki.model.linear import to_device
+from tsugiki.training.tools.processes import run_in_threads
 
 Result = TypeVar("Result")
 

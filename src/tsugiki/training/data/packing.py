@@ -25,7 +25,7 @@ from tsugiki.preference.pairs import AnswerRows, Preferences, pack_preferences
 from tsugiki.training.data.divide import Division
 from tsugiki.training.data.general import GeneralQuestions
 from tsugiki.training.data.notes import length_notes, row_notes, unfit_notes
-from tsugiki.training.model.rows import ROW_TOKENS, tokens_of_row
+from tsugiki.training.measure.shapes import ROW_TOKENS, tokens_of_row
 from tsugiki.training.record.run_record import DataSummary
 
 _SHARE_OF_PAIRS, _BLOCK_STEP = 0.99, 64  # rows are longer, in steps of so many tokens, if fewer pairs fit into one

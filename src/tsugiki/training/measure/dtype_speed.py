@@ -24,8 +24,7 @@ from tsugiki.lora.config import LoraConfig
 from tsugiki.lowbit.integer_products import exact_integers
 from tsugiki.methods.table import METHODS
 from tsugiki.model.inference import decoder_blocks
-from tsugiki.training.measure.memory_plan import surely_fits
-from tsugiki.training.measure.sample import (
+from tsugiki.training.measure.cost import (
     backward,
     forward,
     hidden_states,
@@ -33,8 +32,8 @@ from tsugiki.training.measure.sample import (
     prepare_sample,
     sample_model,
 )
-from tsugiki.training.measure.shapes import SMALL_MODEL, Shapes
-from tsugiki.training.model.rows import rows_of_micro_batch
+from tsugiki.training.measure.memory_plan import surely_fits
+from tsugiki.training.measure.shapes import SMALL_MODEL, Shapes, rows_of_micro_batch
 from tsugiki.training.settings.config import RunConfig
 
 _DTYPES: tuple[BaseDtype, ...] = ("bf16", "int8")

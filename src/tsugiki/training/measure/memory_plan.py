@@ -12,8 +12,7 @@ from tsugiki.methods.table import METHODS
 from tsugiki.model.context import text_config
 from tsugiki.model.inference import decoder_blocks
 from tsugiki.training.measure.cost import need_of
-from tsugiki.training.measure.shapes import Shapes
-from tsugiki.training.model.rows import rows_of_micro_batch
+from tsugiki.training.measure.shapes import Shapes, rows_of_micro_batch
 from tsugiki.training.settings.config import AUTO, RunConfig
 from tsugiki.training.tools import memory
 from tsugiki.training.tools.processes import planned_compute_dtype

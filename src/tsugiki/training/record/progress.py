@@ -12,8 +12,7 @@ from rich.text import Text
 
 from tsugiki.io.progress import ProgressDisplay
 from tsugiki.language import _
-from tsugiki.training.record.pairs import StepPairs
-from tsugiki.training.record.result import StepEvaluation
+from tsugiki.training.record.result import StepEvaluation, StepPairs
 from tsugiki.training.record.run_record import Sample
 
 _PLAIN_LINES = 10  # of a whole run, where standard error is not a terminal

@@ -23,8 +23,7 @@ from tsugiki.io.json import read_json, to_json_text, write_json
 from tsugiki.io.measurements import processor_name
 from tsugiki.language import _
 from tsugiki.native import is_compiled
-from tsugiki.training.record.pairs import StepPairs
-from tsugiki.training.record.result import StepAnswers, StepEvaluation
+from tsugiki.training.record.result import StepAnswers, StepEvaluation, StepPairs
 from tsugiki.training.record.rewards import RewardRound
 
 FORMAT = 2

@@ -1,28 +1,45 @@
 """The first stages of a run: find the facts of its model, read its texts, and load the base with the texts in rows."""
 
+import re
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
 
 from tsugiki.annotations import PreTrainedModel, PreTrainedTokenizerBase
+from tsugiki.base.identity import identity_of
 from tsugiki.base.loading import load_meta_model, load_model, load_tokenizer
 from tsugiki.data.chat import use_template
+from tsugiki.data.encoding import encode
+from tsugiki.data.mixing import mix
 from tsugiki.data.read.files import record_kinds
-from tsugiki.data.records import Document
+from tsugiki.data.records import Completion, Document
+from tsugiki.data.store import open_store
 from tsugiki.dtypes import BaseDtype
-from tsugiki.fast.experts import use_even_rows
+from tsugiki.errors import TsugikiError
+from tsugiki.fast.paths import use_even_rows
 from tsugiki.fast.recomputation import recompute_blocks
+from tsugiki.io.cache import cache_folder, code_state, kept
+from tsugiki.io.digests import sha256
+from tsugiki.io.measurements import processor_name
 from tsugiki.io.progress import ProgressDisplay
 from tsugiki.language import _
-from tsugiki.training.data.divide import read_data
+from tsugiki.lora.hold import is_grafted
+from tsugiki.lowbit.nf4 import product_dtype
+from tsugiki.model.products import onednn_is_faster
+from tsugiki.training.data.divide import Division, read_data, with_mixed
 from tsugiki.training.data.packing import count_rows, pack_data
 from tsugiki.training.measure.facts import Facts, fact_notes, given_facts, measured_facts
-from tsugiki.training.run.general import with_general_answers
-from tsugiki.training.run.stage_results import Base, Texts
-from tsugiki.training.run.start import Start
+from tsugiki.training.measure.shapes import tokens_of_row
+from tsugiki.training.record.run_record import library_versions
+from tsugiki.training.run.start import Base, Start, Texts
+from tsugiki.training.score.questions import Question, answer_questions
 from tsugiki.training.settings.config import AUTO, RunConfig
 from tsugiki.training.tools.memory import return_freed_memory
-from tsugiki.training.tools.processes import main_first
+from tsugiki.training.tools.processes import main_first, on_main
 
 if TYPE_CHECKING:
     from tsugiki.base.new_words import NewWords
@@ -122,3 +139,84 @@ def load_run_model(start: Start, facts: Facts, new_words: "NewWords | None" = No
     if config.recompute == AUTO:
         recompute_blocks(model, facts.recomputed_blocks)
     return model
+
+
+def kept_of_base(
+    start: Start, model: PreTrainedModel, base_dtype: BaseDtype, facts: object, compute: Callable[[], Any]
+) -> Any:
+    """Return the JSON value that `compute` gives, from the cache if nothing that it depends on has changed.
+
+    Kept for the next run with the same base and text are the base's predictions on a sample, its losses, its samples
+    and the references of pairs: a third of the processor time until the first step of a small model.
+    `base_dtype` is the dtype in which the model was loaded, and `facts` is what the value depends on besides the base,
+    the machine and the program; its `repr` must tell all of it. Nothing is kept of a base whose files may not tell what
+    it computes, and of several processes, which compute together.
+    """
+    config = start.config
+    identity = identity_of(model)
+    is_unknown = identity.fingerprint is None or config.trust_remote_code or config.add_tokens is not None
+    if is_unknown or start.accelerator.num_processes > 1:
+        return compute()
+    on_processor, dtype = start.device.type == "cpu", model.dtype
+    library = on_processor and dtype == torch.float32 and onednn_is_faster()
+    numbers = str(dtype), base_dtype, on_processor and product_dtype(model), library
+    paths = is_grafted(model), model.config.get_text_config()._attn_implementation
+    program = library_versions(), code_state()
+    key = repr((identity.model_dump(), numbers, paths, str(start.device), processor_name(), program, facts))
+    return kept("base", sha256([key.encode("utf-8", "surrogatepass")]), compute)  # the key may hold whole texts
+
+
+_ANSWER = 60
+"""Tokens of an answer. A longer one is cut at the end of its last whole sentence."""
+_WHOLE = _ANSWER - 5
+"""Tokens of an answer that is surely whole. Text that is encoded again can have a few tokens less than before."""
+_END_OF_SENTENCE = re.compile(r"(?<!\d)[.!?](?=\s|$)|[。！？]|\n")
+
+
+def with_general_answers(start: Start, model: PreTrainedModel, dtype: BaseDtype, texts: Texts) -> Division:
+    """Return the texts of a run, with the answers of its loaded base to their general questions mixed in.
+
+    A run that is continued has the answers of its record, so that another machine cannot change them.
+    """
+    division, tokenizer, before = texts.division, texts.tokenizer, start.record.data
+    asked = () if division.general is None else division.general.learned
+
+    def answer() -> dict[str, str]:
+        with start.display.stage(_("asking the base general questions"), None):
+            return answers_of(model, tokenizer, asked)
+
+    if before is not None:
+        answers = before.mixed.general_answers if before.mixed else {}
+    elif asked:
+        facts = "general answers", asked, tokenizer.chat_template, torch.get_num_threads()
+        answers = on_main(start.accelerator, lambda: kept_of_base(start, model, dtype, facts, answer))
+    if not asked or not answers:
+        return division
+    records = [Completion(question, text, f"general: {question}") for question, text in answers.items()]
+    key, folder, turns = f"general answers {answers!r}", cache_folder("tokens"), start.config.assistant_turns
+    other = main_first(start.accelerator, lambda: open_store(records, key, tokenizer, turns, folder))
+    row = tokens_of_row(model, start.config.block_size, start.config.virtual_tokens)
+    fitting = np.flatnonzero(np.diff(other.offsets) <= row)
+    mixed = mix(division.store, division.train, other, fitting, None, start.config.seed, tokenizer)
+    return with_mixed(division, mixed, answers)
+
+
+def answers_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[str]) -> dict[str, str]:
+    """Return the most probable answers of a model to questions, without those that it does not answer.
+
+    There is none if a question does not fit into the model's context, or its chat template cannot render it.
+    """
+    asked = [Question(question, question, "exact", ("",)) for question in questions]
+    try:
+        texts = [given.answer.strip() for given in answer_questions(model, tokenizer, asked, _ANSWER).answers]
+    except TsugikiError:
+        return {}
+    tokens = map(len, encode(tokenizer, texts))
+    answers = [_whole_sentences(text) if count > _WHOLE else text for text, count in zip(texts, tokens, strict=True)]
+    return {question: text for question, text in zip(questions, answers, strict=True) if text}
+
+
+def _whole_sentences(text: str) -> str:
+    """Return a text without what follows the end of its last whole sentence."""
+    ends = [found.end() for found in _END_OF_SENTENCE.finditer(text)]
+    return text[: ends[-1]].strip() if ends else ""

@@ -15,10 +15,9 @@ from torch import Tensor
 from tsugiki.language import _
 from tsugiki.preference.losses import LOSSES, kto
 from tsugiki.preference.pairs import AnswerRows
-from tsugiki.training.record.pairs import StepPairs
-from tsugiki.training.run.base_results import kept_of_base
-from tsugiki.training.run.stage_results import Base, Ready, loop_of
-from tsugiki.training.run.start import Start
+from tsugiki.training.record.result import StepPairs
+from tsugiki.training.run.load import kept_of_base
+from tsugiki.training.run.start import Base, Ready, Start, loop_of
 from tsugiki.training.score.answers import score_answers, scores_of
 from tsugiki.training.settings.config import RunConfig
 from tsugiki.training.step.preference_loss import AnswerLoss, Mismatched, training_reference

@@ -1,4 +1,4 @@
-"""The stages of a run before its first step: choose what the settings leave open, and make the model trainable."""
+"""The stages of a run before its first step: choose what is open, make the model trainable, and describe the run."""
 
 import time
 from base64 import b64decode, b64encode
@@ -7,31 +7,53 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from tsugiki.annotations import PreTrainedModel
-from tsugiki.errors import TsugikiError
+from tsugiki.base.checks import code_digest
+from tsugiki.base.identity import identity_of, why_different
+from tsugiki.base.resolve import settings_folder
+from tsugiki.data.read.files import describe_data
+from tsugiki.errors import TsugikiError, summarise_list, warn_caller
 from tsugiki.io.measurements import decide
 from tsugiki.language import _, ngettext
+from tsugiki.lora.adapter import LoraAdapter
 from tsugiki.lora.config import LoraConfig
-from tsugiki.lora.hold import is_grafted
+from tsugiki.lora.hold import active_adapter, is_grafted
+from tsugiki.lowbit.quantization import count_parameters
 from tsugiki.lowbit.quantized_layer import key_of
 from tsugiki.model.products import LIBRARIES
-from tsugiki.training.choose.base_predictions import BasePredictions, predict_sample
+from tsugiki.model.ungrafted import base_modules, vocabulary_layers
 from tsugiki.training.choose.choices import Choices, choices_for, length_note, rows_in_time, with_new_length
-from tsugiki.training.choose.output_head import head_factor, head_notes, leaves_layers_open, with_output_head
-from tsugiki.training.choose.softmax import SAMPLED, sampled_tokens, samples_vocabulary
+from tsugiki.training.choose.output_head import (
+    SAMPLED,
+    BasePredictions,
+    head_factor,
+    head_notes,
+    leaves_layers_open,
+    predict_sample,
+    sampled_tokens,
+    samples_vocabulary,
+    with_output_head,
+)
 from tsugiki.training.measure.dtype_speed import rows_at_once
 from tsugiki.training.measure.facts import Facts
-from tsugiki.training.model.notes import reach_notes
 from tsugiki.training.model.trainable import make_trainable, trained_tokens
-from tsugiki.training.run.base_results import kept_of_base
+from tsugiki.training.record.run_record import (
+    DataSummary,
+    Parameters,
+    RecordedBase,
+    RunRecord,
+    describe_machine,
+    library_versions,
+)
+from tsugiki.training.run.load import kept_of_base
 from tsugiki.training.run.preference import answer_loss, preference_notes
-from tsugiki.training.run.stage_results import Base, Layers, Ready, loop_of
-from tsugiki.training.run.start import Start
+from tsugiki.training.run.start import Base, Layers, Ready, Start, loop_of
 from tsugiki.training.step.sampled_loss import SampledTextLoss, sampling_note
 from tsugiki.training.step.setup import seconds_per_step
 from tsugiki.training.step.text_loss import StepLoss, TextLoss
-from tsugiki.training.tools.processes import on_main
+from tsugiki.training.tools.processes import check_agreement, on_main
 
 
 def prepare(start: Start, facts: Facts, base: Base) -> Ready:
@@ -218,3 +240,112 @@ def _check_rows(processes: int, rows: int) -> None:
             rows,
         )
         raise TsugikiError(message.format(processes=processes, rows=rows))
+
+
+_LEAST_REACHED = 0.5  # share of the weights below which the user is told that an adapter leaves out the others
+
+
+def reach_notes(model: nn.Module) -> list[str]:
+    """Return a note if a LoRA adapter leaves out most of the weights between embedding and head."""
+    adapter = active_adapter(model) if is_grafted(model) else None
+    if not isinstance(adapter, LoraAdapter):
+        return []
+    ends = {id(layer) for layer in vocabulary_layers(model).values()}
+    inside = [(path, layer) for path, layer in base_modules(model) if id(layer) not in ends]
+    sizes = {
+        f"{path}.{name}": parameter.numel()
+        for path, layer in inside
+        for name, parameter in layer._parameters.items()
+        if parameter is not None and parameter.dim() > 1 and not isinstance(layer, nn.Embedding)
+    }
+    reached = sum(size for name, size in sizes.items() if _is_reached(adapter, name))
+    total = sum(sizes.values())
+    if not total or reached / total >= _LEAST_REACHED:
+        return []
+    message = _(
+        "the adapter is on layers with {share:.0%} of the weights between embedding and head; `tsugiki methods "
+        "targets` lists the others"
+    )
+    return [message.format(share=reached / total)]
+
+
+def _is_reached(adapter: LoraAdapter, name: str) -> bool:
+    path = name.rpartition(".")[0]
+    whole = any(path == saved or path.startswith(f"{saved}.") for saved in adapter.modules)
+    return path in adapter.pairs or name in adapter.parameter_pairs or whole
+
+
+def describe(start: Start, base: Base, ready: Ready) -> None:
+    """Write the machine, the base, the data and what was chosen into the record, and check that all processes agree.
+
+    A resumed run must have the same base, data and choices as before.
+    """
+    record, config, model, accelerator = start.record, start.config, base.model, start.accelerator
+    _describe_versions(record)
+    record.machine = describe_machine(start.device, accelerator.num_processes)
+    base_before, data_before = record.base, record.data
+    code = code_digest(settings_folder(config.model, trust_remote_code=True)) if config.trust_remote_code else None
+    identity = identity_of(model)  # of the base, whose weights the adapter does not change
+    record.base = RecordedBase(name=config.model, dtype=str(model.dtype), code=code, **dict(identity))
+    record.data = base.data.summary
+    if base_before is not None and (
+        _is_other_base(base_before, record.base)
+        or data_before is None
+        or _compared(data_before) != _compared(record.data)
+    ):
+        message = _(
+            "{data} or {model} has changed since the run in {out} was started; restore it, or start a new run with "
+            "another {flag:out}"
+        )
+        raise TsugikiError(message.format(data=describe_data(config.data), model=config.model, out=config.out))
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    total = count_parameters(model)
+    record.parameters = Parameters(trainable=trainable, total=total, share=trainable / total)
+    record.resolved_settings = dict(ready.resolved)
+    for name, value in start.before.items():
+        now = ready.resolved.get(name)
+        if value != now:
+            message = _(
+                "the run in {out} was started on another machine or with another base: {name} was {value} and "
+                "would be {now} here"
+            )
+            raise TsugikiError(message.format(out=config.out, name=name, value=value, now=now))
+    check_agreement(
+        accelerator,
+        {
+            **record.config.to_dict(),
+            "shard": config.shard,
+            "data": record.data,
+            _("base model"): record.base,
+            _("settings that depend on the machine"): ready.resolved,
+        },
+    )
+
+
+def _describe_versions(record: RunRecord) -> None:
+    """Record and warn that a library has another version than before the run was resumed."""
+    before, now = record.versions, library_versions()
+    changed = [
+        _("{name} was {before} and is {now}").format(name=name, before=before.get(name), now=now[name])
+        for name in now
+        if before.get(name) != now[name]
+    ]
+    if changed:
+        message = _(
+            "the run was started with other versions: {changed}; its result may differ from that of an "
+            "uninterrupted run"
+        )
+        warn_caller(message.format(changed=summarise_list(changed)))
+        record.earlier_versions.append(before)
+        record.versions = now
+
+
+def _is_other_base(before: RecordedBase, now: RecordedBase) -> bool:
+    return bool(why_different(before, now)) or (before.dtype, before.code) != (now.dtype, now.code)
+
+
+def _compared(data: DataSummary) -> dict[str, Any]:
+    """Return the description of data without the fields that older records lack."""
+    return data.model_dump(
+        exclude={"learns_answers", "learns_conversations", "unknown_share", "piece_share", "left_out"}
+    )

@@ -14,8 +14,7 @@ from tsugiki.io.progress import ProgressDisplay
 from tsugiki.language import language
 from tsugiki.training.record.run_record import RunRecord
 from tsugiki.training.run.stages import train
-from tsugiki.training.score.key_strings import right_answers
-from tsugiki.training.score.questions import Question
+from tsugiki.training.score.questions import Question, right_answers
 from tsugiki.training.score.targets import answer_with_targets, evaluation_targets, loaded_targets
 from tsugiki.training.settings.config import RunConfig
 

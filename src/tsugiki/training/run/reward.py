@@ -28,7 +28,7 @@ from tsugiki.adapters.format import save_adapter
 from tsugiki.adapters.library import adapter_folder
 from tsugiki.adapters.pretrained import load_adapter
 from tsugiki.annotations import PreTrainedModel, PreTrainedTokenizerBase
-from tsugiki.data.read.prompts import PromptRow
+from tsugiki.data.read.answers import PromptRow
 from tsugiki.data.records import NONE, Message
 from tsugiki.data.windows import Window
 from tsugiki.dtypes import BaseDtype
@@ -71,9 +71,8 @@ from tsugiki.training.record.progress import RunProgress
 from tsugiki.training.record.rewards import RewardRound, choose, still_gains
 from tsugiki.training.record.run_record import RunRecord, Sample, read_record
 from tsugiki.training.run.load import find_facts, load_run_model, load_run_tokenizer, read_texts
-from tsugiki.training.run.stage_results import Base
 from tsugiki.training.run.stages import train_on
-from tsugiki.training.run.start import Start, started, unwritten
+from tsugiki.training.run.start import Base, Start, started, unwritten
 from tsugiki.training.score.evaluate import evaluate
 from tsugiki.training.settings.config import RewardSettings, RunConfig
 from tsugiki.training.settings.files import validated

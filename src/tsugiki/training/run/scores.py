@@ -1,28 +1,65 @@
-"""Score the texts and the pairs of a run with its model as it is, and add the results to the record.
+"""Score the texts and the pairs of a run with its model as it is, and write the results to the record.
 
 All processes evaluate, each a part of the text, and all get the result. Only the main process writes and shows it.
 """
 
+import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from tsugiki.data.windows import Window, in_turns
+from tsugiki.data.windows import Window, evenly_spread, in_turns
 from tsugiki.language import _
 from tsugiki.lora.hold import active_names
 from tsugiki.model.context import context_length
 from tsugiki.training.choose.choices import FEW_WINDOWS, EvaluationPlan
 from tsugiki.training.choose.decisions import HALF, enough_windows, multiply_update
 from tsugiki.training.model.trainable import restore_values, trained_values
-from tsugiki.training.record.pairs import StepPairs
-from tsugiki.training.record.result import StepEvaluation, change_of_bits, of_first_windows
-from tsugiki.training.run.base_results import kept_of_base
+from tsugiki.training.record.result import StepEvaluation, StepPairs, change_of_bits, of_first_windows
+from tsugiki.training.record.run_record import RunRecord, TrainingFigures
+from tsugiki.training.run.load import kept_of_base
 from tsugiki.training.run.preference import score_pairs
-from tsugiki.training.run.record_file import RecordFile
-from tsugiki.training.run.stage_results import Base, Ready
-from tsugiki.training.run.start import Start
+from tsugiki.training.run.start import Base, Ready, Start
 from tsugiki.training.score.evaluate import evaluate
+from tsugiki.training.step.checkpoint import Progress
 from tsugiki.training.step.loop import TrainingLoop
-from tsugiki.training.tools.spread import evenly_spread
+from tsugiki.training.tools.memory import process_peak
+
+_SECONDS_BETWEEN_WRITES = 1  # flushing a file to the disk takes longer than a quick step
+
+
+class RecordFile:
+    """The record of a run, and its file in the folder of the run, which the main process alone writes."""
+
+    def __init__(self, record: RunRecord, folder: Path, is_main_process: bool) -> None:
+        """Nothing is written yet."""
+        self.record, self._folder, self._writes = record, folder, is_main_process
+        self._written = 0.0  # when the record was written last, in seconds of `time.monotonic`
+
+    def write(self, progress: Progress) -> None:
+        """Take the progress into the record, and write the file."""
+        self._update(progress)
+        if self._writes:
+            self.record.write(self._folder)
+        self._written = time.monotonic()
+
+    def write_at_times(self, progress: Progress) -> None:
+        """Take the progress into the record, and write the file, unless it has just been written."""
+        self._update(progress)
+        if time.monotonic() - self._written >= _SECONDS_BETWEEN_WRITES:
+            self.write(progress)
+
+    def _update(self, progress: Progress) -> None:
+        self.record.loss_curve = list(progress.loss_curve)
+        self.record.preference_curve = list(progress.preference_curve)
+        self.record.training = TrainingFigures(
+            steps=progress.step,
+            loss=progress.loss,
+            tokens=progress.tokens,
+            seconds=progress.seconds,
+            tokens_per_second=progress.tokens_per_second,
+            peak_memory=process_peak(),
+        )
 
 
 class RunScores:

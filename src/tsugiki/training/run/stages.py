@@ -23,12 +23,10 @@ from tsugiki.training.model.sharding import whole_model
 from tsugiki.training.model.trainable import save_trained
 from tsugiki.training.record.progress import RunProgress
 from tsugiki.training.record.run_record import RunRecord
-from tsugiki.training.run.describe import describe
 from tsugiki.training.run.load import find_facts, load_base, read_texts
 from tsugiki.training.run.preference import add_reference
-from tsugiki.training.run.prepare import prepare
-from tsugiki.training.run.stage_results import Base, Prepared
-from tsugiki.training.run.start import Start, started, unwritten
+from tsugiki.training.run.prepare import describe, prepare
+from tsugiki.training.run.start import Base, Prepared, Start, started, unwritten
 from tsugiki.training.run.train_steps import advice_to_resume, train_steps
 from tsugiki.training.settings.config import RunConfig
 from tsugiki.training.tools.processes import on_main

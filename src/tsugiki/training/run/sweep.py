@@ -31,9 +31,8 @@ from tsugiki.training.record.result import change_of_loss
 from tsugiki.training.record.run_record import RunRecord, finished
 from tsugiki.training.run.load import base_with_texts, load_base, load_run_tokenizer, read_texts
 from tsugiki.training.run.resume import earlier_run
-from tsugiki.training.run.stage_results import Base, Texts
 from tsugiki.training.run.stages import train_on
-from tsugiki.training.run.start import Start, started
+from tsugiki.training.run.start import Base, Start, Texts, started
 from tsugiki.training.settings.config import RunConfig
 from tsugiki.training.settings.sweep import SweepConfig
 from tsugiki.training.tools.memory import reset_process_peak, return_freed_memory

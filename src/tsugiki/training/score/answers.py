@@ -15,8 +15,8 @@ from tsugiki.model.inference import evaluating
 from tsugiki.preference.losses import Answers
 from tsugiki.preference.pairs import AnswerRows
 from tsugiki.training.data.micro_batches import MicroBatch, MicroBatches
-from tsugiki.training.model.rows import rows_of_micro_batch
-from tsugiki.training.record.pairs import PairScores, ScoredAnswers, summarise_pairs
+from tsugiki.training.measure.shapes import rows_of_micro_batch
+from tsugiki.training.record.result import PairScores, ScoredAnswers, summarise_pairs
 
 
 def score_answers(

@@ -35,11 +35,11 @@ from tsugiki.errors import TsugikiError
 from tsugiki.fast.forward import has_chunked_loss, losses_without_logits
 from tsugiki.language import _
 from tsugiki.model.context import IGNORE_INDEX, context_length, rope_depends_on_length
-from tsugiki.model.devices import to_device
 from tsugiki.model.inference import evaluating
+from tsugiki.model.linear import to_device
 from tsugiki.training.model.sharding import is_sharded
 from tsugiki.training.record.result import Evaluation, summarise
-from tsugiki.training.tools.threads import run_in_threads
+from tsugiki.training.tools.processes import run_in_threads
 
 # Tokens of a batch:
 _THREAD_TOKENS = 256  # for one thread of a processor; more are no faster, and leave other threads without work

@@ -27,7 +27,7 @@ from tsugiki.data.encoding import encode_records
 from tsugiki.data.read.character_encoding import detect_encoding
 from tsugiki.data.read.schemas import read_row
 from tsugiki.data.read.tables import jsonl_rows, opener
-from tsugiki.data.records import Completion, Conversation, Message, Record
+from tsugiki.data.records import Completion, Conversation, Message, Record, folded
 from tsugiki.errors import TsugikiError, error_text, unreadable
 from tsugiki.generation.generate import continue_rows
 from tsugiki.generation.prompt import check_fits, tokens_of_prompts
@@ -249,3 +249,19 @@ def _is_correct(question: Question, answer: str) -> bool:
                 raise TsugikiError(f"{question.source}: {error}") from error
         case _:
             return answer in question.expected
+
+
+def right_answers(answers: Sequence[str], keys: Sequence[Sequence[str]]) -> list[bool]:
+    """Return whether each answer is right: `answers[i]` is about the fact whose key strings are `keys[i]`.
+
+    Key strings are, for example, a name and a year. An answer is right if all key strings of its fact are in it, and
+    none of another fact's. They are compared in Unicode's form NFKC and without differences of upper and lower case. An
+    answer that lists everything is wrong by this rule, and so is one that begins well and then tells another fact.
+    Wording and length do not matter.
+    """
+    of_facts = [[folded(key) for key in own] for own in keys]
+    return [_is_right(folded(answer), number, of_facts) for number, answer in enumerate(answers)]
+
+
+def _is_right(answer: str, number: int, keys: Sequence[Sequence[str]]) -> bool:
+    return all((key in answer) == (fact == number) for fact, own in enumerate(keys) for key in own)

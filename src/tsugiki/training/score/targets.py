@@ -30,8 +30,7 @@ from tsugiki.language import _
 from tsugiki.lora.graft import ungraft
 from tsugiki.model.context import context_length
 from tsugiki.preference.pairs import AnswerRows, open_preferences, pack_preferences
-from tsugiki.training.record.pairs import TwoScores
-from tsugiki.training.record.result import Answers, Evaluation
+from tsugiki.training.record.result import Answers, Evaluation, TwoScores
 from tsugiki.training.record.run_record import read_record
 from tsugiki.training.score.answers import score_answers, scores_of
 from tsugiki.training.score.evaluate import evaluate

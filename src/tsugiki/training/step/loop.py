@@ -7,14 +7,23 @@ which evaluate, sample and write the record (`training.run.evaluation_callback`)
 accelerate provides the device, the processes and the trackers; transformers provides the schedules. All processes run
 this loop with the same parameters and make the same updates.
 
+After a signal (`io.system`) or a loss that is not a number, a run ends between two steps, so that its state is
+complete. All processes read losses, and stop requests of the others, after the same steps. A processor has them at
+once, so they are read after every step. Reading from an accelerator makes the loop wait, so there are some seconds
+between two readings. Then a signal or a loss that is not a number soon ends the run.
+
 `examples/training_loop.py` is the same loop in one file, without the fast paths; a test compares the losses of the two.
 """
 
 import math
 import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -24,12 +33,13 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from tsugiki.annotations import PreTrainedModel
 from tsugiki.errors import Interrupted
+from tsugiki.io.system import STOP_SIGNALS
 from tsugiki.language import _
 from tsugiki.training.model.sharding import check_optimizer
 from tsugiki.training.record.run_record import LossPoint, PreferencePoint
 from tsugiki.training.step.checkpoint import Progress
 from tsugiki.training.step.gradients import Gradients, not_finite, overflow
-from tsugiki.training.tools.stopping import Readings, StopSignals
+from tsugiki.training.tools.processes import on_main
 
 
 class Callback:
@@ -222,3 +232,73 @@ class TrainingLoop:
     def _is_due(self, every: int) -> bool:
         """Return whether the step that was just done is the last one or a multiple of `every`."""
         return self.progress.step == self.steps or self.progress.step % every == 0
+
+
+_SECONDS_BETWEEN = 5.0
+
+
+class StopSignals:
+    """Receives signals within its `with` block. A second signal ends the process without waiting for the step.
+
+    If it `raises`, a signal is an `Interrupted`; within `deferred`, at the end of that block. Several processes must
+    stop after the same step, so they only look at `received`.
+    """
+
+    def __init__(self, raises: bool) -> None:
+        self.received: int | None = None
+        """The number of the signal that has arrived."""
+        self._raises = raises
+        self._deferred = False
+        self._former: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignals":
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers there only
+            self._former = {number: signal.signal(number, self._receive) for number in STOP_SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Delay the exception for a signal to the end of the block."""
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+        if self.received is not None and self._raises:
+            raise Interrupted(self.received)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            raise KeyboardInterrupt
+        self.received = number
+        if self._raises and not self._deferred:
+            raise Interrupted(number)
+
+
+class Readings:
+    """When losses are read."""
+
+    def __init__(self, accelerator: Accelerator, step: int) -> None:
+        """`step`: the number of steps done so far. All processes must create it at the same step."""
+        self.accelerator = accelerator
+        self._step, self._time, self._next = step, time.monotonic(), step + 1
+
+    def are_due(self, step: int) -> bool:
+        """Return whether losses must be read after `step` steps."""
+        return self.accelerator.device.type == "cpu" or step >= self._next
+
+    def done(self, step: int) -> None:
+        """Choose the next step after losses were read, by the clock of the main process.
+
+        The number of steps between two readings at most doubles, because only a reading shows how long steps take.
+        """
+        if self.accelerator.device.type == "cpu":
+            return
+        steps, seconds = max(1, step - self._step), time.monotonic() - self._time
+        self._step, self._time = step, time.monotonic()
+        chosen = max(1, min(2 * steps, int(_SECONDS_BETWEEN * steps / max(seconds, 1e-9))))
+        self._next = step + on_main(self.accelerator, lambda: chosen)

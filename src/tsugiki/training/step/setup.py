@@ -27,7 +27,7 @@ from tsugiki.model.inference import decoder_blocks
 from tsugiki.model.meta import replica_in
 from tsugiki.training.choose.choices import Choices, decay_start
 from tsugiki.training.choose.output_head import head_weights
-from tsugiki.training.model.rows import rows_of_micro_batch
+from tsugiki.training.measure.shapes import rows_of_micro_batch
 from tsugiki.training.model.sharding import is_sharded
 from tsugiki.training.model.trainable import full_compute_dtype
 from tsugiki.training.settings.config import AUTO, LORA_PLUS, RunConfig

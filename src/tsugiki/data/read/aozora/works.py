@@ -29,7 +29,7 @@ from tsugiki.errors import TsugikiError, error_text, summarise_list, unreadable
 from tsugiki.io.atomic import new_file
 from tsugiki.io.cache import cache_folder
 from tsugiki.io.formatting import format_size
-from tsugiki.io.json_lines import to_lines
+from tsugiki.io.json import to_lines
 from tsugiki.language import _
 
 if TYPE_CHECKING:
