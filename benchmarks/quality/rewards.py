@@ -205,7 +205,7 @@ def judge(options: argparse.Namespace) -> None:
     for folder, loss in zip(folders, after, strict=True):
         settings = {**_settings(options, 1), "start_from": str(folder), "out": str(options.out)}
         config = validated(RunConfig, {name: value for name, value in settings.items() if value is not None}, None)
-        judged = reward._loaded(unwritten(config), [parse_rule(text) for text in options.reward])._judged(0)
+        judged = reward.open_rounds(unwritten(config), [parse_rule(text) for text in options.reward]).judge(0)
         found.append({"seconds": int(folder.name), "held_out": judged.held_out, "retention": loss / base})
         low, high = mean_interval(judged.held_out) or (math.nan, math.nan)
         mean = statistics.fmean(judged.held_out)
@@ -255,7 +255,7 @@ class Learned:
 
     def __init__(self, variant: str) -> None:
         self.variant, self.weights = variant, torch.zeros(0)
-        self.patched = [(reward._Rounds, "_config_of"), (prepare, "answer_loss")]
+        self.patched = [(reward.Rounds, "settings_of_pairs"), (prepare, "answer_loss")]
         self.before = [getattr(owner, name) for owner, name in self.patched]
 
     def __enter__(self) -> None:

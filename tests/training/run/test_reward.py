@@ -143,7 +143,7 @@ def kill(given: RunConfig, owner: Any, name: str, call: int = 2) -> None:
     [
         (reward_run, "write_answers", 2),
         (TrainingLoop, "train_step", 2),
-        (reward_run._Rounds, "_judged", 2),
+        (reward_run.Rounds, "judge", 2),
         (reward_run, "multiply_update", 3),
     ],
 )

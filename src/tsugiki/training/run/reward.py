@@ -1,12 +1,17 @@
 """A run that learns by a reward: rounds of asking the model, scoring its answers, and learning pairs of them.
 
-    round 0      the start is judged: answers to the validation and the held-out prompts are sampled and scored
-    each round   ask     answers of the model to some prompts, with the adapter of the round before, are sampled, scored
-                         by the rules and stored (`rounds/N.answers.jsonl`, `rounds/N.pairs.jsonl`)
-                 learn   the best against the worst answer to each prompt: a run of preference tuning (`rounds/N`)
-                 judge   as in round 0
-    the end      the best round is judged with parts of its update, too; what has the highest reward on the validation
-                 prompts, of what is not spoiled, is the result (`training.record.rewards`)
+    check_rules    start, rules                     the rules of the run; the folder `rounds`
+    open_rounds    start, rules   -> Rounds         prompts in parts, the base
+    judge_start                   -> RewardRound 0  answers to validation and held-out prompts, sampled and scored
+    take_round     number         -> RewardRound    for each round, all of the following:
+      answers        number         -> answers        of the model of the round before to some prompts, scored by the
+                                                      rules (`rounds/N.answers.jsonl`, `rounds/N.pairs.jsonl`)
+      learn          number                           the best against the worst answer to each prompt: a run of
+                                                      preference tuning on the loaded base (`rounds/N`)
+      judge          number         -> RewardRound    as the start
+    weaken                        -> RewardRounds   parts of the update of the best round, judged as well
+    finish                        -> RunRecord      what has the highest reward on the validation prompts, of what is
+                                                    not spoiled (`training.record.rewards`)
 
 What is stored is not computed again, so that a run which is resumed has the same answers, also by a rule that scores at
 random. Prompts whose answers scored all alike when they were drawn last teach nothing, and are drawn less often.
@@ -16,7 +21,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from statistics import fmean
@@ -65,14 +70,13 @@ from tsugiki.preference.sampling import (
 )
 from tsugiki.training.choose.decisions import has_only_pairs, multiply_update
 from tsugiki.training.data.divide import split_prompts
-from tsugiki.training.data.packing import pack_data
 from tsugiki.training.measure.facts import given_facts
 from tsugiki.training.record.progress import RunProgress
 from tsugiki.training.record.rewards import RewardRound, choose, still_gains
 from tsugiki.training.record.run_record import RunRecord, Sample, read_record
-from tsugiki.training.run.load import find_facts, load_run_model, load_run_tokenizer, read_texts
+from tsugiki.training.run.load import base_with_texts, find_facts, load_run_model, load_run_tokenizer, read_texts
 from tsugiki.training.run.stages import train_on
-from tsugiki.training.run.start import Base, Start, started, unwritten
+from tsugiki.training.run.start import Start, started, unwritten
 from tsugiki.training.score.evaluate import evaluate
 from tsugiki.training.settings.config import RewardSettings, RunConfig
 from tsugiki.training.settings.files import validated
@@ -105,13 +109,13 @@ def train_by_reward(
     """
     rules = [parse_rule(text) for text in config.reward]
     with started(config, resume, progress, overwrite) as start:
-        _begin(start, [rule.identity() for rule in rules])
-        run = _loaded(start, rules)
+        check_rules(start, rules)
+        run = open_rounds(start, rules)
         if not start.record.rounds:
             run.judge_start()
         rounds, was_finished = start.record.rounds, start.record.kept_round is not None
         while len(rounds) <= run.numbers.rounds and (was_finished or still_gains(rounds)):
-            if not run.learn_round(len(rounds)):
+            if not run.take_round(len(rounds)):
                 break
         run.weaken()
         return run.finish()
@@ -119,8 +123,8 @@ def train_by_reward(
 
 def preview_answers(config: RunConfig, prompts: int) -> list[PromptAnswers]:
     """Return some prompts of a run with a few answers of its model to each, and their scores; nothing is written."""
-    run = _loaded(unwritten(config), [parse_rule(text) for text in config.reward])
-    return run.ask(0, run.parts["training"][:prompts], _JUDGED, "preview")
+    run = open_rounds(unwritten(config), [parse_rule(text) for text in config.reward])
+    return run.ask(0, run.parts["training"][:prompts], _JUDGED, "preview")[0]
 
 
 def write_pairs_once(config: RunConfig, out: Path) -> AnswerCounts:
@@ -131,8 +135,8 @@ def write_pairs_once(config: RunConfig, out: Path) -> AnswerCounts:
     files = out, out.with_suffix(".answers.jsonl")
     for file in files:
         check_new_file(file)
-    run = _loaded(unwritten(config), [parse_rule(text) for text in config.reward])
-    answers = run.ask(0, run.parts["training"], run.numbers.samples, "round 1")
+    run = open_rounds(unwritten(config), [parse_rule(text) for text in config.reward])
+    answers, _scoring = run.ask(0, run.parts["training"], run.numbers.samples, "round 1")
     write_answers(files[1], answers)
     counted = count_answers(answers)
     if not counted.pairs:
@@ -141,10 +145,10 @@ def write_pairs_once(config: RunConfig, out: Path) -> AnswerCounts:
     return counted
 
 
-def _begin(start: Start, rules: Sequence[str]) -> None:
+def check_rules(start: Start, rules: Sequence[Rule]) -> None:
     """Check that the rules are those with which the run was started, and write the record of a new run."""
-    before, folder = start.before.get("rules"), start.out / ROUNDS
-    if before and (changed := sorted({*before} ^ {*rules})):
+    before, folder, now = start.before.get("rules"), start.out / ROUNDS, [rule.identity() for rule in rules]
+    if before and (changed := sorted({*before} ^ {*now})):
         message = _("the rules have changed since the run was started: {names}; start another run for other rules")
         raise TsugikiError(message.format(names=summarise_list(changed)))
 
@@ -154,15 +158,15 @@ def _begin(start: Start, rules: Sequence[str]) -> None:
             shutil.rmtree(folder, ignore_errors=True)
         elif not before:
             refuse_existing(folder)
-        start.record.resolved_settings["rules"] = list(rules)
+        start.record.resolved_settings["rules"] = now
         start.record.write(start.out)
         make_folder(folder)
 
     on_main(start.accelerator, begin)
 
 
-def _loaded(start: Start, rules: Sequence[Rule]) -> "_Rounds":
-    """Return a run with its prompts and its base, whose dtype all rounds have."""
+def open_rounds(start: Start, rules: Sequence[Rule]) -> "Rounds":
+    """Read the prompts and load the base, whose dtype all rounds have."""
     parts, facts, resolved = split_prompts(start.config), find_facts(start), start.record.resolved_settings
     model = load_run_model(start, facts)
     if "product_dtype" in resolved:
@@ -171,11 +175,11 @@ def _loaded(start: Start, rules: Sequence[Rule]) -> "_Rounds":
         resolved["product_dtype"] = multiplied
     resolved["base_dtype"] = facts.dtype
     numbers = start.config.reward_settings or RewardSettings()
-    return _Rounds(start, rules, numbers, parts, model, load_run_tokenizer(start.config), facts.dtype)
+    return Rounds(start, rules, numbers, parts, model, load_run_tokenizer(start.config), facts.dtype)
 
 
 @dataclass(frozen=True)
-class _Rounds:
+class Rounds:
     """The rounds of a run. The main process asks and judges; all processes learn."""
 
     start: Start
@@ -185,8 +189,6 @@ class _Rounds:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     dtype: BaseDtype
-    scoring: list[float] = field(default_factory=list)
-    """CPU seconds of the rules for the answers that were sampled last."""
 
     def path(self, name: object) -> Path:
         """Return a path in the folder of the rounds."""
@@ -198,41 +200,77 @@ class _Rounds:
 
         def judge() -> RewardRound:
             write_prompts(self.path(_RETENTION), rows[:_RETAINED])
-            return self._judged(0)
+            return self.judge(0)
 
         self._add(on_main(self.start.accelerator, judge))
 
-    def learn_round(self, number: int) -> bool:
+    def take_round(self, number: int) -> bool:
         """Ask, learn and judge; False if there are no pairs to learn, which before the first step is an error."""
-        times, file = [_cpu_seconds()], self.path(f"{number}.answers.jsonl")
-
-        def asked() -> tuple[list[PromptAnswers], float]:
-            self.scoring[:] = [0.0]
-            if not check_digest(file):
-                found = self.ask(number - 1, self._drawn(number), self.numbers.samples, f"round {number}")
-                write_answers(file, found)
-                write_digest(file)
-            answers = read_answers(file)
-            write_pairs(self.path(f"{number}.pairs.jsonl"), answers)
-            return answers, self.scoring[0]
-
-        answers, scoring = on_main(self.start.accelerator, asked)
+        times = [_cpu_seconds()]
+        answers, scoring = on_main(self.start.accelerator, lambda: self.answers(number))
         counted = count_answers(answers)
+        nothing = nothing_to_learn(counted, self.path(f"{number}.answers.jsonl"))
         if not counted.pairs and number == 1:
-            raise TsugikiError(nothing_to_learn(counted, file))
-        for line in self._uninformative_rules(answers) if counted.pairs else [nothing_to_learn(counted, file)]:
+            raise TsugikiError(nothing)
+        for line in self._uninformative_rules(answers) if counted.pairs else [nothing]:
             self.start.display.print(line)
         if not counted.pairs:
             return False
         times.append(_cpu_seconds())
-        self._learn(number)
+        self.learn(number)
         times.append(_cpu_seconds())
-        found = on_main(self.start.accelerator, lambda: self._judged(number))
+        found = on_main(self.start.accelerator, lambda: self.judge(number))
         times.append(_cpu_seconds())
         asking, learning, judging = np.diff(times).tolist()
         seconds = {"sampling": asking - scoring, "scoring": scoring, "learning": learning, "judging": judging}
         self._add(found.model_copy(update={"learned": counted, "seconds": seconds}))
         return True
+
+    def answers(self, number: int) -> tuple[list[PromptAnswers], float]:
+        """Return the answers of a round, and the CPU seconds of the rules; write its pairs. Stored ones are read."""
+        file, scoring = self.path(f"{number}.answers.jsonl"), 0.0
+        if not check_digest(file):
+            found, scoring = self.ask(number - 1, self._drawn(number), self.numbers.samples, f"round {number}")
+            write_answers(file, found)
+            write_digest(file)
+        answers = read_answers(file)
+        write_pairs(self.path(f"{number}.pairs.jsonl"), answers)
+        return answers, scoring
+
+    def learn(self, number: int) -> None:
+        """Learn the pairs of a round by a run of its own on the loaded base, unless that was done before."""
+        out = self.path(number)
+        earlier = read_record(out) if (out / RECORD_FILE).is_file() else None
+        if earlier is not None and earlier.status == "finished":
+            return
+        progress = RunProgress(shown=False)  # a line for each round suffices
+        with (
+            self.start.display.stage(_("learning pairs"), None),
+            started(self.settings_of_pairs(number), earlier is not None, progress) as start,
+        ):
+            base = base_with_texts(start, self.model, self.dtype, read_texts(start))
+            train_on(start, given_facts(start.config, start.record, start.device), base)
+        self._remove_adapter()
+        on_main(start.accelerator, lambda: shutil.rmtree(out / CHECKPOINTS, ignore_errors=True))
+
+    def judge(self, number: int, strength: float = 1.0) -> RewardRound:
+        """Return what a part of the update of a round is worth; held-out prompts are only reported."""
+        validation, held_out = self.parts["validation"], self.parts["held_out"]
+        deciding = [*validation, *self.parts["training"][: max(_DECIDING - len(validation), 0)]]
+        answers, _scoring = self.ask(number, [*deciding, *held_out], _JUDGED, "judged", strength)
+        rewards = [fmean(one.rewards or [0.0]) for one in answers]
+        texts = [[answer.text for answer in one.answers] for one in answers[: len(deciding)]]
+        return RewardRound(
+            round=number,
+            strength=strength,
+            held_out=rewards[len(deciding) :],
+            validation=rewards[: len(validation)],
+            length=fmean(len(text) for of_row in texts for text in of_row),
+            distinct=fmean(variety(text) for of_row in texts for text in of_row),
+            spoiled=[fmean(map(is_spoiled, of_row)) for of_row in texts],
+            samples=[(one.row.text, one.answers[0].text) for one in [*answers[len(deciding) :], *answers][:_SHOWN]],
+            retention=self._retention(number, strength) if number else None,
+        )
 
     def weaken(self) -> None:
         """Judge parts of the update of the round with the highest reward, if the method has a strength."""
@@ -241,7 +279,7 @@ class _Rounds:
         with self._adapted(best):  # a part of an update is a model between the base and the round's
             has_strength = self.start.config.start_from is None and has_only_pairs(self.model)
         for strength in _STRENGTHS[len(record.weakened) :] if has_strength else ():
-            record.weakened.append(on_all(partial(self._judged, best, strength)))
+            record.weakened.append(on_all(partial(self.judge, best, strength)))
             on_all(lambda: record.write(self.start.out))
 
     def finish(self) -> RunRecord:
@@ -279,9 +317,10 @@ class _Rounds:
 
     def ask(
         self, number: int, rows: Sequence[PromptRow], samples: int, seed: str, strength: float = 1.0
-    ) -> list[PromptAnswers]:
+    ) -> tuple[list[PromptAnswers], float]:
         """Return answers with rewards of the model with the adapter of a round; of round 0, with that of `start_from`.
 
+        The second result is the CPU seconds of the rules.
         A prompt that is a text is the user's turn if the tokenizer has a chat template, as in training. `strength` is
         the part of the adapter's update.
         """
@@ -295,10 +334,11 @@ class _Rounds:
         begun = _cpu_seconds()
         with display.stage(_("scoring answers"), None):
             scores = scores_of(self.rules, answered, seed, self.numbers.seconds, display.print)
-        self.scoring[:] = [_cpu_seconds() - begun]
+        scoring = _cpu_seconds() - begun
         both = zip(answers, scores, strict=True)
         scored = [replace(one, scores=results, reward=reward_of(self.rules, results)) for one, results in both]
-        return [PromptAnswers(row, scored[place * samples : (place + 1) * samples]) for place, row in enumerate(rows)]
+        parts = [scored[place : place + samples] for place in range(0, len(scored), samples)]
+        return list(map(PromptAnswers, rows, parts)), scoring
 
     def _sampled(
         self, rows: Sequence[PromptRow], samples: int, seed: str, advance: Callable[[int], None]
@@ -346,25 +386,7 @@ class _Rounds:
         places = rng.choice(len(rows), min(most, len(rows)), replace=False, p=shares)
         return [rows[place] for place in np.sort(places)]
 
-    def _learn(self, number: int) -> None:
-        """Learn the pairs of a round, unless that was done before."""
-        out = self.path(number)
-        earlier = read_record(out) if (out / RECORD_FILE).is_file() else None
-        if earlier is not None and earlier.status == "finished":
-            return
-        progress = RunProgress(shown=False)  # a line for each round suffices
-        with (
-            self.start.display.stage(_("learning pairs"), None),
-            started(self._config_of(number), earlier is not None, progress) as start,
-        ):
-            texts = read_texts(start)
-            data = pack_data(texts.division, self.model, texts.tokenizer, start.config.block_size)
-            facts = given_facts(start.config, start.record, start.device)
-            train_on(start, facts, Base(self.model, texts.tokenizer, data, self.dtype))
-        self._remove_adapter()
-        on_main(start.accelerator, lambda: shutil.rmtree(out / CHECKPOINTS, ignore_errors=True))
-
-    def _config_of(self, number: int) -> RunConfig:
+    def settings_of_pairs(self, number: int) -> RunConfig:
         """Return the settings of the run that learns the pairs of a round."""
         config, before = self.start.config, self._adapter(number - 1)
         settings = config.model_dump(mode="json", exclude_unset=True)
@@ -376,25 +398,6 @@ class _Rounds:
         parts = {"held_out": NONE, "validation": NONE, "keep": "last", "allow_overlap": True}
         base = {"start_from": None if before is None else str(before), "base_dtype": self.dtype}
         return validated(RunConfig, {**settings, **files, **parts, **base}, None)
-
-    def _judged(self, number: int, strength: float = 1.0) -> RewardRound:
-        """Return what a part of the update of a round is worth; held-out prompts are only reported."""
-        validation, held_out = self.parts["validation"], self.parts["held_out"]
-        deciding = [*validation, *self.parts["training"][: max(_DECIDING - len(validation), 0)]]
-        answers = self.ask(number, [*deciding, *held_out], _JUDGED, "judged", strength)
-        rewards = [fmean(one.rewards or [0.0]) for one in answers]
-        texts = [[answer.text for answer in one.answers] for one in answers[: len(deciding)]]
-        return RewardRound(
-            round=number,
-            strength=strength,
-            held_out=rewards[len(deciding) :],
-            validation=rewards[: len(validation)],
-            length=fmean(len(text) for of_row in texts for text in of_row),
-            distinct=fmean(variety(text) for of_row in texts for text in of_row),
-            spoiled=[fmean(map(is_spoiled, of_row)) for of_row in texts],
-            samples=[(one.row.text, one.answers[0].text) for one in [*answers[len(deciding) :], *answers][:_SHOWN]],
-            retention=self._retention(number, strength) if number else None,
-        )
 
     def _retention(self, number: int, strength: float) -> float:
         """Return the loss on the retention text with a part of the update of a round, relative to the base."""
@@ -408,7 +411,7 @@ class _Rounds:
     @cached_property
     def _retained(self) -> list[Window]:
         """The retention text."""
-        return read_texts(unwritten(self._config_of(1))).division.retention_windows
+        return read_texts(unwritten(self.settings_of_pairs(1))).division.retention_windows
 
     def _add(self, found: RewardRound) -> None:
         """Add a round to the record, write it, and say what it was worth."""
