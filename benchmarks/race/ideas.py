@@ -44,10 +44,8 @@ from tsugiki.training.score.evaluate import evaluate
 from tsugiki.training.settings.config import RunConfig
 from tsugiki.training.settings.files import validated
 from tsugiki.training.step.loop import TrainingLoop
-from tsugiki.training.step.lora_plus import loraplus
-from tsugiki.training.step.sampled_loss import SampledTextLoss
-from tsugiki.training.step.setup import adamw, build_loop
-from tsugiki.training.step.text_loss import TextLoss
+from tsugiki.training.step.setup import adamw, build_loop, loraplus
+from tsugiki.training.step.text_loss import SampledTextLoss, TextLoss
 
 HEADERS = ["idea", "text", "share of the rows until the goal, by seed", "cost of a row", "time", "last loss"]
 DEFAULT, PARTS, GOAL, LAST, TURNS = "default", 12, 8, 9, 5

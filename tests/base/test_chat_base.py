@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import constants
 
 from tests.errors import assert_refused
-from tsugiki.base.chat_base import CHAT_BASE, chat_base
+from tsugiki.base.recommended import CHAT_BASE, chat_base
 
 MODEL = b"GGUF and more"
 

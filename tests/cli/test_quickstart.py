@@ -10,7 +10,7 @@ import pytest
 
 from tests.cli.test_next import next_words
 from tests.tiny import save_tiny
-from tsugiki.base import chat_base, resolve
+from tsugiki.base import recommended, resolve
 from tsugiki.training.run import quickstart
 from tsugiki.training.settings.config import RunConfig
 
@@ -22,7 +22,7 @@ def short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A tiny base in place of both, one step, and answers of two tokens."""
     monkeypatch.setenv("TSUGIKI_LANG", "en")  # --lang sets it
     base = save_tiny(tmp_path / "base", n_positions=512)
-    monkeypatch.setattr(chat_base, "chat_base", lambda: base)
+    monkeypatch.setattr(recommended, "chat_base", lambda: base)
     monkeypatch.setattr(resolve, "local_folder", lambda name: Path(base))  # also for the embedded model
     monkeypatch.setattr(quickstart, "_ANSWER", 2)
     monkeypatch.setattr(quickstart, "RunConfig", partial(RunConfig, **SHORT))

@@ -250,7 +250,7 @@ def quickstart_command(
     """
     if out is not None:
         check_new_folder(str(out))
-    from tsugiki.base.chat_base import chat_base
+    from tsugiki.base.recommended import chat_base
 
     base = "embedded" if not questions or language() == JAPANESE else chat_base()  # an error comes before the imports
     import_libraries("tsugiki.training.run.stages")

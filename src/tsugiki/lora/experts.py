@@ -3,7 +3,7 @@
     W [experts, out, in]   →   W_e + scaling · B_e A_e  for each expert e        A_e [r, in],  B_e [out, r]
 
 While an adapter is active, the module that owns the parameter gets a child with the pairs, and a `forward` that runs
-that of the module's class on a shallow copy, whose parameter is the updated one. (`fast.low_rank_sum` computes the same
+that of the module's class on a shallow copy, whose parameter is the updated one. (`fast.layers` computes the same
 without the sum.) An input dropout is not defined, because the module's inputs are multiplied in its own code.
 
 As in PEFT's file, the factors of all experts are two matrices: A [experts · r, in] has the rows of the experts one

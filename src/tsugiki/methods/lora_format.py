@@ -37,7 +37,7 @@ run reads this from its own config.
 
 Related methods are settings of LoRA, and each is explained in its own module: DoRA (`tsugiki.lora.variants`), PiSSA and
 orthogonal initialisation (`tsugiki.lora.init`), and a separate learning rate for B
-(`tsugiki.training.step.lora_plus`).
+(`tsugiki.training.step.setup`).
 
 LoRA-FA (Zhang et al. 2023, arXiv:2308.03303) is y = W x + s B A x with A [r, in] frozen at its random initial value,
 and only B [out, r] trained. The gradient of B needs A x [tokens, r] only, so no layer keeps its input x [tokens, in]

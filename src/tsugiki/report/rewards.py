@@ -10,7 +10,7 @@ from tsugiki.report.formatting import format_with_interval
 from tsugiki.report.sections import Curves, Part, Sentence, Series
 from tsugiki.report.table import Table
 from tsugiki.training.record.interval import mean_interval
-from tsugiki.training.record.rewards import RewardRound
+from tsugiki.training.record.result import RewardRound
 from tsugiki.training.record.run_record import RunRecord
 
 

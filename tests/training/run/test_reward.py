@@ -27,7 +27,7 @@ from tsugiki.report.rewards import reward_parts
 from tsugiki.report.sections import Sentence
 from tsugiki.training import RunConfig, TrainingLoop, train
 from tsugiki.training.data.divide import split_prompts
-from tsugiki.training.record.rewards import RewardRound, choose, still_gains
+from tsugiki.training.record.result import RewardRound, choose, still_gains
 from tsugiki.training.record.run_record import read_record
 from tsugiki.training.run import reward as reward_run
 from tsugiki.training.run.reward import train_by_reward

@@ -23,8 +23,7 @@ from tsugiki.io.json import read_json, to_json_text, write_json
 from tsugiki.io.measurements import processor_name
 from tsugiki.language import _
 from tsugiki.native import is_compiled
-from tsugiki.training.record.result import StepAnswers, StepEvaluation, StepPairs
-from tsugiki.training.record.rewards import RewardRound
+from tsugiki.training.record.result import RewardRound, StepAnswers, StepEvaluation, StepPairs
 
 FORMAT = 2
 """Version of the format of `run.json`."""

@@ -18,7 +18,7 @@ from tsugiki.preference.pairs import AnswerRows
 from tsugiki.training.record.result import StepPairs
 from tsugiki.training.run.load import kept_of_base
 from tsugiki.training.run.start import Base, Ready, Start, loop_of
-from tsugiki.training.score.answers import score_answers, scores_of
+from tsugiki.training.score.evaluate import score_answers, scores_of
 from tsugiki.training.settings.config import RunConfig
 from tsugiki.training.step.preference_loss import AnswerLoss, Mismatched, training_reference
 

@@ -50,9 +50,8 @@ from tsugiki.training.record.run_record import (
 from tsugiki.training.run.load import kept_of_base
 from tsugiki.training.run.preference import answer_loss, preference_notes
 from tsugiki.training.run.start import Base, Layers, Ready, Start, loop_of
-from tsugiki.training.step.sampled_loss import SampledTextLoss, sampling_note
 from tsugiki.training.step.setup import seconds_per_step
-from tsugiki.training.step.text_loss import StepLoss, TextLoss
+from tsugiki.training.step.text_loss import SampledTextLoss, StepLoss, TextLoss, sampling_note
 from tsugiki.training.tools.processes import check_agreement, on_main
 
 

@@ -11,7 +11,7 @@
       judge          number         -> RewardRound    as the start
     weaken                        -> RewardRounds   parts of the update of the best round, judged as well
     finish                        -> RunRecord      what has the highest reward on the validation prompts, of what is
-                                                    not spoiled (`training.record.rewards`)
+                                                    not spoiled (`training.record.result`)
 
 What is stored is not computed again, so that a run which is resumed has the same answers, also by a rule that scores at
 random. Prompts whose answers scored all alike when they were drawn last teach nothing, and are drawn less often.
@@ -72,7 +72,7 @@ from tsugiki.training.choose.decisions import has_only_pairs, multiply_update
 from tsugiki.training.data.divide import split_prompts
 from tsugiki.training.measure.facts import given_facts
 from tsugiki.training.record.progress import RunProgress
-from tsugiki.training.record.rewards import RewardRound, choose, still_gains
+from tsugiki.training.record.result import RewardRound, choose, still_gains
 from tsugiki.training.record.run_record import RunRecord, Sample, read_record
 from tsugiki.training.run.load import base_with_texts, find_facts, load_run_model, load_run_tokenizer, read_texts
 from tsugiki.training.run.stages import train_on

@@ -32,8 +32,7 @@ from tsugiki.model.context import context_length
 from tsugiki.preference.pairs import AnswerRows, open_preferences, pack_preferences
 from tsugiki.training.record.result import Answers, Evaluation, TwoScores
 from tsugiki.training.record.run_record import read_record
-from tsugiki.training.score.answers import score_answers, scores_of
-from tsugiki.training.score.evaluate import evaluate
+from tsugiki.training.score.evaluate import evaluate, score_answers, scores_of
 from tsugiki.training.score.questions import Question, answer_questions
 from tsugiki.training.tools.processes import start_accelerator
 

@@ -28,7 +28,6 @@ from contextlib import nullcontext
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -41,7 +40,7 @@ from tsugiki.language import _
 from tsugiki.model.inference import seeded
 from tsugiki.training.data.micro_batches import MicroBatch, MicroBatches
 from tsugiki.training.model.sharding import is_sharded, is_split
-from tsugiki.training.step.text_loss import StepLoss, TextLoss
+from tsugiki.training.step.text_loss import StepLoss, TextLoss, derived_seed
 
 _Result: TypeAlias = tuple[Tensor, Tensor | None, Sequence[Tensor | None]]
 """Loss, figures, and the gradient of each weight (None: the loss does not depend on it)."""
@@ -160,11 +159,6 @@ class Gradients:
             if gradient is not None:
                 assert weight.grad is not None
                 weight.grad += gradient
-
-
-def derived_seed(*numbers: int) -> int:
-    """Return a seed (63 bits) from numbers, such as the run's seed, the step, and the place of a row in the step."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def not_finite(loss: float, step: int, rate: float, is_scaled: bool) -> TsugikiError:

@@ -20,7 +20,7 @@ from tsugiki.data.blocks import Integers, StepBatches
 from tsugiki.fast.document_masks import DocumentMasking
 from tsugiki.preference.losses import Answers, PreferenceLoss, kto, kto_baseline, likelihood_loss
 from tsugiki.preference.pairs import AnswerRows, Preferences, pack_preferences
-from tsugiki.training.score.answers import by_record, log_probabilities_of, score_answers
+from tsugiki.training.score.evaluate import by_record, log_probabilities_of, score_answers
 from tsugiki.training.step.gradients import Gradients
 
 _MISMATCHED = 16

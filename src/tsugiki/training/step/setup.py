@@ -1,7 +1,7 @@
 """Build the loop of a run: the optimiser, the schedule, and the saving interval; and measure its speed.
 
 The optimiser is AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101), without weight decay of biases and norms, or
-LoRA+ (`training.step.lora_plus`).
+LoRA+ (`loraplus`).
 """
 
 import math
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from tsugiki.annotations import PreTrainedModel
@@ -23,6 +24,8 @@ from tsugiki.fast.paths import use_fast_paths
 from tsugiki.fast.recomputation import recompute_blocks
 from tsugiki.language import _
 from tsugiki.lora.hold import is_grafted
+from tsugiki.lora.layer import LoraEmbedding, grafted_layers
+from tsugiki.lora.pair import LowRank
 from tsugiki.model.inference import decoder_blocks
 from tsugiki.model.meta import replica_in
 from tsugiki.training.choose.choices import Choices, decay_start
@@ -95,8 +98,6 @@ def _optimizer(model: PreTrainedModel, config: RunConfig, choices: Choices) -> t
     """Return the optimiser of the trained parameters."""
     rate = choices.learning_rate
     if config.method == LORA_PLUS:
-        from tsugiki.training.step.lora_plus import loraplus
-
         return loraplus(model, config, rate)
     return adamw(model, config, rate, choices.head_factor)
 
@@ -175,3 +176,34 @@ def make_gradients(
         is_short = batches.collate.masking == "separate_rows" and loss is None  # the two answers of a pair are longer
         tokens = _SHORT_ROWS_TOKENS if is_short else 0
     return Gradients(model, computing, batches, accelerator, rows, config.base_dropout, tokens, loss)
+
+
+def loraplus(model: PreTrainedModel, config: RunConfig, rate: float) -> torch.optim.AdamW:
+    """Return LoRA+: AdamW with a higher learning rate for B than for A (Hayou et al. 2024, arXiv:2402.12354).
+
+    A [r, in] is initialised at random and B [out, r] with zeros, and the sizes of the updates that they need depend on
+    the width of the layer in different ways. With one learning rate for both, wide layers learn too slowly or become
+    unstable. The paper recommends a ratio of about 16. The factors and the file are LoRA's. The trade-off: there is one
+    more hyperparameter, and B's learning rate is soon too high; start with half the usual `learning_rate`.
+
+    As in PEFT, parameters with one axis (biases, DoRA's magnitudes) have B's learning rate. The factors of an
+    embedding, whose A is initialised with zeros, have the learning rate of the run (in PEFT, a fixed 1e-6). `rate` is
+    the learning rate of A.
+    """
+    decay = config.weight_decay
+    slow_embeddings = {
+        layer.lora for layer in grafted_layers(model).values() if isinstance(layer, LoraEmbedding) and layer.lora
+    }
+    fast = {id(pair.B) for pair in model.modules() if isinstance(pair, LowRank) and pair not in slow_embeddings}
+    slow: list[Tensor] = []
+    matrices: list[Tensor] = []
+    vectors: list[Tensor] = []
+    for p in model.parameters():
+        if p.requires_grad:
+            (vectors if p.ndim == 1 else matrices if id(p) in fast else slow).append(p)
+    groups = [
+        {"params": slow, "lr": rate, "weight_decay": decay},
+        {"params": matrices, "lr": rate * config.loraplus_lr_ratio, "weight_decay": decay},
+        {"params": vectors, "lr": rate * config.loraplus_lr_ratio, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]], betas=(0.9, config.adam_beta2))
