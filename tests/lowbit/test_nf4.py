@@ -63,10 +63,11 @@ def test_decoding_equals_the_definition(
 
 def test_every_level_is_the_product_of_the_code_and_the_block():
     blocks = torch.arange(1, 256, dtype=torch.uint8)[:, None]
-    codes = torch.arange(16, dtype=torch.uint8)
-    packed = (codes << 4 | codes.flip(0)).repeat(255, 2)
-    expected = torch.tensor(nf4.NF4)[codes.long()] * blocks / 255 * 127
-    assert (plain_levels(packed, blocks)[:, 0:32:2] - expected).abs().max() <= 0.5001
+    codes = torch.arange(16, dtype=torch.uint8).repeat(4)  # a block has 64 weights
+    packed = (codes[::2] << 4 | codes[1::2]).repeat(255, 1)  # two codes in a byte, the first one in the high bits
+    largest_level, rounding = 127, 0.5001
+    expected = torch.tensor(nf4.NF4)[codes.long()] * blocks / 255 * largest_level
+    assert (plain_levels(packed, blocks) - expected).abs().max() <= rounding
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -132,9 +132,9 @@ def test_the_choice_is_the_most_probable_text(prompt: Any, tmp_path: Path):
         scores = logits(model, torch.tensor([ids]))[0].double().log_softmax(-1)
         return sum(float(scores[i - 1, ids[i]]) for i in range(len(start), len(ids)))
 
-    ordered = sorted(["red", "loud", "雨", "a"], key=log_probability)
-    other, best, choices = ordered[0], ordered[-1], ordered[1::2] + ordered[::2]
-    rows = [{"prompt": prompt, "choices": choices, "expected": one} for one in (best, [other, best], other)]
+    worst, second, third, best = sorted(["red", "loud", "雨", "a"], key=log_probability)
+    choices = [second, best, worst, third]  # the best is neither the first nor the last
+    rows = [{"prompt": prompt, "choices": choices, "expected": one} for one in (best, [worst, best], worst)]
     found = answered(tmp_path, model, *rows)
     assert [one.answer for one in found.answers] == [best] * 3
     assert [one.correct for one in found.answers] == [True, True, False]
