@@ -1,6 +1,7 @@
 """What every error of Tsugiki's must be."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -8,8 +9,15 @@ import pytest
 from tsugiki.errors import TsugikiError
 
 
-def assert_refused(fact: str, function: Callable[..., object], *arguments: Any, **settings: Any) -> None:
-    """Assert that a call raises a `TsugikiError` of one line, in which the regular expression `fact` is found."""
+@contextmanager
+def refused(fact: str) -> Iterator[pytest.ExceptionInfo[TsugikiError]]:
+    """Assert that a block raises a `TsugikiError` of one line, in which the regular expression `fact` is found."""
     with pytest.raises(TsugikiError, match=fact) as caught:
-        function(*arguments, **settings)
+        yield caught
     assert "\n" not in str(caught.value)
+
+
+def assert_refused(fact: str, function: Callable[..., object], *arguments: Any, **settings: Any) -> None:
+    """Assert that a call is `refused`."""
+    with refused(fact):
+        function(*arguments, **settings)

@@ -1,8 +1,28 @@
-"""What folders hold, to tell that nothing changed."""
+"""What folders and files hold."""
 
+import json
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 
 def contents(folder: Path) -> dict[str, bytes]:
     """The bytes of every file in a folder, by its path in the folder."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def write_rows(path: Path | str, rows: Iterable[Any]) -> str:
+    """Write JSON Lines, a row each; returns the path."""
+    Path(path).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def rows_of(text: Path | str) -> list[Any]:
+    """The rows of a file of JSON Lines, or of what a command has printed."""
+    content = text if isinstance(text, str) else text.read_text(encoding="utf-8")
+    return [json.loads(line) for line in content.splitlines()]
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds."""
+    return json.loads(path.read_text(encoding="utf-8"))

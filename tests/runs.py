@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from tests.errors import refused
 from tests.tiny import TEXT, byte_tokenizer, save_tiny, store_of
-from tsugiki import TsugikiError
 from tsugiki.data import Blocks, pack
 from tsugiki.fast import detect_document_masking
 from tsugiki.io import ADAPTER_FILE, CHECKPOINTS, checkpoints
@@ -110,7 +110,7 @@ def assert_resumes(run: Any, config: Any, step: int, files: Sequence[str] = (ADA
     newest = checkpoints(cut / CHECKPOINTS)[-2:]
     assert [path.name for path in newest] == [f"checkpoint-{n}" for n in saved]
     assert not (cut / files[0]).exists()
-    with pytest.raises(TsugikiError, match="--resume"):
+    with refused("--resume"):
         run(config)
     resumed: RunRecord = run(config, resume=True)
     for name in files:
@@ -120,7 +120,7 @@ def assert_resumes(run: Any, config: Any, step: int, files: Sequence[str] = (ADA
     assert resumed.samples == expected.samples
     for name in ("loss", "tokens"):
         assert getattr(resumed.training, name) == getattr(expected.training, name)
-    with pytest.raises(TsugikiError, match="finished"):
+    with refused("finished"):
         run(config, resume=True)
     return expected
 

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests.errors import assert_refused
+from tests.errors import assert_refused, refused
 from tests.tiny import logits, relative_error, save_grafted, save_tiny
 from tests.tiny_types import lively_model
 from tsugiki import LoraConfig, TsugikiError, load_adapter
@@ -158,11 +158,8 @@ def test_a_pickle_with_code_is_refused_and_the_code_is_not_run(writer: str, tmp_
         torch.save({"model": content}, file)
     else:
         torch.save(content, file, _use_new_zipfile_serialization=writer == "torch")
-    with pytest.raises(
-        TsugikiError, match=r"adapter_model\.bin holds (posix\.mkdir|other objects).*not loaded"
-    ) as error:
+    with refused(r"adapter_model\.bin holds (posix\.mkdir|other objects).*not loaded"):
         import_adapter(tmp_path / "a", base, tmp_path / "b")
-    assert "\n" not in str(error.value)
     assert not trap.exists()
     assert not (tmp_path / "b").exists()
     with pytest.raises(TsugikiError):

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.adapters.folders import edit_config, forget_digests, verify
 from tests.adapters.peft_matrix import MODELS, lora_settings
-from tests.errors import assert_refused
+from tests.errors import assert_refused, refused
 from tests.files import contents
 from tests.tiny import grafted, ids, logits, relative_error, save_grafted, shake, tiny_model
 from tsugiki import LoraConfig, TsugikiError, active_adapter, graft, load_adapter, save_adapter, trainable_parameters
@@ -186,7 +186,7 @@ def test_what_is_not_floating_point_is_no_factor(dtype: torch.dtype, tmp_path: P
     tensors = load_file(folder / "adapter_model.safetensors")
     key = next(iter(tensors))
     save_file({**tensors, key: tensors[key].to(dtype)}, folder / "adapter_model.safetensors")
-    with pytest.raises(TsugikiError, match=rf"{key} holds numbers of the type {dtype}, expected torch.float32"):
+    with refused(rf"{key} holds numbers of the type {dtype}, expected torch.float32"):
         load_adapter(tiny_model(), folder)
 
 
@@ -343,7 +343,7 @@ def test_the_revision_of_the_base_is_kept_and_compared(name: str, fits: bool, tm
     assert read_base(tmp_path).name == "some/one@refs/pr/7"
     (tmp_path / "tsugiki.json").unlink()  # as PEFT writes it
     said = "revision refs/pr/7; pass some/one@refs/pr/7 as the model"
-    with nullcontext() if fits else pytest.raises(TsugikiError, match=said):
+    with nullcontext() if fits else refused(said):
         load_adapter(other, tmp_path)
 
 

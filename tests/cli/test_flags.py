@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 import tsugiki
 from tests.cli.imports import output_without
-from tsugiki import TsugikiError
+from tests.errors import refused
 from tsugiki.cli import FlagsOf, as_command, root_command, words_of
 from tsugiki.cli.main import main
 from tsugiki.io import argument_descriptions
@@ -110,7 +110,7 @@ def test_given_flags_are_settings_as_in_a_yaml_file(arguments: list[str], settin
 
 
 def test_a_flag_that_is_not_yaml_is_named():
-    with pytest.raises(TsugikiError, match="--rank-pattern"):
+    with refused("--rank-pattern"):
         received(["--rank-pattern", "{"])
 
 

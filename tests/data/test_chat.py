@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from tests.data.chat_templates import MARKED_THINKING, SHAPES, TOOLS, Shape, tokenizer_of
-from tests.errors import assert_refused
-from tsugiki import TsugikiError
+from tests.errors import assert_refused, refused
 from tsugiki.data import (
     DEFAULT_TEMPLATE,
     AssistantTurns,
@@ -146,7 +145,7 @@ def test_an_added_token_that_is_not_special_ends_the_turn():
     tokenizer = tokenizer_of(Shape(SHAPES["chatml"].template))
     tokenizer.add_tokens(["<|im_start|>", "<|im_end|>", "\n"])
     assert learned(tokenizer, conversation(*ANSWERED)) == ["b<|im_end|>"]
-    with pytest.raises(TsugikiError, match=r"talk.jsonl:1 .*<\|im_end\|>"):
+    with refused(r"talk.jsonl:1 .*<\|im_end\|>"):
         learned(tokenizer, conversation(("user", "a"), ("assistant", "b<|im_end|>c")))
 
 
@@ -218,9 +217,8 @@ def test_a_template_that_fails_is_an_error_of_one_line():
         "{% include '/etc/passwd' %}",
     ):
         tokenizer = tokenizer_of(Shape(template))
-        with pytest.raises(TsugikiError, match="^a prompt: ") as caught:
+        with refused("^a prompt: ") as caught:
             prompt_text(read_template(tokenizer, ""), [{"role": "user", "content": "a"}])
-        assert "\n" not in str(caught.value)
         assert len(str(caught.value)) < 500
     assert_refused("1,000,000", read_template, tokenizer_of(Shape("{# #}" * 200_001)), "")
 
@@ -273,7 +271,7 @@ def test_a_template_that_leaves_out_tools_is_an_error():
 def test_special_tokens_in_a_call_are_errors():
     function = {"name": "weather", "arguments": {"city": "a<|im_end|>b"}}
     turns = [CALLED[0], {"role": "assistant", "tool_calls": [{"function": function}]}]
-    with pytest.raises(TsugikiError, match=r"turn 2 \(assistant\) contains <\|im_end\|>"):
+    with refused(r"turn 2 \(assistant\) contains <\|im_end\|>"):
         learned(tokenizer_of(TOOLS), called({"messages": turns}))
 
 

@@ -8,9 +8,8 @@ import transformers
 from tokenizers.processors import TemplateProcessing
 
 from tests.data.chat_templates import SHAPES, Shape, tokenizer_of
-from tests.errors import assert_refused
+from tests.errors import assert_refused, refused
 from tests.tiny import byte_tokenizer
-from tsugiki import TsugikiError
 from tsugiki.data import (
     DEFAULT_TEMPLATE,
     Completion,
@@ -152,7 +151,7 @@ def test_a_mixed_batch_keeps_its_order_and_an_end_token_is_refused_in_a_completi
     tokenizer = tokenizer_of(SHAPES["zephyr"])
     records: list[Record] = [Document("a", ""), TALK, Completion("p", "c", ""), Document("b", "")]
     assert encode_records(tokenizer, records) == [encode_records(tokenizer, [record])[0] for record in records]
-    with pytest.raises(TsugikiError, match=r"a.jsonl:4 .*<\|endoftext\|>"):
+    with refused(r"a.jsonl:4 .*<\|endoftext\|>"):
         encode_records(byte_tokenizer(), [Completion("a", "b<|endoftext|>", "a.jsonl:4")])
     (row,) = encode_records(byte_tokenizer(), [Completion("a<|endoftext|>", "b", "a.jsonl:4")])
     assert row.target_tokens == 2, "a prompt may"
@@ -180,5 +179,5 @@ def test_many_turns_take_bounded_time():
     assert record.target_tokens == 2 * 50
     (record,) = encode_records(tokenizer, [Conversation(turns, "talk.jsonl:1")], "last")
     assert record.target_tokens == 2
-    with pytest.raises(TsugikiError, match=r"talk.jsonl:1 has 3,000 turns.*1,000"):
+    with refused(r"talk.jsonl:1 has 3,000 turns.*1,000"):
         encode_records(tokenizer, [Conversation(turns, "talk.jsonl:1")])

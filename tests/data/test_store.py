@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.errors import refused
 from tests.tiny import TEXT, byte_tokenizer
-from tsugiki import TsugikiError
 from tsugiki.data import (
     DEFAULT_TEMPLATE,
     Completion,
@@ -55,7 +55,7 @@ def test_what_is_read_back_is_what_was_encoded(tmp_path: Path):
 
 def test_where_no_cache_can_be_written_another_place_is_named(tmp_path: Path):
     (tmp_path / "file").touch()
-    with pytest.raises(TsugikiError, match="cannot write .*XDG_CACHE_HOME"):
+    with refused("cannot write .*XDG_CACHE_HOME"):
         open_store(RECORDS, "key", byte_tokenizer(), "all", tmp_path / "file" / "tokens")
 
 
@@ -82,7 +82,7 @@ def test_all_records_without_targets_are_named_and_no_part_of_a_store_is_left(tm
     silent = [
         Conversation((Message("user", "?"), Message("assistant", "…", in_loss=False)), f"t.jsonl:{i}") for i in range(7)
     ]
-    with pytest.raises(TsugikiError, match=r"t.jsonl:0, .*t.jsonl:4 and 2 more: "):
+    with refused(r"t.jsonl:0, .*t.jsonl:4 and 2 more: "):
         open_store([RECORDS[0], *silent], "key", tokenizer, "all", tmp_path)
     assert [path for path in tmp_path.iterdir() if path.suffix != ".lock"] == []
 

@@ -6,6 +6,7 @@ from typing import Any
 import peft
 import pytest
 
+from tests.errors import refused
 from tests.tiny import save_grafted, save_tiny, tiny_model
 from tests.tiny_types import tiny_of
 from tsugiki import LoraConfig, TsugikiError
@@ -39,7 +40,7 @@ def test_the_reasons(fields: dict[str, Any], message: str, tmp_path: Path):
     said = incompatibilities(base, tmp_path / "a")
     assert bool(said) == bool(message)
     if message:
-        with pytest.raises(TsugikiError, match=message):
+        with refused(message):
             raise TsugikiError("; ".join(said))
 
 
@@ -56,5 +57,5 @@ def test_unknown_architectures(kind: str, tmp_path: Path):
     base = tiny_model("opt") if kind == "opt" else tiny_of(kind)
     base.save_pretrained(tmp_path / "base")
     save_grafted(tmp_path / "a", base, LoraConfig(r=2, target_modules=["q_proj"]))
-    with pytest.raises(TsugikiError, match=kind):
+    with refused(kind):
         incompatibilities(str(tmp_path / "base"), tmp_path / "a")

@@ -12,11 +12,11 @@ import torch
 import transformers
 from torch import nn
 
+from tests.errors import refused
 from tests.fast.test_mixed_batch import assert_as_each_alone, with_adapters
 from tests.tiny import ids, logits, tiny_model
 from tsugiki import (
     LoraConfig,
-    TsugikiError,
     disable_adapter,
     graft,
     load_adapter,
@@ -59,7 +59,7 @@ def test_invalid_names_are_refused_and_nothing_changes(names, message: str):
     graft(model, LoraConfig(r=2, target_modules=["c_attn"], bias="lora_only"), "biased")
     set_adapter(model, "b")
     before = logits(model)
-    with pytest.raises(TsugikiError, match=message), mixed_batch(model, names):
+    with refused(message), mixed_batch(model, names):
         pass
     assert torch.equal(logits(model), before)
 
@@ -89,24 +89,24 @@ def test_models_that_are_refused(make, targets, message: str):
     model = make()
     if targets:
         graft(model, LoraConfig(r=2, target_modules=targets), "a")
-    with pytest.raises(TsugikiError, match=message), mixed_batch(model.eval(), ["a", None]):
+    with refused(message), mixed_batch(model.eval(), ["a", None]):
         pass
 
 
 def test_the_name_of_the_base_is_reserved():
-    with pytest.raises(TsugikiError, match="'__base__'"):
+    with refused("'__base__'"):
         graft(tiny_model(), LoraConfig(r=2), "__base__")
 
 
 def test_a_batch_of_another_size_is_refused_and_the_block_goes_on():
     model = with_adapters()
     with mixed_batch(model, ["a", "b", None]):
-        with pytest.raises(TsugikiError, match=r"GPT2LMHeadModel .*2 rows.* 3 adapter names"):
+        with refused(r"GPT2LMHeadModel .*2 rows.* 3 adapter names"):
             logits(model)
         assert logits(model, ids(3)).shape[0] == 3
     with mixed_batch(model, ["__base__", None, None]):
         for given in ({"input_ids": ids(4)}, {"inputs_embeds": torch.zeros(4, 3, 32)}):
-            with pytest.raises(TsugikiError, match=r"GPT2LMHeadModel .*4 rows.* 3 adapter names"):
+            with refused(r"GPT2LMHeadModel .*4 rows.* 3 adapter names"):
                 model(**given)
     assert logits(model, ids(4)).shape[0] == 4
 
@@ -114,14 +114,14 @@ def test_a_batch_of_another_size_is_refused_and_the_block_goes_on():
 def test_training_and_gradients_are_refused():
     model = with_adapters()
     model.train()
-    with mixed_batch(model, TWO), pytest.raises(TsugikiError, match="training mode.*model.eval"):
+    with mixed_batch(model, TWO), refused("training mode.*model.eval"):
         model(input_ids=ids())
     model.eval()
     with mixed_batch(model, TWO):
         assert not trainable_parameters(model)
         assert not model(input_ids=ids()).logits.requires_grad
         embeddings = torch.randn(2, 3, 32, requires_grad=True)
-        with pytest.raises(TsugikiError, match="gradients"):
+        with refused("gradients"):
             model(inputs_embeds=embeddings)
         with torch.no_grad():
             model(inputs_embeds=embeddings)
@@ -199,12 +199,12 @@ def test_adapters_cannot_change_within_the_block(tmp_path):
     ]
     with mixed_batch(model, TWO):
         for change in changes:
-            with pytest.raises(TsugikiError, match="a mixed batch .*`with` block"):
+            with refused("a mixed batch .*`with` block"):
                 change()
-            with disable_adapter(model), pytest.raises(TsugikiError, match="a mixed batch"):
+            with disable_adapter(model), refused("a mixed batch"):
                 change()
             assert torch.equal(logits(model), mixed)
-        with pytest.raises(TsugikiError, match="no adapter is active"):
+        with refused("no adapter is active"):
             merge(model)
         save_adapter(model, tmp_path / "within", "b")
     set_adapter(model, "b")
@@ -249,7 +249,7 @@ def test_two_threads_do_not_get_each_others_adapters():
     with ThreadPoolExecutor(1) as pool:
         with mixed_batch(model, ["a", "b"]):
             for attempt in attempts:
-                with pytest.raises(TsugikiError, match="another thread is in a .* block of this model.*threading.Lock"):
+                with refused("another thread is in a .* block of this model.*threading.Lock"):
                     pool.submit(attempt).result()
             assert torch.equal(logits(model), expected)
         assert pool.submit(lambda: mixed_logits(model, ["b", "c"])).result().shape[0] == 2

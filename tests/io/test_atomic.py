@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.errors import assert_refused
-from tsugiki.errors import TsugikiError
+from tests.errors import assert_refused, refused
 from tsugiki.io import (
     check_writable,
     files_into,
@@ -30,9 +29,9 @@ def test_a_new_file_appears_when_the_block_ends(tmp_path: Path):
         assert not out.exists()
     assert out.read_text() == "text"
     assert list(tmp_path.iterdir()) == [out]
-    with pytest.raises(TsugikiError, match="exists already"), new_file(out):
+    with refused("exists already"), new_file(out):
         pass
-    with pytest.raises(TsugikiError, match="nowhere"), new_file(tmp_path / "nowhere" / "out.txt"):
+    with refused("nowhere"), new_file(tmp_path / "nowhere" / "out.txt"):
         pass
 
 
@@ -60,7 +59,7 @@ def test_a_new_folder_appears_when_the_block_ends(tmp_path: Path, replace: bool)
         assert not out.exists()
     assert [path.name for path in out.parent.iterdir()] == ["out"]
     assert (out / "one").read_text() == "1"
-    with pytest.raises(TsugikiError, match="not empty"), new_folder(others):
+    with refused("not empty"), new_folder(others):
         shutil.copytree(out, others)  # by another process
     assert [path.name for path in others.iterdir()] == ["one"]
 
@@ -69,7 +68,7 @@ def test_an_existing_folder_is_refused_or_replaced(tmp_path: Path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "old").touch()
-    with pytest.raises(TsugikiError, match="exists already"), new_folder(out):
+    with refused("exists already"), new_folder(out):
         pass
 
     def fail() -> None:
@@ -141,7 +140,7 @@ def test_a_folder_that_was_being_replaced_is_there_if_the_rename_fails(tmp_path:
         return rename(path, target)
 
     monkeypatch.setattr(Path, "replace", fail)
-    with pytest.raises(TsugikiError, match="Input/output error"), new_folder(out, replace=True) as temporary:
+    with refused("Input/output error"), new_folder(out, replace=True) as temporary:
         (temporary / "new").touch()
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "old"]
 

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.errors import assert_refused
-from tsugiki.errors import TsugikiError
+from tests.errors import assert_refused, refused
 from tsugiki.io import read_json, value_text, write_json
 from tsugiki.io.json import parse_json
 from tsugiki.io.yaml import parse_yaml
@@ -39,10 +38,9 @@ def test_what_is_written_is_read(tmp_path: Path):
 def test_errors_name_the_file(tmp_path: Path, content: str):
     path = tmp_path / "a.json"
     path.write_text(content, encoding="latin-1")
-    with pytest.raises(TsugikiError, match=r"a\.json") as caught:
+    with refused(r"a\.json") as caught:
         read_json(path)
     assert len(str(caught.value).removeprefix(str(path))) < 400
-    assert "\n" not in str(caught.value)
 
 
 def test_a_byte_order_mark_is_not_part_of_the_content(tmp_path: Path):
@@ -83,6 +81,6 @@ def test_what_is_wrong_is_told_in_the_language_of_the_user(text: str, place: str
 @pytest.mark.parametrize("text", ["a:\n\tb: 1", "a: b: c", "a: 'x", "a: 1\nb\nc: 2", "a:\n  b: 1\n c: 2"])
 def test_what_is_wrong_in_yaml_as_well(text: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TSUGIKI_LANG", "ja")
-    with pytest.raises(TsugikiError, match="行目") as caught:
+    with refused("行目") as caught:
         parse_yaml(text, "a")
     assert not re.search("[a-z]{2}", str(caught.value))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tsugiki import TsugikiError
+from tests.errors import refused
 from tsugiki.io.json import read_rows, to_lines, write_rows
 
 
@@ -30,9 +30,9 @@ def test_every_character_stays_in_its_row(tmp_path: Path):
 def test_a_damaged_line_is_named(line: bytes, tmp_path: Path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"text": "a"}\n\n' + line + b'\n{"text": "c"}')
-    with pytest.raises(TsugikiError, match=r"a\.jsonl:3 is damaged"):
+    with refused(r"a\.jsonl:3 is damaged"):
         read_rows(path, Row)
     path.write_bytes(b'{"text": "a"}\r\n \n{"text": "c", "number": 1}')
     assert read_rows(path, Row) == [Row("a"), Row("c", 1)], "blank lines are none, and the last one needs no line feed"
-    with pytest.raises(TsugikiError, match=r"no\.jsonl"):
+    with refused(r"no\.jsonl"):
         read_rows(tmp_path / "no.jsonl", Row)

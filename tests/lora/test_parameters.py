@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tests.errors import refused
 from tests.lifecycle import assert_lifecycle
 from tests.models.life import gradients, loss_of, tokens_for
 from tests.tiny import by_definition, grafted, logits, relative_error, shake
 from tests.tiny_types import lively_model
 from tsugiki import (
     LoraConfig,
-    TsugikiError,
     active_adapter,
     graft,
     load_adapter,
@@ -210,13 +210,12 @@ def test_the_updates_of_two_adapters_of_the_same_experts_are_added_as_in_peft(ki
 @pytest.mark.parametrize("different", [{"num_local_experts": 3}, {"num_hidden_layers": 1}])
 def test_an_adapter_for_other_experts_or_layers_does_not_load(different: dict[str, Any], tmp_path: Path):
     model = graft(lively_model("qwen3_moe"), LoraConfig(**FIELDS))
-    with pytest.raises(TsugikiError, match=r"'default' adapts .*gate_up_proj"), mixed_batch(model, ["default", None]):
+    with refused(r"'default' adapts .*gate_up_proj"), mixed_batch(model, ["default", None]):
         pass
     save_adapter(model, tmp_path)
     other = lively_model("qwen3_moe", **different)
-    with pytest.raises(TsugikiError, match=r"model\.layers") as error:
+    with refused(r"model\.layers"):
         load_adapter(other, tmp_path, allow_base_mismatch=True)
-    assert "\n" not in str(error.value)
     assert not is_grafted(other)
 
 
@@ -236,5 +235,5 @@ def test_quantised_experts_are_refused_by_name():
     model = lively_model("qwen3_moe")
     experts = model.model.layers[1].mlp.experts
     experts.down_proj = nn.Parameter(experts.down_proj.detach().to(torch.float8_e4m3fn), requires_grad=False)
-    with pytest.raises(TsugikiError, match=r"layers\.1\.mlp\.experts\.down_proj, which is quantised.*unquantised"):
+    with refused(r"layers\.1\.mlp\.experts\.down_proj, which is quantised.*unquantised"):
         graft(model, LoraConfig(**FIELDS))

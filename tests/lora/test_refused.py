@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 from torch import nn
 
+from tests.errors import refused
 from tests.tiny import CONFIGS, tiny_model
 from tests.tiny_types import tiny_of
-from tsugiki import LoraConfig, TsugikiError, graft
+from tsugiki import LoraConfig, graft
 from tsugiki.lowbit import quantize
 
 MODELS: dict[str, Callable[[], Any]] = {
@@ -65,8 +66,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
 def test_a_refused_graft_leaves_the_model_unchanged(kind: str, settings: dict[str, Any], message: str):
     model = MODELS[kind]() if kind in MODELS else tiny_model(kind) if kind in CONFIGS else tiny_of(kind)
     modules, trained = dict(model.named_modules()), {name: p.requires_grad for name, p in model.named_parameters()}
-    with pytest.raises(TsugikiError, match=message) as error:
+    with refused(message):
         graft(model, LoraConfig(**settings))
-    assert "\n" not in str(error.value)
     assert dict(model.named_modules()) == modules
     assert {name: p.requires_grad for name, p in model.named_parameters()} == trained

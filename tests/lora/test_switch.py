@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from tests.errors import refused
 from tests.lora.test_graft_undo import CONFIGS
 from tests.tiny import logits, shake, tiny_model
-from tsugiki import LoraConfig, TsugikiError, disable_adapter, graft, mixed_batch, set_adapter, ungraft
+from tsugiki import LoraConfig, disable_adapter, graft, mixed_batch, set_adapter, ungraft
 from tsugiki.lora import remove_adapter
 
 BLOCK = "another thread is in a .* block of this model.*threading.Lock"
@@ -51,13 +52,13 @@ def test_disabling_is_the_base_in_this_thread_and_an_error_in_others(method: str
     with ThreadPoolExecutor(1) as pool:
         with disable_adapter(model):
             assert torch.equal(logits(model), base)
-            with disable_adapter(model), pytest.raises(TsugikiError, match=BLOCK):
+            with disable_adapter(model), refused(BLOCK):
                 pool.submit(logits, model).result()
-            with pytest.raises(TsugikiError, match=BLOCK):
+            with refused(BLOCK):
                 pool.submit(logits, model).result()
         assert torch.equal(pool.submit(logits, model).result(), adapted)
     with in_the_middle(model) as result:
-        with pytest.raises(TsugikiError, match=PASS), disable_adapter(model):
+        with refused(PASS), disable_adapter(model):
             pass
         assert model._tsugiki.thread is None
     assert torch.equal(result.result(), adapted), "it was not disturbed"
@@ -78,7 +79,7 @@ def test_switching_in_the_middle_of_another_threads_pass_is_an_error():
     ]
     with in_the_middle(model) as result:
         for switch in switches:
-            with pytest.raises(TsugikiError, match=PASS):
+            with refused(PASS):
                 switch()
         logits(tiny_model())
     assert torch.equal(result.result(), adapted)

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from tests.errors import refused
 from tests.lifecycle import assert_lifecycle
 from tests.runs import assert_resumes, run_config
 from tests.tiny import grafted, ids, logits, relative_error, shake, tiny_model
 from tsugiki import (
     LoraConfig,
-    TsugikiError,
     disable_adapter,
     graft,
     merge,
@@ -71,10 +71,10 @@ def test_methods_of_a_config(config: object, names: list[str]):
 
 
 def test_fixed_and_unknown_settings_are_refused_by_name():
-    with pytest.raises(TsugikiError, match="use_dora is True"):
+    with refused("use_dora is True"):
         METHODS["dora"].check_fixed_settings({"use_dora": False})
     METHODS["dora"].check_fixed_settings({"use_dora": True, "r": 3})
-    with pytest.raises(TsugikiError, match=r"^r: .*nothing"):
+    with refused(r"^r: .*nothing"):
         METHODS["full"].configure({"r": 3})
 
 

@@ -10,9 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 from tests.adapters.folders import edit_weights
+from tests.errors import refused
 from tests.lifecycle import assert_lifecycle
 from tests.tiny import ids, in_pairs, logits, relative_error, save_grafted, save_tiny, shake, tiny_model
-from tsugiki import LoraConfig, TsugikiError, graft, load_adapter, merge, save_adapter, trainable_parameters, ungraft
+from tsugiki import LoraConfig, graft, load_adapter, merge, save_adapter, trainable_parameters, ungraft
 from tsugiki.base import load_model
 from tsugiki.fast import use_fast_paths
 
@@ -126,7 +127,7 @@ def test_other_weights_for_an_embedding_do_not_reach_a_quantised_head(tmp_path: 
         tmp_path / "adapter", lambda tensors: tensors.update({"base_model.model.transformer.wte.weight": other})
     )
     load_adapter(load_model(base, "fp32"), tmp_path / "adapter")
-    with pytest.raises(TsugikiError, match="transformer.wte, of which lm_head has a quantised copy"):
+    with refused("transformer.wte, of which lm_head has a quantised copy"):
         load_adapter(load_model(base, "int8"), tmp_path / "adapter")
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from tests.data.test_encoding import merging_tokenizer
+from tests.errors import refused
 from tests.tiny import byte_tokenizer
-from tsugiki import TsugikiError
 from tsugiki.data import (
     DEFAULT_TEMPLATE,
     Reading,
@@ -112,7 +112,7 @@ def test_columns_of_other_names(tmp_path: Path):
     columns, reading = {"prompt": "ask", "chosen": "better", "rejected": "worse"}, Reading()
     assert texts_of(path, columns=columns, reading=reading) == ["Tea? Yes.", "Tea? No!"]
     assert reading.unused == ["id"]
-    with pytest.raises(TsugikiError, match="pairs.jsonl:1 .*chosen and rejected.*--columns"):
+    with refused("pairs.jsonl:1 .*chosen and rejected.*--columns"):
         texts_of(path)
 
 
@@ -161,7 +161,7 @@ def test_what_cannot_be_learned_is_left_out_and_named(tmp_path: Path):
     assert preferences.usable.tolist() == [0]
     for line, fact in (("2", "same tokens"), ("3", "no tokens"), ("4", "same prompt"), ("5 (chosen)", "empty")):
         assert any(f"pairs.jsonl:{line}" in note and fact in note for note in preferences.notes()), preferences.notes()
-    with pytest.raises(TsugikiError, match="pairs.jsonl:1"):
+    with refused("pairs.jsonl:1"):
         opened(tmp_path, rows[1], tokenizer=tokenizer)
 
 
@@ -191,19 +191,19 @@ def test_pairs_that_contradict_each_other_are_named(tmp_path: Path):
     ],
 )
 def test_odd_rows_are_errors_that_name_the_line(row: dict[str, Any], fact: str, tmp_path: Path):
-    with pytest.raises(TsugikiError, match=fact):
+    with refused(fact):
         opened(tmp_path, ROW, row)
 
 
 def test_a_label_is_true_or_false_and_a_text_is_no_answer(tmp_path: Path):
-    with pytest.raises(TsugikiError, match="pairs.jsonl:1 has 'maybe' as label"):
+    with refused("pairs.jsonl:1 has 'maybe' as label"):
         opened(tmp_path, {"prompt": "x", "completion": "y", "label": "maybe"})
     single = file_of(tmp_path, {"prompt": "x", "completion": "y", "label": 1}).rename(tmp_path / "single.jsonl")
     paired = file_of(tmp_path, ROW)
-    with pytest.raises(TsugikiError, match=r"pairs.jsonl:1 \(chosen\).*single.jsonl:1 \(good\)"):
+    with refused(r"pairs.jsonl:1 \(chosen\).*single.jsonl:1 \(good\)"):
         open_preferences([str(single), str(paired)], byte_tokenizer(), tmp_path / "cache")
     (tmp_path / "story.txt").write_text("Tea.", encoding="utf-8")
-    with pytest.raises(TsugikiError, match="story.txt is a text"):
+    with refused("story.txt is a text"):
         texts_of(tmp_path / "story.txt")
 
 
@@ -245,5 +245,5 @@ def test_a_row_holds_both_answers_of_its_pairs(shared: bool, tmp_path: Path):
         assert torch.equal(row["labels"][row["labels"] != IGNORE_INDEX], answers.targets)
         assert answers.share_prompts == shared
     assert blocks.target_tokens == sum(blocks.row_target_tokens(number) for number in range(len(blocks)))
-    with pytest.raises(TsugikiError, match="10 tokens"):
+    with refused("10 tokens"):
         pack_preferences(preferences, preferences.usable, 10, 0, share_prompts=shared)

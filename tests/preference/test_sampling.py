@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tsugiki import TsugikiError
+from tests.errors import refused
 from tsugiki.data.read.answers import PromptRow
 from tsugiki.io.digests import check_digest, write_digest
 from tsugiki.preference.sampling import (
@@ -91,7 +91,7 @@ def test_damaged_answers_are_an_error_that_names_the_line(old: str, new: str, tm
     write_answers(path, [answers(("a", 1.0)), answers(("b", 1.0))])
     lines = path.read_text().splitlines()
     path.write_text("\n".join([lines[0], lines[1].replace(old, new, 1)]))
-    with pytest.raises(TsugikiError, match=r"a\.jsonl:2"):
+    with refused(r"a\.jsonl:2"):
         read_answers(path)
 
 
@@ -103,8 +103,8 @@ def test_answers_that_were_changed_after_their_digest_are_not_read(tmp_path: Pat
     assert check_digest(path)
     assert len(read_answers(path)) == 1
     path.write_text(path.read_text().replace("1.0", "2.0"))
-    with pytest.raises(TsugikiError, match=r"a\.jsonl has changed"):
+    with refused(r"a\.jsonl has changed"):
         read_answers(path)
     path.unlink()
-    with pytest.raises(TsugikiError, match=r"a\.jsonl has changed"):
+    with refused(r"a\.jsonl has changed"):
         check_digest(path)

@@ -11,9 +11,8 @@ import pytest
 from benchmarks.race.__main__ import main
 from benchmarks.race.race import PeftSettings, RaceResult, ToolRun, best_settings, run_race
 
-from tests.errors import assert_refused
+from tests.errors import assert_refused, refused
 from tests.tiny import save_tiny
-from tsugiki import TsugikiError
 
 
 def run_of(tool: str, seed: int, *curve: tuple[float, float]) -> ToolRun:
@@ -98,9 +97,9 @@ def test_what_is_no_race_is_refused(tmp_path: Path):
     (tmp_path / "a.jsonl").write_text('{"text": "one"}\n', encoding="utf-8")
     (tmp_path / "b.jsonl").write_text('{"prompt": "one", "completion": "two"}\n', encoding="utf-8")
     model = save_tiny(tmp_path / "model")
-    with pytest.raises(TsugikiError, match="--held-out"):  # two kinds of records
+    with refused("--held-out"):  # two kinds of records
         run_race(model, [str(tmp_path / "a.jsonl")], [str(tmp_path / "b.jsonl")], 1, print)
-    with pytest.raises(TsugikiError, match="nobody.*peft-documented, trl, tsugiki"):
+    with refused("nobody.*peft-documented, trl, tsugiki"):
         run_race("embedded", [], [], 1, print, ["tsugiki", "nobody"])
     for arguments, fact in ((["--model", "gpt2-small"], "random"), (["--data", "a"], "--held-out")):
         assert_refused(fact, main, arguments)

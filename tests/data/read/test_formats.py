@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.errors import assert_refused
-from tsugiki import TsugikiError
+from tests.errors import assert_refused, refused
 from tsugiki.data import (
     Completion,
     Document,
@@ -198,12 +197,11 @@ def changed(path: str, content: bytes | None) -> bytes:
 def test_bad_zips_and_epubs_are_one_line_and_little_memory(name: str, content: bytes, fact: str, tmp_path: Path):
     (tmp_path / name).write_bytes(content)
     tracemalloc.start()
-    with pytest.raises(TsugikiError, match=fact) as caught:
+    with refused(fact):
         read(tmp_path / name)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 30_000_000
-    assert "\n" not in str(caught.value)
     assert [one.name for one in tmp_path.iterdir()] == [name]
 
 
@@ -354,7 +352,7 @@ def test_a_known_schema_and_given_columns_come_before_usual_names(tmp_path: Path
     [record], reading = read(path)
     assert (record.text, reading.pairs, reading.unused) == ("wann? um acht", [], ["question", "answer"])
     path.write_text(json.dumps({"question": "wann", "answer": "um acht"}))
-    with pytest.raises(TsugikiError, match="no prompt.*--columns prompt=question"):
+    with refused("no prompt.*--columns prompt=question"):
         read(path, columns={"prompt": "qestion", "completion": "answer"})
 
 

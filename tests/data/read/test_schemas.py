@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tsugiki import TsugikiError
+from tests.errors import refused
 from tsugiki.data import Completion, Conversation, Document, Message, read_row
 
 BE, ASK, SAY = Message("system", "be"), Message("user", "ask"), Message("assistant", "say")
@@ -106,7 +106,7 @@ def messages(*turns: Any) -> dict[str, Any]:
     ],
 )
 def test_invalid_rows_are_errors_that_name_the_line(row: dict[str, Any], fact: str):
-    with pytest.raises(TsugikiError, match=fact) as caught:
+    with refused(fact) as caught:
         read_row(row, "f:1")
     message = str(caught.value)
     assert message.startswith("f:1")

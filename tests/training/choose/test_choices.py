@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from tests.errors import refused
 from tests.runs import assert_resumes, run_config
 from tests.tiny import grafted, tiny_model
-from tsugiki import LoraConfig, TsugikiError
+from tsugiki import LoraConfig
 from tsugiki.lora import LoraLinear
 from tsugiki.model import features, oriented
 from tsugiki.training import RunConfig, automatic_learning_rate, choices_for, train, weight_gain
@@ -143,7 +144,7 @@ def test_a_run_records_and_resumes_what_was_chosen(tmp_path: Path, monkeypatch: 
 
 
 def test_minutes_that_are_over_before_the_first_step_end_with_one_line(tmp_path: Path):
-    with pytest.raises(TsugikiError, match="minutes: the time is over before the first step"):
+    with refused("minutes: the time is over before the first step"):
         train(run_config(tmp_path, max_steps=None, minutes=1e-6))
     assert not (tmp_path / "run").exists()
 

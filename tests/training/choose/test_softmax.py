@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.errors import refused
 from tests.runs import assert_resumes, run_config, uneven_blocks
 from tests.tiny import store_of
 from tsugiki.data import Blocks, pack
-from tsugiki.errors import TsugikiError
 from tsugiki.io import ADAPTER_FILE
 from tsugiki.model import IGNORE_INDEX
 from tsugiki.training import RunRecord, train
@@ -60,7 +60,7 @@ def test_all_tokens_drawn_train_as_the_whole_vocabulary_does(tmp_path: Path, mon
 
 
 def test_where_it_is_impossible_it_is_refused(tmp_path: Path):
-    with pytest.raises(TsugikiError, match="softmax sampled needs LoRA and an output layer that is frozen"):
+    with refused("softmax sampled needs LoRA and an output layer that is frozen"):
         train(run_config(tmp_path, softmax="sampled", method="full"))
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from tests.data.test_splits import sentence
+from tests.errors import refused
 from tests.tiny import byte_tokenizer
 from tests.training.data import test_preparation as preparation
 from tests.training.data.test_preparation import CHATML, line_of, lines, sources, talk
-from tsugiki import TsugikiError
 from tsugiki.training import Division
 
 SEQUENCE = 12
@@ -92,7 +92,7 @@ def test_planted_copies_of_held_out_text(held_out: str, validation: str):
 
 def test_a_file_of_which_all_is_trained_on_is_refused():
     data = lines("w.jsonl", [{"text": prose(number)} for number in range(20)])
-    with pytest.raises(TsugikiError, match=r"no record is left for training.* w.jsonl:1 \(held out: w.jsonl:1\)"):
+    with refused(r"no record is left for training.* w.jsonl:1 \(held out: w.jsonl:1\)"):
         split(data, held_out=data)
 
 
@@ -115,7 +115,7 @@ def test_validation_text_that_repeats_held_out_text_is_left_out():
     assert prepared.summary.validation.documents == 1
     assert any("left out of the validation text" in note and "2 records: v.jsonl:1" in note for note in prepared.notes)
     data = lines("x.jsonl", [{"text": prose(10 + n), "part": "train"} for n in range(25)] + [longer | {"part": "v"}])
-    with pytest.raises(TsugikiError, match="no record is left for validation"):
+    with refused("no record is left for validation"):
         split(data, held_out=file, validation="part=v")
 
 

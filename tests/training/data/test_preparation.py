@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from tests.data.test_splits import sentence
+from tests.errors import refused
 from tests.tiny import TEXT, byte_tokenizer, tiny_model
 from tests.tiny_types import tiny_of
-from tsugiki import TsugikiError
 from tsugiki.data import Window
 from tsugiki.io import ProgressDisplay
 from tsugiki.training import DataSummary, Division, PackedDataset, RunConfig, pack_data, read_data
@@ -172,7 +172,7 @@ def test_a_validation_file_and_a_condition():
     ],
 )
 def test_texts_that_cannot_be(setting: str, value: Any, said: str):
-    with pytest.raises(TsugikiError, match=said):
+    with refused(said):
         prepare(lines("w.jsonl", works(30)), **{setting: value})
 
 
@@ -214,7 +214,7 @@ def test_held_out_text_is_not_mixed_in():
     fresh = {"text": sentence(300, 300)}
     prepared = prepare(data, mix=f"{lines('o.jsonl', [*near, fresh])}:0.9")
     assert {source for source in learned_sources(prepared) if source.startswith("o.")} == {f"o.jsonl:{len(near) + 1}"}
-    with pytest.raises(TsugikiError, match="all records of o.jsonl are held-out text"):
+    with refused("all records of o.jsonl are held-out text"):
         prepare(data, mix=f"{lines('o.jsonl', near)}:0.1")
 
 
@@ -230,7 +230,7 @@ def test_two_preparations_are_the_same_and_other_data_is_not(monkeypatch: pytest
 
 def test_a_model_that_cannot_isolate_documents_says_so_and_one_that_attends_to_later_tokens_is_an_error():
     data, bert = lines("w.jsonl", works()), tiny_of("bert", vocab_size=257, is_decoder=False)
-    with pytest.raises(TsugikiError, match=r"BertLMHeadModel attends to later tokens.*is_decoder"):
+    with refused(r"BertLMHeadModel attends to later tokens.*is_decoder"):
         prepare(data, bert)
     prepared = prepare(data, tiny_model("bloom", vocab_size=257))
     assert prepared.document_masking == "separate_rows"
@@ -252,9 +252,9 @@ def test_conversations_are_cut_counted_and_refused_by_line():
     cut = prepare(data, template=CHATML, held_out=0.3, block_size=56)
     assert cut.summary.cut_records > 0
     assert any("longer than a row of 56 tokens" in note for note in cut.notes)
-    with pytest.raises(TsugikiError, match=r"t.jsonl:\d+.* 20 tokens"):
+    with refused(r"t.jsonl:\d+.* 20 tokens"):
         prepare(data, template=CHATML, block_size=20)
-    with pytest.raises(TsugikiError, match="t.jsonl:1 .*--chat-template default"):
+    with refused("t.jsonl:1 .*--chat-template default"):
         prepare(data)
 
 

@@ -10,9 +10,9 @@ from transformers import AutoTokenizer
 
 import tsugiki
 from tests.data.chat_templates import SHAPES, tokenizer_of
+from tests.errors import refused
 from tests.runs import interrupt, run_config, short_texts
 from tests.tiny import byte_tokenizer, save_tiny, tiny_model
-from tsugiki import TsugikiError
 from tsugiki.adapters import saved_chat_template, with_chat_template
 from tsugiki.data import DEFAULT_TEMPLATE, Completion, Conversation, Document, Message, Window, encode_records
 from tsugiki.generation import prompt_tokens
@@ -190,5 +190,5 @@ def test_prompts_of_an_adapter_are_as_in_its_training(pairs: Any, monkeypatch: p
 def test_a_file_that_is_no_template_is_one_line(content: bytes | None, tmp_path: Path):
     path = tmp_path / "chat_template.jinja"
     path.write_bytes(content) if content is not None else path.mkdir()
-    with pytest.raises(TsugikiError, match="chat.template"):
+    with refused("chat.template"):
         with_chat_template(byte_tokenizer(), tmp_path)

@@ -8,9 +8,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.errors import refused
 from tests.runs import assert_resumes, run_config, tiny_base
 from tests.tiny import byte_tokenizer, logits, relative_error, tiny_model
-from tsugiki import TsugikiError, load_adapter
+from tsugiki import load_adapter
 from tsugiki.adapters import with_new_words
 from tsugiki.base import add_rows, add_words, load_model, load_tokenizer, read_words
 from tsugiki.cli import root_command
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 )
 def test_a_bad_file_of_words_is_one_line(content: bytes, said: str, tmp_path: Path):
     (tmp_path / "words.txt").write_bytes(content)
-    with pytest.raises(TsugikiError, match=said):
+    with refused(said):
         read_words(tmp_path / "words.txt")
 
 

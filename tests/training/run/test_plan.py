@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from tests.base.gguf.files import Kind, tiny_base, write_gguf
+from tests.errors import refused
 from tests.runs import interrupt, run_config
 from tests.tiny import save_tiny
 from tests.tiny_types import lively_model
-from tsugiki import TsugikiError
 from tsugiki.base import load_meta_model, load_model
 from tsugiki.dtypes import BaseDtype
 from tsugiki.training import (
@@ -148,7 +148,7 @@ def test_options_and_the_chosen_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     only = [replace(option, fits=option.base_dtype == "nf4") for option in found.options]
     assert plan._ordered(only)[0].base_dtype == "nf4"
     nothing = replace(found, options=tuple(replace(option, fits=False) for option in found.options))
-    with pytest.raises(TsugikiError, match=r"does not fit .* GB"):
+    with refused(r"does not fit .* GB"):
         fitted(config, nothing)
     monkeypatch.setattr(memory, "available", lambda device: 1)
     one = config.model_copy(update={"micro_batch_size": 1})
@@ -219,7 +219,7 @@ def test_a_model_whose_blocks_cannot_be_measured_is_one_line(tmp_path: Path, mon
         raise RuntimeError("no such operation")
 
     monkeypatch.setattr("tsugiki.training.measure.cost.sample_model", fail)
-    with pytest.raises(TsugikiError, match="no such operation"):
+    with refused("no such operation"):
         plan_run(run_config(tmp_path), None, base_dtypes=("fp32",))
 
 

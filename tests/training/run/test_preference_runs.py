@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from tests.errors import refused
 from tests.runs import assert_resumes, run_config, tiny_base
 from tests.tiny import TEXT
-from tsugiki import TsugikiError
 from tsugiki.io import cache_folder
 from tsugiki.report import report_page
 from tsugiki.training import RunConfig, automatic_learning_rate, train
@@ -148,7 +148,7 @@ def test_single_answers_are_learned_by_kto_alone(tmp_path: Path):
     assert record.loss_curve[0].loss >= 0.5
     assert record.preference_curve[-1].margin > 0
     assert record.pair_evaluations[-1].longer_is_chosen is None
-    with pytest.raises(TsugikiError, match="kto"):
+    with refused("kto"):
         train(config(tmp_path, "other", data=data, preference="dpo"))
 
 
@@ -187,7 +187,7 @@ def test_losses_that_would_ruin_the_text_have_a_tenth_of_the_rate(tmp_path: Path
 
 
 def test_scored_pairs_that_are_too_long_do_not_end_the_run_but_a_file_of_validation_pairs_is_refused(tmp_path: Path):
-    with pytest.raises(TsugikiError, match="answers-20.*part=validation"):
+    with refused("answers-20.*part=validation"):
         train(config(tmp_path, validation=pairs_of(tmp_path, 20)))
     held_out = tmp_path / "long.jsonl"
     held_out.write_text(json.dumps({"prompt": "枝", "chosen": TEXT[:14], "rejected": TEXT[14:28]}))

@@ -12,10 +12,10 @@ import torch
 import yaml
 
 import tsugiki
+from tests.errors import refused
 from tests.report.pages import record as a_record
 from tests.runs import run_config, tiny_base
 from tests.tiny import TEXT
-from tsugiki import TsugikiError
 from tsugiki.adapters.algebra.matrices import matrices
 from tsugiki.adapters.lora_weights import read_lora_weights
 from tsugiki.cli.adapters import combine_command
@@ -119,7 +119,7 @@ def test_line_ends_of_unicode_are_learned_and_changed_answers_are_refused(tmp_pa
     answers = tmp_path / "odd" / "rounds" / "1.answers.jsonl"
     answers.write_text(answers.read_text("utf-8").replace('"reward": 0', '"reward": 1', 1), "utf-8")
     more = random_config(tmp_path, "odd", data=str(tmp_path / "odd.jsonl"), settings={"rounds": 3})
-    with pytest.raises(TsugikiError, match=r"1\.answers\.jsonl has changed"):
+    with refused(r"1\.answers\.jsonl has changed"):
         train_by_reward(more, resume=True)
 
 
@@ -160,7 +160,7 @@ def test_a_run_that_is_killed_ends_with_the_same_bytes(owner: Any, name: str, ca
 def test_a_finished_run_goes_on_with_more_rounds(whole: Path):
     once = random_config(whole, "longer", settings={"rounds": 1})
     train_by_reward(once)
-    with pytest.raises(TsugikiError, match="after round 1;"):
+    with refused("after round 1;"):
         train_by_reward(once, resume=True)
     longer = train_by_reward(random_config(whole, "longer"), resume=True)
     assert [one.learned for one in longer.rounds] == [one.learned for one in read_record(whole / "whole").rounds]
@@ -293,7 +293,7 @@ def test_prompts_that_teach_nothing_are_drawn_less_often(tmp_path: Path):
     ],
 )
 def test_what_teaches_nothing_ends_a_run_before_its_first_step(changes: dict[str, Any], message: str, tmp_path: Path):
-    with pytest.raises(TsugikiError, match=message):
+    with refused(message):
         train_by_reward(config(tmp_path, **changes))
     assert not list(tmp_path.glob(f"run/**/{ADAPTER_FILE}"))
 
@@ -308,7 +308,7 @@ def test_one_prompt_suffices_and_a_rule_that_no_answer_reaches_is_named(tmp_path
 
 def test_no_adapter_is_left_where_no_round_is_better(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(reward_run, "choose", lambda judged, most: judged[0])
-    with pytest.raises(TsugikiError, match=r"no round.*900% more.*rounds"):
+    with refused(r"no round.*900% more.*rounds"):
         train_by_reward(config(tmp_path, settings={"rounds": 1}))
     assert not (tmp_path / "run" / ADAPTER_FILE).exists()
     record = read_record(tmp_path / "run")
@@ -319,17 +319,17 @@ def test_no_adapter_is_left_where_no_round_is_better(tmp_path: Path, monkeypatch
 def test_a_changed_rule_is_named(tmp_path: Path):
     kill(config(tmp_path), reward_run, "write_answers")
     changed = config(tmp_path, reward=[rule(tmp_path, RANDOM)])
-    with pytest.raises(TsugikiError, match=r"rules have changed.*rule\.py"):
+    with refused(r"rules have changed.*rule\.py"):
         train_by_reward(changed, resume=True)
 
 
 def test_programs_run_only_if_the_command_names_them(whole: Path, tmp_path: Path):
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump({"model": "embedded", "data": "p", "out": "o", "reward": [rule(tmp_path)]}))
-    with pytest.raises(TsugikiError, match=r"run\.yaml.*rule\.py"):
+    with refused(r"run\.yaml.*rule\.py"):
         load_config(path, {})
     assert load_config(path, {"reward": ["regex:a"]}).reward == ("regex:a",)
-    with pytest.raises(TsugikiError, match="only the command"):
+    with refused("only the command"):
         resumed_settings(whole / "whole", {}, None)
     assert resumed_settings(whole / "whole", {"reward": [str(path)]}, None).reward == (str(path),)
 
@@ -341,7 +341,7 @@ def test_programs_run_only_if_the_command_names_them(whole: Path, tmp_path: Path
 def test_settings_that_do_not_belong_to_a_reward_are_errors(changes: dict[str, Any], tmp_path: Path):
     with pytest.raises(ValueError, match="cannot be combined"):
         config(tmp_path, **changes)
-    with pytest.raises(TsugikiError, match="tsugiki train"):
+    with refused("tsugiki train"):
         train(config(tmp_path))
 
 
@@ -352,5 +352,5 @@ def test_pairs_are_written_once_as_a_round_writes_them(whole: Path, tmp_path: Pa
     assert (tmp_path / "pairs.jsonl").read_bytes() == (whole / "whole/rounds/1.pairs.jsonl").read_bytes()
     other = {"reward": (), "reward_settings": None, "data": str(tmp_path / "pairs.jsonl")}
     tsugiki.train(**{**settings, **other}, out=str(tmp_path / "learned"))
-    with pytest.raises(TsugikiError, match="exists"):
+    with refused("exists"):
         tsugiki.pairs(out=str(tmp_path / "pairs.jsonl"), **settings)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tsugiki import TsugikiError
+from tests.errors import refused
 from tsugiki.training import CHAPTER, load_config
 
 PATHS = {"model": "m", "data": "d", "out": "o"}
@@ -20,7 +20,7 @@ def test_learning_rate_and_batch_size_are_auto_or_numbers():
     assert (chosen(), chosen(batch_size=4, learning_rate=1e-3)) == (("auto", "auto"), (4, 1e-3))
     assert chosen(learning_rate="1e-3")[1] == 1e-3  # YAML takes a number without a dot for text
     for setting in ("learning_rate", "batch_size"):
-        with pytest.raises(TsugikiError, match=f"settings: {setting}: input should be a valid .*'fast'") as error:
+        with refused(f"settings: {setting}: input should be a valid .*'fast'") as error:
             chosen(**{setting: "fast"})
         assert "literal" not in str(error.value)
 
@@ -73,7 +73,7 @@ def test_a_preset_has_other_defaults_which_settings_override(tmp_path: Path):
     ],
 )
 def test_settings_that_cannot_be(fields: dict[str, Any], said: str):
-    with pytest.raises(TsugikiError, match=said):
+    with refused(said):
         load_config(None, {**PATHS, **fields})
 
 
@@ -90,7 +90,7 @@ def test_yaml_and_flags(tmp_path: Path):
         ("model: m", "data: field required"),
     ):
         path.write_text(content)
-        with pytest.raises(TsugikiError, match=said):
+        with refused(said):
             load_config(path, {})
 
 
@@ -98,5 +98,5 @@ def test_a_file_of_another_program_is_answered_with_the_names_here(tmp_path: Pat
     path = tmp_path / "axolotl.yaml"
     path.write_text("base_model: a/b\ndatasets: []\noutput_dir: out\nlora_r: 8\nlora_alpha: 16\nmicro_batch_size: 2\n")
     pairs = "base_model → model, datasets → data, output_dir → out, lora_r → lora.r, lora_alpha → lora.lora_alpha;"
-    with pytest.raises(TsugikiError, match=pairs):
+    with refused(pairs):
         load_config(path, {})

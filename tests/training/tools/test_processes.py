@@ -2,27 +2,27 @@
 
 import pytest
 
-from tsugiki import TsugikiError
+from tests.errors import refused
 from tsugiki.training import main_first, on_main, require_one_process, start_accelerator
 
 
 def test_the_device_is_the_processor_where_there_is_no_other_and_one_that_is_not_there_is_named():
     assert start_accelerator().device.type == "cpu"
     for device in ("cuda", "mps", "xpu"):
-        with pytest.raises(TsugikiError, match=device):
+        with refused(device):
             start_accelerator(device)
 
 
 def test_a_tracker_that_is_unknown_or_not_installed_is_named():
     for tracker, said in (("sideways", "sideways.*tensorboard"), ("swanlab", "pip install swanlab")):
-        with pytest.raises(TsugikiError, match=said):
+        with refused(said):
             start_accelerator("cpu", [tracker])
 
 
 @pytest.mark.parametrize("engine", ["DEEPSPEED", "FSDP"])
 def test_an_engine_that_accelerate_is_configured_for_is_refused(engine: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv(f"ACCELERATE_USE_{engine}", "true")
-    with pytest.raises(TsugikiError, match=rf"(?i){engine}.*--shard fsdp"):
+    with refused(rf"(?i){engine}.*--shard fsdp"):
         start_accelerator("cpu")
 
 
@@ -38,5 +38,5 @@ def test_one_process_does_what_the_main_one_does():
 def test_a_command_of_several_runs_needs_one_process(monkeypatch: pytest.MonkeyPatch):
     require_one_process("sweep")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(TsugikiError, match="sweep"):
+    with refused("sweep"):
         require_one_process("sweep")

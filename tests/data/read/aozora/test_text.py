@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.errors import assert_refused
+from tests.errors import assert_refused, refused
 from tsugiki.data import guess_kana, plain_text, read_work, title_and_author
 from tsugiki.errors import TsugikiError
 
@@ -217,10 +217,9 @@ def test_the_encoding_must_be_that_of_the_index():
     ],
 )
 def test_unreadable_files_are_one_line_errors(data, message):
-    with pytest.raises(TsugikiError, match=message) as caught:
+    with refused(message) as caught:
         read_work(data, "cards/000001/files/1.zip")
     assert str(caught.value).startswith("cards/000001/files/1.zip: ")
-    assert "\n" not in str(caught.value)
 
 
 def test_kana_of_a_text():
