@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import tsugiki
+from tests.files import json_of
 
 METHODS = (
     "prompt-tuning", "prefix-tuning", "p-tuning", "houlsby", "pfeiffer", "ia3", "lora", "rslora", "dora", "lora+",
@@ -120,7 +121,7 @@ class Commands:
         """Train the embedded model; returns the record of the run and its adapter."""
         values = self.run(f"train {EMBEDDED} {RUNS[out]} --out {out}", out)
         record = self.folder / out / "run.json"
-        return values | (flatten(json.loads(record.read_text("utf-8")), f"{out}/run.json") if record.exists() else {})
+        return values | (flatten(json_of(record), f"{out}/run.json") if record.exists() else {})
 
     def change(self) -> dict[str, Any]:
         """Merge two adapters into their base, combine them in two ways, truncate one result, and export both."""
@@ -181,7 +182,7 @@ def trained_methods(kind: str) -> dict[str, Any]:
         except tsugiki.TsugikiError as error:
             values[f"{name}/error"] = str(error)
         else:
-            record = json.loads((out / "run.json").read_text("utf-8"))
+            record = json_of(out / "run.json")
             values |= flatten({key: record[key] for key in ("parameters", "loss_curve", "evaluations")}, name)
             values |= weights_and_settings(out, name)
     return values
@@ -233,7 +234,7 @@ def main() -> int:
         values = results(Path(folder).resolve())
         os.chdir("/")
     out.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    before, after = (json.loads(path.read_text("utf-8")) for path in (like, out))
+    before, after = (json_of(path) for path in (like, out))
     lines = differences(before, after)
     print("\n".join([*lines, f"{len(lines)} of {len(before)} values differ"]))
     return 1 if lines else 0

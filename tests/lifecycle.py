@@ -1,7 +1,6 @@
 """One check of everything that an adapter of any method must do, from `graft` to `ungraft`."""
 
 import copy
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.errors import refused
+from tests.files import json_of
 from tests.tiny import ids, relative_error, shake
 from tsugiki import (
     disable_adapter,
@@ -114,7 +114,7 @@ def assert_lifecycle(
     if readable_by_peft:
         theirs = peft.PeftModel.from_pretrained(make(), folder)
         assert relative_error(evaluated(theirs), adapted) < 1e-4
-        fields = json.loads((folder / ADAPTER_CONFIG_FILE).read_text())
+        fields = json_of(folder / ADAPTER_CONFIG_FILE)
         assert fields.keys() <= theirs.peft_config["default"].to_dict().keys()
     else:
         with pytest.raises((KeyError, ValueError), match="TSUGIKI_"):

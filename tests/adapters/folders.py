@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.files import edit_json, json_of
 from tsugiki.adapters import (
     BaseReference,
     KnownBase,
@@ -37,7 +38,7 @@ def forget_digests(folder: Path) -> None:
     """Make tsugiki.json one of an earlier version, after a test has changed another file in the folder."""
     path = folder / "tsugiki.json"
     if path.is_file():
-        fields = json.loads(path.read_text())
+        fields = json_of(path)
         fields.pop("digests", None)
         path.write_text(json.dumps(fields))
 
@@ -45,7 +46,7 @@ def forget_digests(folder: Path) -> None:
 def edit_config(folder: Path, **fields: Any) -> None:
     """Change fields of adapter_config.json."""
     path = folder / "adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    edit_json(path, **fields)
     forget_digests(folder)
 
 

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.errors import assert_refused, refused
+from tests.files import json_of
 from tests.tiny import logits, relative_error, save_grafted, save_tiny
 from tests.tiny_types import lively_model
 from tsugiki import LoraConfig, TsugikiError, load_adapter
@@ -132,7 +133,7 @@ def test_a_bin_of_peft(config: Any, legacy: bool, tmp_path: Path):
     assert_refused(r"adapters import` converts its adapter_model\.bin", load_adapter, load_model(base), tmp_path / "a")
     import_adapter(tmp_path / "a", base, tmp_path / "b")
     assert torch.equal(logits(load_adapter(load_model(base), tmp_path / "b")), expected)
-    assert json.loads((tmp_path / "b" / "adapter_config.json").read_text())["base_model_name_or_path"] == base
+    assert json_of(tmp_path / "b" / "adapter_config.json")["base_model_name_or_path"] == base
 
 
 class Malicious:

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 from tests.adapters.folders import edit_config, forget_digests, verify
 from tests.adapters.peft_matrix import MODELS, lora_settings
 from tests.errors import assert_refused, refused
-from tests.files import contents
+from tests.files import contents, json_of
 from tests.tiny import grafted, ids, logits, relative_error, save_grafted, shake, tiny_model
 from tsugiki import LoraConfig, TsugikiError, active_adapter, graft, load_adapter, save_adapter, trainable_parameters
 from tsugiki.adapters import (
@@ -160,7 +160,7 @@ SIZES: dict[str, tuple[Any, str, dict[str, Any], str]] = {
 def test_sizes_are_compared_with_the_file_before_memory_is_allocated(case: str, tmp_path: Path):
     config, file, fields, said = SIZES[case]
     save_grafted(tmp_path, tiny_model(), config)
-    content = json.loads((tmp_path / file).read_text())
+    content = json_of(tmp_path / file)
     if file == "tsugiki.json":
         content["method_config"] |= fields
     else:
@@ -261,7 +261,7 @@ def test_pefts_adapter_in_a_folder_of_ours_is_not_read_with_our_settings(tmp_pat
 def test_tsugiki_json_has_no_other_settings_than_we_write(settings: dict[str, Any], tmp_path: Path):
     save_grafted(tmp_path, tiny_model(), LoraConfig(r=4, init_lora_weights="pissa"))
     path = tmp_path / "tsugiki.json"
-    content = json.loads(path.read_text())
+    content = json_of(path)
     path.write_text(json.dumps(content | {"method_config": content["method_config"] | settings, "digests": None}))
     assert_refused("tsugiki.json: method_config", load_adapter, tiny_model(), tmp_path)
 
@@ -338,7 +338,7 @@ def test_the_revision_of_the_base_is_kept_and_compared(name: str, fits: bool, tm
     model, other = tiny_model(), tiny_model()
     model.name_or_path, other.name_or_path = "some/one@refs/pr/7", name
     save_grafted(tmp_path, model, LoraConfig(r=2))
-    fields = json.loads((tmp_path / "adapter_config.json").read_text())
+    fields = json_of(tmp_path / "adapter_config.json")
     assert (fields["base_model_name_or_path"], fields["revision"]) == ("some/one", "refs/pr/7")
     assert read_base(tmp_path).name == "some/one@refs/pr/7"
     (tmp_path / "tsugiki.json").unlink()  # as PEFT writes it

@@ -1,7 +1,6 @@
 """An adapter without a model: read, and written so that PEFT and Tsugiki compute the same with it."""
 
 import copy
-import json
 from pathlib import Path
 
 import peft
@@ -10,6 +9,7 @@ import torch
 from torch import nn
 
 from tests.adapters.test_format import CASES, peft_model, settings
+from tests.files import json_of
 from tests.tiny import logits, relative_error, save_grafted, shake, tiny_model
 from tsugiki import LoraConfig, load_adapter
 from tsugiki.adapters import (
@@ -41,10 +41,10 @@ def test_ranks_and_scalings_are_the_layers(tmp_path: Path):
     config = LoraConfig(r=4, lora_alpha=12, target_modules=["c_attn", "c_proj"], **patterns)
     adapted = logits(save_grafted(tmp_path / "a", tiny_model(), config))
     write_lora_weights(read_lora_weights(tmp_path / "a"), tmp_path / "b", Provenance(operation="test"))
-    fields = json.loads((tmp_path / "b" / "adapter_config.json").read_text())
+    fields = json_of(tmp_path / "b" / "adapter_config.json")
     assert (fields["r"], fields["lora_alpha"]) == (4, 12)
     assert fields["rank_pattern"] == {rf"^transformer\.h\.{i}\.attn\.c_attn": 2 for i in range(2)}
-    assert json.loads((tmp_path / "b" / "tsugiki.json").read_text())["provenance"]["operation"] == "test"
+    assert json_of(tmp_path / "b" / "tsugiki.json")["provenance"]["operation"] == "test"
     model = load_adapter(tiny_model(), tmp_path / "b")
     assert torch.equal(logits(model), adapted)
 

@@ -1,6 +1,5 @@
 """Merging from file to file: PEFT and the merge in memory as oracles, and everything else to the byte."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from tests.adapters.folders import edit_weights
 from tests.adapters.test_format import CASES, settings
 from tests.errors import assert_refused, refused
+from tests.files import json_of
 from tests.tiny import logits, relative_error, save_grafted, save_tiny, shake, tiny_model
 from tests.tiny_types import lively_model
 from tsugiki import LoraConfig, graft, load_adapter, merge, save_adapter, ungraft
@@ -75,7 +75,7 @@ def test_pefts_adapters_on_every_kind_of_base(kind: str, variant: str, tmp_path:
     there, here = weights_of(tmp_path / "in memory"), weights_of(tmp_path / "merged")
     assert there.keys() == here.keys()
     assert all(torch.equal(there[key], here[key]) for key in there)
-    configs = [json.loads((tmp_path / folder / "config.json").read_text()) for folder in ("in memory", "merged")]
+    configs = [json_of(tmp_path / folder / "config.json") for folder in ("in memory", "merged")]
     assert configs[0]["tie_word_embeddings"] == configs[1]["tie_word_embeddings"] == (kind != "llama" and not shared)
 
 
@@ -137,9 +137,7 @@ def test_shards_give_what_one_file_gives(targets: list[str], tmp_path: Path):
     one, many = weights_of(tmp_path / "whole-merged"), weights_of(tmp_path / "parts-merged")
     assert one.keys() == many.keys()
     assert all(torch.equal(one[key], many[key]) for key in one)
-    index, before = (
-        json.loads((tmp_path / n / "model.safetensors.index.json").read_text()) for n in ("parts-merged", "parts")
-    )
+    index, before = (json_of(tmp_path / n / "model.safetensors.index.json") for n in ("parts-merged", "parts"))
     assert index["weight_map"].keys() == one.keys()
     assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in one.values())
     assert (index == before) == (targets == ["c_attn"])

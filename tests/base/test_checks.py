@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.errors import assert_refused
+from tests.files import edit_json
 from tests.tiny import logits, save_tiny, tiny_model
 from tsugiki.base import code_digest, load_meta_model, load_model, load_tokenizer
 from tsugiki.base.resolve import load_config
@@ -19,7 +20,7 @@ from tsugiki.base.resolve import load_config
 
 def change(folder: Path, file: str = "config.json", **fields: Any) -> str:
     path = folder / file
-    path.write_text(json.dumps((json.loads(path.read_text()) if path.exists() else {}) | fields))
+    edit_json(path, **fields)
     return str(folder)
 
 

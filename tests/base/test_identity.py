@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.errors import assert_refused
+from tests.files import json_of
 from tests.tiny import grafted, logits, save_grafted, save_tiny, tiny_model
 from tests.tiny_types import tiny_of
 from tsugiki import LoraConfig, load_adapter, merge, save_adapter, ungraft, unmerge
@@ -94,7 +95,7 @@ def test_settings_that_compute_are_a_part_of_the_identity(
     trained = load_model(str(base))
     grafted(trained, LoraConfig(r=2, target_modules="all-linear"))
     save_adapter(trained, tmp_path / "adapter")
-    config = json.loads((base / "config.json").read_text())
+    config = json_of(base / "config.json")
     (base / "config.json").write_text(json.dumps(config | change))
     changed = load_model(str(base))
     assert identity_of(changed).fingerprint == identity_of(trained).fingerprint

@@ -17,6 +17,7 @@ from transformers import (
 
 import tsugiki.base.streaming  # noqa: F401 - before a test replaces what it imports
 from tests.errors import assert_refused
+from tests.files import json_of
 from tests.tiny import DIFFERENT, grafted, ids, logits, relative_error, save_tiny, tiny_model
 from tests.tiny_types import tiny_of
 from tsugiki import LoraConfig, graft
@@ -57,7 +58,7 @@ def test_a_classifier_is_called_one_and_not_incomplete(tmp_path: Path):
 
 
 def test_broken_models_give_one_sentence(base: Path):
-    config = json.loads((base / "config.json").read_text())
+    config = json_of(base / "config.json")
 
     def refused(said: str, **fields: Any) -> None:
         (base / "config.json").write_text(json.dumps(config | fields))

@@ -1,6 +1,5 @@
 """Quantised loading tensor by tensor: the result is that of loading whole and quantising, and there is no peak."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.errors import assert_refused
+from tests.files import edit_json
 from tests.tiny import CONFIGS, logits, save_tiny, tiny_model
 from tests.tiny_types import tiny_of
 from tsugiki.base import load_model, loading
@@ -83,7 +83,7 @@ def test_a_damaged_file_or_weight_is_one_line(dtype: Any, llama: Path):
 
 def _set_quantization(folder: Path, settings: dict[str, Any]) -> None:
     path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": settings}))
+    edit_json(path, quantization_config=settings)
 
 
 def test_transformers_dequantises_fp8(tmp_path: Path):

@@ -1,6 +1,5 @@
 """The tables of the guides are those of the committed results."""
 
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from benchmarks.speed.results import results_table
 
 from tests.benchmarks.speed.test_results import example
 from tests.errors import assert_refused
+from tests.files import json_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -86,7 +86,7 @@ def test_the_guides_show_every_committed_file_and_no_other(language: str):
 
 @pytest.mark.parametrize("file", sorted((ROOT / "benchmarks" / "results").rglob("*.json")), ids=lambda file: file.stem)
 def test_no_committed_result_is_older_than_the_stated_number_of_changes(file: Path):
-    values = json.loads(file.read_text(encoding="utf-8"))
+    values = json_of(file)
     assert re.fullmatch("[0-9a-f]{12}", values["commit"]), "measure what is committed"
     changes = changes_since(values["commit"], values["command"])
     if changes is None:

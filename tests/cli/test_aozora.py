@@ -1,6 +1,5 @@
 """`tsugiki aozora`: its output and its errors."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -8,6 +7,7 @@ import pytest
 from tests.cli.imports import output_without
 from tests.data.read.aozora.samples import ROWS, index_csv, make_mirror
 from tests.data.read.aozora.test_text import zipped
+from tests.files import rows_of
 from tsugiki.data import INDEX
 
 OUT = ("--out", "works.jsonl")
@@ -19,7 +19,7 @@ def mirror(tmp_path: Path) -> Path:
 
 
 def rows() -> list[dict[str, str]]:
-    return [json.loads(line) for line in Path("works.jsonl").read_text(encoding="utf-8").splitlines()]
+    return rows_of(Path("works.jsonl"))
 
 
 def test_the_chosen_works_are_written_with_a_summary_and_what_exists_is_kept(mirror: Path, run):

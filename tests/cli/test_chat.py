@@ -1,7 +1,6 @@
 """`tsugiki chat`: turns, texts, comparing, and wrong input, from standard input and at a terminal."""
 
 import io
-import json
 import os
 import pty
 import sys
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.files import write_rows
 from tests.runs import TRAIN
 from tests.tiny import save_tiny
 from tsugiki.generation import generate as sample_module
@@ -56,7 +56,7 @@ def test_a_text_is_continued_and_compared_at_once(trained: str, run, type_, prom
 def test_a_conversation_has_turns_and_a_system_message(run, type_, prompts: list[Any], tmp_path: Path):
     base = save_tiny(tmp_path / "base", vocab_size=257, n_positions=512)
     rows = [[{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"{n}{n}"}] for n in range(6)]
-    (tmp_path / "chat.jsonl").write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    write_rows(tmp_path / "chat.jsonl", [{"messages": row} for row in rows])
     flags = (*TRAIN[2:], "--data", "chat.jsonl", "--chat-template", "default", "--block-size", "128")
     assert run("train", "--model", base, *flags)[0] == 0
     prompts.clear()

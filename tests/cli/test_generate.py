@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.files import rows_of
 from tests.runs import TRAIN
 
 
@@ -43,7 +44,7 @@ def test_prompts_from_a_file_and_standard_input_as_json_lines_and_side_by_side(
     alone = [run("generate", *tokens, "--prompt", prompt)[1].removesuffix("\n") for prompt in ("枝", "雨の", "a\nb")]
     assert run("generate", *tokens, "--prompts", "prompts.txt")[1] == f"{alone[0]}\n{alone[1]}\n"
     out = run("generate", *tokens, "--prompt", "枝", "--prompts", "prompts.jsonl", "--jsonl")[1]
-    lines = [json.loads(line) for line in out.splitlines()]
+    lines = rows_of(out)
     assert [(line["prompt"], line["prompt"] + line["text"]) for line in lines] == [("枝", alone[0]), ("a\nb", alone[2])]
     monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO("雨の\n".encode("shift_jis"))))
     assert run("generate", *tokens, "--prompt", "-")[1].removesuffix("\n") == alone[1]

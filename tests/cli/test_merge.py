@@ -1,12 +1,12 @@
 """`tsugiki merge`: what it prints, and what weights mean."""
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.files import json_of
 from tests.tiny import save_grafted
 from tsugiki import LoraConfig
 from tsugiki.base import load_model
@@ -27,7 +27,7 @@ def test_two_adapters_with_weights_and_their_figures(adapters: str, run):
     assert (status, err) == (0, "")
     assert "merged: 8 of 28 tensors changed" in out
     assert "changes the logits by up to" in out
-    figures = json.loads(Path("merged", "tsugiki.json").read_text())["figures"]
+    figures = json_of("merged/tsugiki.json")["figures"]
     assert set(figures) >= {"largest_logit_change", "largest_logit_error"}
     status, out, _ = run(*merge, "--out", "quick", "--no-verify")
     assert (status, out.count("\n"), "probe" in out) == (0, 2, False)

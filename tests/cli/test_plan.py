@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.files import json_of
 from tests.hub_server import HubServer
 from tests.runs import TRAIN
 from tsugiki.base import load_model
@@ -68,7 +69,7 @@ def test_what_fits_nowhere_is_told_with_the_smallest_need(base: str, run, monkey
 def test_fit_takes_an_option(base: str, run):
     status, _, err = run("train", "--model", base, *TRAIN, "--fit", "--base-dtype", "nf4")
     assert status == 0, err
-    assert json.loads(Path("run/run.json").read_text())["config"]["base_dtype"] == "nf4"
+    assert json_of("run/run.json")["config"]["base_dtype"] == "nf4"
 
 
 def test_a_plan_for_another_machine(base: str, run):

@@ -1,6 +1,5 @@
 """The facts of the second quickstart: their key strings tell them apart, and the questions that count are new."""
 
-import json
 from collections import Counter
 from pathlib import Path
 from unicodedata import normalize
@@ -8,6 +7,7 @@ from unicodedata import normalize
 import pytest
 
 import tsugiki
+from tests.files import rows_of
 from tsugiki.language import LANGUAGES
 from tsugiki.training.score.questions import right_answers
 
@@ -15,7 +15,7 @@ FOLDER = Path(tsugiki.__file__).parent / "assets" / "questions"
 
 
 def rows(name: str) -> list[dict]:
-    return [json.loads(line) for line in (FOLDER / f"{name}.jsonl").read_text("utf-8").splitlines()]
+    return rows_of(FOLDER / f"{name}.jsonl")
 
 
 def pairs(name: str) -> list[tuple[str, str]]:

@@ -1,7 +1,6 @@
 """Whole runs on the pretended accelerator, a few steps each, against the same runs on the processor."""
 
 import copy
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tests.devices.pretend import NAME, PretendedDevice, on_host
+from tests.files import write_rows
 from tests.methods.test_table import NEEDED, SMALL
 from tests.runs import interrupt, run_config, tiny_base
 from tests.serve import conftest as serve_conftest
@@ -58,8 +58,7 @@ def template(folder: Path) -> str:
 
 def _rows(path: Path, row: Callable[[str, str], dict[str, Any]]) -> str:
     rows = [row(f"{n} {TEXT[n * 9 : n * 9 + 4]}", TEXT[n * 9 + 4 : n * 9 + 9]) for n in range(20)]
-    path.write_text("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in rows), encoding="utf-8")
-    return str(path)
+    return write_rows(path, rows)
 
 
 def settings_of(name: str, folder: Path) -> dict[str, Any]:

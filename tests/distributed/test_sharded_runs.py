@@ -1,6 +1,5 @@
 """Whole runs of `tsugiki train --shard fsdp` on two gloo processes against runs of one process."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.distributed.launch import run_function
+from tests.files import json_of
 from tests.runs import run_config, train_until
 from tsugiki.io import ADAPTER_FILE, MODEL_FILE
 from tsugiki.training import RunRecord, preview, train
@@ -69,7 +69,7 @@ def test_runs_in_shards_give_the_results_of_one_process(folder: Path):
         assert record.samples == expected.samples != []
         assert other.evaluations == record.evaluations
         assert_same_weights(folder / f"{name}-fsdp", folder / f"{name}-none")
-    one, other = (json.loads((folder / f"full-{shard}" / "config.json").read_text()) for shard in ("fsdp", "none"))
+    one, other = (json_of(folder / f"full-{shard}" / "config.json") for shard in ("fsdp", "none"))
     assert one == other
 
 

@@ -1,7 +1,6 @@
 """Every YAML file in examples runs one step through the real command line, on a tiny model and a tiny text."""
 
 import copy
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.files import write_rows
 from tests.tiny import TEXT, byte_tokenizer, save_tiny
 from tests.tiny_types import tiny_of
 from tsugiki import graft
@@ -103,7 +103,7 @@ def test_a_recipe_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     if recipe.get("data") == "chat.jsonl":
         asked = {"role": "user", "content": "?"}
         records = [{"messages": [asked, {"role": "assistant", "content": text[:15]}]} for text in texts]
-    Path("d.jsonl").write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    write_rows("d.jsonl", records)
     Path("retention.txt").write_text(TEXT[500:700])
     small = shrunk(recipe, tiny_base_of(path, tmp_path / "base"))
     Path("recipe.yaml").write_text(yaml.safe_dump(small, allow_unicode=True))

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.errors import assert_refused
+from tests.files import edit_json, json_of
 from tests.report.pages import record
 from tests.tiny import logits, save_grafted, tiny_model
 from tsugiki import LoraConfig, load_adapter
@@ -54,7 +55,7 @@ def test_nothing_private_is_sent(tmp_path: Path):
     folder = saved(tmp_path / "run", str(base), config=config, data=data, answers=answers)
     (folder / "notes.txt").write_text("mine")
     provenance = {"operation": "scale", "sources": [{"name": str(home / "a")}], "settings": {"by": 2}}
-    beside = json.loads((folder / "tsugiki.json").read_text())
+    beside = json_of(folder / "tsugiki.json")
     (folder / "tsugiki.json").write_text(json.dumps(beside | {"provenance": provenance}))
     sent = publication(folder, "me/it", published_base(folder, None))
     names = ["adapter_model.safetensors", "adapter_config.json", "tsugiki.json", "run.json", "README.md"]
@@ -82,7 +83,7 @@ def test_of_a_run_by_a_rule_no_prompt_and_no_rule_is_sent(tmp_path: Path):
     samples = [{"step": 0, "prompt": "my love?", "text": "yes"}]
     changed = {"samples": samples, "resolved_settings": {"rules": ["1*command:python /anna/secret.py"]}}
     path = folder / "run.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+    edit_json(path, **changed)
     sent = publication(folder, "me/it", published_base(folder, None))
     assert not re.search("secret|my love", text_of(sent))
     assert json.loads(sent.files["run.json"])["rounds"][1]["held_out"] == [0.5]

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.errors import assert_refused, refused
+from tests.files import edit_json, json_of
 from tsugiki.io import is_in_use, locked, name_process, process_of, sole_use
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
@@ -85,7 +86,7 @@ def test_a_folder_that_a_killed_process_used_is_free(tmp_path: Path):
         with sole_use(tmp_path):
             os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(child, 0)
-    assert json.loads((tmp_path / ".lock.json").read_text())["process"] == child
+    assert json_of(tmp_path / ".lock.json")["process"] == child
     _use(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
@@ -132,7 +133,7 @@ def test_a_process_that_cannot_be_the_owner_is_not_named(tmp_path: Path, changes
     """Its number was used again, or is that of another machine or container, while the folder is locked."""
     with sole_use(tmp_path):
         path = tmp_path / ".lock.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+        edit_json(path, **changes)
         assert process_of(tmp_path) is None
         assert is_in_use(tmp_path)
 

@@ -1,6 +1,5 @@
 """LoRA on parameters, such as the weights of all experts: against plain loops, the definition, and PEFT."""
 
-import json
 import warnings
 from functools import partial
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests.errors import refused
+from tests.files import json_of
 from tests.lifecycle import assert_lifecycle
 from tests.models.life import gradients, loss_of, tokens_for
 from tests.tiny import by_definition, grafted, logits, relative_error, shake
@@ -174,7 +174,7 @@ def test_layers_whose_names_peft_takes_for_experts_are_stored_as_parameters(kind
     model = grafted(lively_model(kind), LoraConfig(r=2, target_modules="all-linear", **settings))
     theirs = peft_twin(model, kind, tmp_path).eval()
     assert relative_error(logits(theirs), logits(model)) < 1e-5
-    fields = json.loads((tmp_path / ADAPTER_CONFIG_FILE).read_text())
+    fields = json_of(tmp_path / ADAPTER_CONFIG_FILE)
     assert len(fields.get("target_parameters") or ()) == renamed
     assert torch.equal(logits(load_adapter(lively_model(kind), tmp_path)), logits(model))
 

@@ -1,6 +1,5 @@
 """The layers that target modules select."""
 
-import json
 from pathlib import Path
 
 import peft
@@ -8,6 +7,7 @@ import pytest
 import torch
 import transformers
 
+from tests.files import json_of
 from tests.tiny import tiny_model
 from tsugiki import LoraConfig, active_adapter, graft, save_adapter
 
@@ -25,7 +25,7 @@ def test_names_in_the_file_are_longer_where_their_ends_select_more(tmp_path: Pat
     model = transformers.CTRLLMHeadModel(config)
     graft(model, LoraConfig(r=2))
     save_adapter(model, tmp_path)
-    written = json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"]
+    written = json_of(tmp_path / "adapter_config.json")["target_modules"]
     assert set(written) == {"Wq", "Wk", "Wv", "dense", "ffn.0", "ffn.2"}
     theirs = peft.PeftModel.from_pretrained(transformers.CTRLLMHeadModel(config), tmp_path)
     assert len([name for name, _ in theirs.named_parameters() if "lora_A" in name]) == 18

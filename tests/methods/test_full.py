@@ -1,6 +1,5 @@
 """Runs of method full: against a plain loop, resumed, what they leave, and against bad input."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from tests.errors import refused
+from tests.files import json_of
 from tests.runs import assert_resumes, loop_of, run_config, tiny_base
 from tests.tiny import TEXT, byte_tokenizer, ids, logits, store_of, tiny_model
 from tsugiki.base import load_model, load_tokenizer
@@ -45,7 +45,7 @@ def test_a_run_leaves_an_ordinary_model_folder(kind: str, tmp_path: Path):
     assert record.parameters == Parameters(trainable=total, total=total, share=1.0)
     assert record.resolved_settings["base_dropout"] == "off while the model trains"
     assert record.evaluations[-1].loss < record.evaluations[0].loss
-    assert "lora" not in json.loads((tmp_path / "run" / "run.json").read_text())["config"]
+    assert "lora" not in json_of(tmp_path / "run" / "run.json")["config"]
     last = checkpoints(tmp_path / "run" / CHECKPOINTS)[-1]
     assert (last / MODEL_FILE).read_bytes() == (tmp_path / "run" / MODEL_FILE).read_bytes()
     assert torch.equal(logits(load_model(str(last))), logits(after))
@@ -114,7 +114,7 @@ def test_the_config_keeps_the_dropout_of_the_base(tmp_path: Path):
         model = tiny_model("gpt2", vocab_size=257, resid_pdrop=0.25)
         prepare_full(model, FullConfig(), base_dropout=False)
         save_model(model, byte_tokenizer(), tmp_path / dtype, dtype)  # type: ignore[arg-type]
-        assert json.loads((tmp_path / dtype / "config.json").read_text())["resid_pdrop"] == 0.25
+        assert json_of(tmp_path / dtype / "config.json")["resid_pdrop"] == 0.25
         model.train()
         assert torch.equal(model(ids()).logits, model(ids()).logits)
 

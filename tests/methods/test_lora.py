@@ -13,6 +13,7 @@ from torch import nn
 
 from tests.errors import refused
 from tests.fast.kept import kept_bytes
+from tests.files import json_of
 from tests.lifecycle import assert_lifecycle
 from tests.methods.beside_peft import assert_files_equal, assert_merged_alike, assert_trained_alike
 from tests.tiny import logits, relative_error, shake, tiny_model
@@ -84,8 +85,8 @@ def test_steps_equal_pefts(variant: str, kind: str, tmp_path: Path):
     ours = load_adapter(tiny_model(kind), tmp_path / "start")
     assert_trained_alike(ours.train(), theirs, tmp_path, peft_name)
     if variant == "lora-fa":
-        assert "freeze_A" not in json.loads((tmp_path / "ours" / ADAPTER_CONFIG_FILE).read_text())
-        assert json.loads((tmp_path / "ours" / "tsugiki.json").read_text())["method_config"] == {"freeze_A": True}
+        assert "freeze_A" not in json_of(tmp_path / "ours" / ADAPTER_CONFIG_FILE)
+        assert json_of(tmp_path / "ours" / "tsugiki.json")["method_config"] == {"freeze_A": True}
     else:
         again = peft.PeftModel.from_pretrained(tiny_model(kind), tmp_path / "ours", is_trainable=True)
         trained = [{name for name, p in one.named_parameters() if p.requires_grad} for one in (again, theirs)]
@@ -184,7 +185,7 @@ def test_pissa_is_loaded_bit_identical_from_a_file_that_every_peft_reads(tmp_pat
     adapter = active_adapter(graft(model, config_of("pissa")))
     shake(model)
     save_adapter(model, tmp_path)
-    fields = json.loads((tmp_path / ADAPTER_CONFIG_FILE).read_text())
+    fields = json_of(tmp_path / ADAPTER_CONFIG_FILE)
     assert (fields["r"], fields["lora_alpha"], fields["init_lora_weights"], fields["use_dora"]) == (8, 24, True, False)
     other = tiny_model()
     torch.manual_seed(9)

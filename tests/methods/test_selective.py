@@ -1,6 +1,5 @@
 """Selective methods: norms compared with PEFT, the others with plain training of the selected weights."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from tests.files import json_of
 from tests.methods.beside_peft import assert_merged_alike, assert_trained_alike
 from tests.tiny import logits, relative_error, shake, tiny_model, train_steps
 from tsugiki import (
@@ -83,7 +83,7 @@ def test_norms_are_stored_trained_and_merged_as_in_peft(kind: str, tmp_path: Pat
         return f"{layer}.ln_tuning_layers.{attribute}"
 
     assert_trained_alike(model, theirs, tmp_path, peft_name, steps=1, gradient=1e-5, stored=1e-5)
-    fields = [json.loads((tmp_path / who / "adapter_config.json").read_text()) for who in ("ours", "theirs")]
+    fields = [json_of(tmp_path / who / "adapter_config.json") for who in ("ours", "theirs")]
     assert set(fields[0]["target_modules"]) == set(NORMS[kind])
     assert set(fields[0]) <= set(fields[1])
     assert_merged_alike(load_adapter(tiny_model(kind), tmp_path / "theirs"), theirs, 0)

@@ -1,6 +1,5 @@
 """Rows of answers become records, tokens and packed rows; what cannot be learned is named with its line."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 
 from tests.data.test_encoding import merging_tokenizer
 from tests.errors import refused
+from tests.files import write_rows
 from tests.tiny import byte_tokenizer
 from tsugiki.data import (
     DEFAULT_TEMPLATE,
@@ -31,9 +31,7 @@ ROW = {"prompt": "Tea? ", "chosen": "Yes.", "rejected": "No!"}
 
 
 def file_of(folder: Path, *rows: Any) -> Path:
-    path = folder / "pairs.jsonl"
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    return path
+    return Path(write_rows(folder / "pairs.jsonl", rows))
 
 
 def texts_of(path: Path, **options: Any) -> list[str]:

@@ -10,6 +10,7 @@ import pytest
 from pydantic import BaseModel, Field, ValidationError
 
 from tests.errors import refused
+from tests.files import write_rows
 from tsugiki.data.read.answers import PromptRow, read_prompts
 from tsugiki.preference.rewards import parse_rule, refuse_programs, reward_of, scores_of
 
@@ -286,7 +287,7 @@ def test_a_lone_surrogate_in_a_row_of_prompts_is_refused(tmp_path: Path):
 def test_prompts_are_texts_or_messages_and_keep_their_fields(tmp_path: Path):
     path = tmp_path / "p.jsonl"
     turns = [{"role": "user", "content": "x" * 300}]
-    path.write_text("".join(json.dumps(row) + "\n" for row in ({"prompt": "a", "right": {"n": 1}}, {"prompt": turns})))
+    write_rows(path, ({"prompt": "a", "right": {"n": 1}}, {"prompt": turns}))
     one, other = read_prompts(str(path))
     assert (one.prompt, one.fields, other.prompt, other.fields) == ("a", {"right": {"n": 1}}, turns, {})
     assert other.text == "x" * 300

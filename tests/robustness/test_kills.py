@@ -5,7 +5,6 @@
 kills until one of the two budgets is used up; by default 200 kills or 10 minutes, over all commands.
 """
 
-import json
 import os
 import random
 import shutil
@@ -20,6 +19,7 @@ import pytest
 import torch
 import yaml
 
+from tests.files import json_of
 from tests.processes import Process, run_tsugiki, start
 from tests.runs import short_texts, tiny_base
 from tests.tiny import TEXT
@@ -95,7 +95,7 @@ def change(name: str, *arguments: str) -> Work:
 
 def finished(folder: Path) -> bool:
     record = folder / "run" / "run.json"
-    return record.exists() and json.loads(record.read_text(encoding="utf-8"))["status"] == "finished"
+    return record.exists() and json_of(record)["status"] == "finished"
 
 
 WORKS = {

@@ -22,6 +22,7 @@ import pytest
 
 from tests.data.chat_templates import SHAPES, tokenizer_of
 from tests.data.read.aozora.test_text import FOOTER, LEGEND
+from tests.files import json_of
 from tests.report.pages import record
 from tests.robustness.mutations import MAX_SIZE, VALUES, json_bytes, mutate_bytes, mutate_value
 from tests.tiny import byte_tokenizer, save_grafted, tiny_model
@@ -195,7 +196,7 @@ def adapter_files(kind: str) -> Files:
         warnings.simplefilter("ignore")
         save_grafted(Path(folder), small_model(), ADAPTERS[kind])
         remove_adapter(small_model(), "default")
-        fields = json.loads((Path(folder) / METADATA_FILE).read_text())
+        fields = json_of(Path(folder) / METADATA_FILE)
         del fields["digests"]
         return {**files_in(folder), METADATA_FILE: json_bytes(fields)}
 

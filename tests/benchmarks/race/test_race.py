@@ -1,6 +1,5 @@
 """The race: what counts as reaching the loss, and a whole race on a tiny model."""
 
-import json
 import math
 import random
 import shutil
@@ -12,6 +11,7 @@ from benchmarks.race.__main__ import main
 from benchmarks.race.race import PeftSettings, RaceResult, ToolRun, best_settings, run_race
 
 from tests.errors import assert_refused, refused
+from tests.files import write_rows
 from tests.tiny import save_tiny
 
 
@@ -75,7 +75,7 @@ def test_every_tool_reaches_a_loss(kind: str, tmp_path: Path):
             {"text": words(120)} if kind == "text" else {"prompt": words(9), "completion": words(30)}
             for _number in range(count)
         ]
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        write_rows(tmp_path / f"{name}.jsonl", rows)
     files = [[str(tmp_path / f"{name}.jsonl")] for name in ("train", "held_out")]
     lines: list[str] = []
     result = run_race(model, *files, seeds=1, show=lines.append)

@@ -1,6 +1,5 @@
 """`python -m benchmarks.speed`: what it prints and writes, and errors for bad input."""
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from benchmarks.speed.runner import Measurement
 
 from benchmarks.speed import bench
 from tests.errors import assert_refused
+from tests.files import json_of
 from tests.tiny import save_tiny
 
 
@@ -59,7 +59,7 @@ def test_a_measurement(base: str, run, fast, tmp_path: Path):
     assert "round 1 of 1" in err
     assert "128" in out
     assert "limit, fp32" in out
-    results = json.loads((tmp_path / "figures" / "results.json").read_text())
+    results = json_of(tmp_path / "figures" / "results.json")
     assert [row["name"] for row in results["rows"]] == ["chapter", "peft-fp32", "peft-bf16", "trl", "tsugiki"]
     assert results["rows"][0]["tokens_per_second"] == 128
     assert results["command"].startswith("python -m benchmarks.speed --model ")
@@ -71,7 +71,7 @@ def test_pairs_are_counted_instead_of_tokens(base: str, run, fast, tmp_path: Pat
     given = ("--preference", "--model", base, "--batch", "3", "--length", "64", "--prompt", "48", "--out", "figures")
     assert "pairs/s" in run(*given)[0]
     assert "3 pairs per step, 48 tokens of prompt, 16 of answer" in (tmp_path / "figures" / "table.md").read_text()
-    results = json.loads((tmp_path / "figures" / "results.json").read_text())
+    results = json_of(tmp_path / "figures" / "results.json")
     names = ["trl-dpo", "trl-dpo-best", "tsugiki-dpo", "tsugiki-dpo-recompute"]
     assert [row["name"] for row in results["rows"]] == names
     assert (results["rows"][0]["tokens_per_second"], results["limits"]) == (3, {})

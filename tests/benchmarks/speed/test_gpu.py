@@ -1,6 +1,5 @@
 """The command for a machine with a GPU, tried on the processor."""
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from benchmarks.guide_tables import read_results
 
 from benchmarks.speed import gpu
 from tests.errors import assert_refused
+from tests.files import json_of
 
 
 def directly(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -28,7 +28,7 @@ def test_everything_on_the_processor(
         monkeypatch.setenv(name, os.environ.get(name, ""))  # so that the changes are taken back
     sizes = ["--model", "embedded", "--batch", "2", "--length", "16", "--rounds", "1", "--steps", "2"]
     gpu.main(["--device", "cpu", *sizes, "--entries", "tsugiki-no-dropout,unsloth", "--out", str(tmp_path)])
-    losses, profile = (Figures(**json.loads((tmp_path / name).read_text())) for name in ("losses.json", "profile.json"))
+    losses, profile = (Figures(**json_of(tmp_path / name)) for name in ("losses.json", "profile.json"))
     assert [row[-1] for row in losses.rows] == ["–", "yes", "yes"]
     assert losses.rows[0][1:3] == losses.rows[1][1:3]
     assert losses.rows[1][1:3] != losses.rows[2][1:3], "bfloat16 rounds"

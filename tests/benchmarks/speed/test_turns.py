@@ -1,6 +1,5 @@
 """Steps by several ways, in turns."""
 
-import json
 import sys
 from functools import partial
 from pathlib import Path
@@ -9,6 +8,7 @@ import pytest
 from benchmarks.speed.workload import Workload
 
 from benchmarks.speed import turns
+from tests.files import json_of
 from tests.tiny import save_tiny
 from tsugiki.io import measurements
 from tsugiki.training.data.micro_batches import MicroBatches
@@ -32,4 +32,4 @@ def test_each_way_computes_its_rows_at_once(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(sys, "argv", ["turns", *given, "--out", str(tmp_path / "turns.json")])
     turns.main()
     assert sizes == [1, 1, 2, 1, 1, 2]
-    assert [row[2] for row in json.loads((tmp_path / "turns.json").read_text())["rows"]] == ["torch:1", "onednn:2"]
+    assert [row[2] for row in json_of(tmp_path / "turns.json")["rows"]] == ["torch:1", "onednn:2"]

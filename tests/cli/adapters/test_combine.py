@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.adapters.folders import forget_digests
+from tests.files import json_of
 
 
 def test_a_combination_is_in_the_library(run, pair: tuple[str, str], library: Path):
@@ -13,19 +14,19 @@ def test_a_combination_is_in_the_library(run, pair: tuple[str, str], library: Pa
     assert status == 0
     assert f"→ {library / 'both'} (" in out
     assert "‖ΔW‖ = " in out
-    made = json.loads((library / "both" / "tsugiki.json").read_text())["provenance"]
+    made = json_of(library / "both" / "tsugiki.json")["provenance"]
     assert made["operation"] == "combine"
     assert [(one["name"], one["weight"]) for one in made["sources"]] == [("a", 0.7), ("b", -0.3)]
     assert all(one["weights"].startswith("sha256:") for one in made["sources"])
-    assert json.loads((library / "both" / "adapter_config.json").read_text())["r"] == 10
+    assert json_of(library / "both" / "adapter_config.json")["r"] == 10
 
 
 @pytest.mark.usefixtures("pair")
 def test_other_bases_are_combined_when_asked(run, library: Path):
     files = {name: library / name / "tsugiki.json" for name in "abx"}
-    fields = json.loads(files["a"].read_text())
+    fields = json_of(files["a"])
     base = fields["base"]
     files["a"].write_text(json.dumps({**fields, "base": {"name": "another", "fingerprint": "sha256:0"}}))
     forget_digests(library / "a")
     assert run("adapters", "combine", "b", "a", "--out", "x", "--allow-base-mismatch")[0] == 0
-    assert json.loads(files["x"].read_text())["base"] == base
+    assert json_of(files["x"])["base"] == base

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.errors import assert_refused
+from tests.files import write_rows
 from tsugiki.data import Completion, Conversation, Document, Message, Reading, content_key, decode, read_records
 
 ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "cp932", "euc_jp"]
@@ -210,7 +211,7 @@ def test_files_are_not_held_in_memory(kind: str, tmp_path: Path):
     path = tmp_path / f"big.{kind}"
     texts = [f"{i} " + "字" * 2000 for i in range(1000)]
     if kind == "jsonl":
-        path.write_text("".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts))
+        write_rows(path, [{"text": text} for text in texts])
     elif kind == "csv":
         path.write_text("text\n" + "\n".join(texts))
     else:

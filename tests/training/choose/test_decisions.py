@@ -1,6 +1,5 @@
 """What a run decides by its validation text."""
 
-import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.data.test_splits import sentence
+from tests.files import write_rows
 from tests.runs import assert_resumes, run_config
 from tests.tiny import grafted, shake, tiny_model
 from tests.training.run import test_preference_runs
@@ -189,11 +189,10 @@ OF_ONE_FILE: dict[str, Any] = {**SETTINGS, "validation": "auto", "eval_steps": 1
 def test_of_questions_the_whole_update_is_kept_unless_another_is_certainly_lower(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    data = tmp_path / "questions.jsonl"
     rows = [{"prompt": f"{n * 7919}?", "completion": f"{n * 104729}."} for n in range(40)]
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = write_rows(tmp_path / "questions.jsonl", rows)
     pretend(monkeypatch, dict.fromkeys(range(1, 5), (0.9, 0.95)), chosen=0.89)
-    settings: dict[str, Any] = {**OF_ONE_FILE, "data": str(data), "max_steps": 1, "mix": "none"}
+    settings: dict[str, Any] = {**OF_ONE_FILE, "data": data, "max_steps": 1, "mix": "none"}
     settings["chat_template"] = "none"  # a template fills the short rows of the tiny base
     certain = train(run_config(tmp_path, **settings))
     assert certain.strength == 0.58

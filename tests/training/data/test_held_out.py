@@ -9,9 +9,10 @@ import pytest
 
 from tests.data.test_splits import sentence
 from tests.errors import refused
+from tests.files import write_rows
 from tests.tiny import byte_tokenizer
 from tests.training.data import test_preparation as preparation
-from tests.training.data.test_preparation import CHATML, line_of, lines, sources, talk
+from tests.training.data.test_preparation import CHATML, line_of, sources, talk
 from tsugiki.training import Division
 
 SEQUENCE = 12
@@ -71,9 +72,9 @@ def test_planted_copies_of_held_out_text(held_out: str, validation: str):
     planted = [plant(text) for (plant, _), text in zip(PLANTED.values(), held, strict=True)]
     scored = [{"text": text, "part": "test"} for text in held]
     rows = [{"text": text, "part": "train"} for text in [*train, *planted]]
-    data = lines("w.jsonl", [*rows, *(scored if held_out == "part=test" else [])])
-    lines("h.jsonl", scored)
-    lines("o.jsonl", [{"text": prose(300)}])
+    data = write_rows("w.jsonl", [*rows, *(scored if held_out == "part=test" else [])])
+    write_rows("h.jsonl", scored)
+    write_rows("o.jsonl", [{"text": prose(300)}])
     changes = {"held_out": held_out, "validation": validation}
     prepared = split(data, **changes)
     shares = dict(zip(PLANTED, shares_learned(held, prepared), strict=True))
@@ -91,7 +92,7 @@ def test_planted_copies_of_held_out_text(held_out: str, validation: str):
 
 
 def test_a_file_of_which_all_is_trained_on_is_refused():
-    data = lines("w.jsonl", [{"text": prose(number)} for number in range(20)])
+    data = write_rows("w.jsonl", [{"text": prose(number)} for number in range(20)])
     with refused(r"no record is left for training.* w.jsonl:1 \(held out: w.jsonl:1\)"):
         split(data, held_out=data)
 
@@ -100,21 +101,26 @@ def test_short_held_out_lines_and_common_phrases_leave_the_corpus_in_place():
     phrase, licence = prose(1, 20), prose(2, 400)
     rows = [{"text": prose(10 + number, 600) + phrase + licence + prose(50 + number, 600)} for number in range(30)]
     scored = [{"text": phrase}, {"text": licence + prose(90, 100)}]
-    prepared = split(lines("w.jsonl", rows), held_out=lines("h.jsonl", scored), validation="none")
+    prepared = split(write_rows("w.jsonl", rows), held_out=write_rows("h.jsonl", scored), validation="none")
     assert len(learned_sources(prepared)) == 30
     assert prepared.summary.left_out.documents == 0
 
 
 def test_validation_text_that_repeats_held_out_text_is_left_out():
     held = [{"text": prose(number)} for number in range(3)]
-    data, file = lines("w.jsonl", [{"text": prose(10 + number)} for number in range(25)]), lines("h.jsonl", held)
+    data, file = (
+        write_rows("w.jsonl", [{"text": prose(10 + number)} for number in range(25)]),
+        write_rows("h.jsonl", held),
+    )
     near, longer = {"text": prose(0)[:-3] + "変更済"}, {"text": prose(60) + prose(1) + prose(61)}
     fresh = {"text": prose(70)}
-    prepared = split(data, held_out=file, validation=lines("v.jsonl", [near, longer, fresh]))
+    prepared = split(data, held_out=file, validation=write_rows("v.jsonl", [near, longer, fresh]))
     assert sources(prepared.validation_windows) == {"v.jsonl:3"}
     assert prepared.summary.validation.documents == 1
     assert any("left out of the validation text" in note and "2 records: v.jsonl:1" in note for note in prepared.notes)
-    data = lines("x.jsonl", [{"text": prose(10 + n), "part": "train"} for n in range(25)] + [longer | {"part": "v"}])
+    data = write_rows(
+        "x.jsonl", [{"text": prose(10 + n), "part": "train"} for n in range(25)] + [longer | {"part": "v"}]
+    )
     with refused("no record is left for validation"):
         split(data, held_out=file, validation="part=v")
 
@@ -126,8 +132,11 @@ def test_if_all_validation_pairs_repeat_held_out_ones_these_choose_the_step():
 
 
 def test_a_note_says_that_the_retention_text_is_trained_on():
-    data, other = lines("w.jsonl", [{"text": prose(n)} for n in range(10)]), lines("o.jsonl", [{"text": prose(80)}])
-    apart = {"validation": "none", "held_out": lines("h.jsonl", [{"text": prose(90)}])}
+    data, other = (
+        write_rows("w.jsonl", [{"text": prose(n)} for n in range(10)]),
+        write_rows("o.jsonl", [{"text": prose(80)}]),
+    )
+    apart = {"validation": "none", "held_out": write_rows("h.jsonl", [{"text": prose(90)}])}
 
     def notes(**settings: Any) -> str:
         return " ".join(note for note in split(data, **settings, **apart).notes if "retention" in note)
@@ -146,13 +155,13 @@ def test_a_pair_that_asks_a_held_out_question_is_left_out(kind: str):
 
     pairs = [pair(sentence(number, 12), sentence(100 + number, 8)) for number in range(30)]
     held = [pair(sentence(number, 12), sentence(200 + number, 8)) for number in (3, 4)]
-    data, file = lines("w.jsonl", pairs), lines("h.jsonl", held)
+    data, file = write_rows("w.jsonl", pairs), write_rows("h.jsonl", held)
     prepared = split(data, held_out=file, validation="none")
     assert learned_sources(prepared) == {f"w.jsonl:{n}" for n in range(1, 31)} - {"w.jsonl:4", "w.jsonl:5"}
     # An instruction that most pairs share is no question.
     pairs = [pair("続きを書いてください。", sentence(100 + number, 8)) for number in range(30)]
-    file = lines("h.jsonl", [pair("続きを書いてください。", sentence(300, 8))])
-    prepared = split(lines("w.jsonl", pairs), held_out=file, validation="none")
+    file = write_rows("h.jsonl", [pair("続きを書いてください。", sentence(300, 8))])
+    prepared = split(write_rows("w.jsonl", pairs), held_out=file, validation="none")
     assert len(learned_sources(prepared)) == 30
 
 
@@ -169,7 +178,7 @@ def answered_rows(kind: str, answers: int, questions: list[str] | None = None) -
             "kto": {"prompt": question, "completion": answer, "label": number % 2 == 0},
         }
         rows.append(shapes[kind])
-    return lines(f"{kind}-{answers}.jsonl", rows)
+    return write_rows(f"{kind}-{answers}.jsonl", rows)
 
 
 def divided(kind: str, answers: int, questions: list[str] | None = None, validation: Any = 0.1) -> Division:
@@ -233,7 +242,7 @@ def test_answers_to_a_greeting_are_split_one_by_one_with_a_note(kind: str, greet
 
 def test_nothing_is_said_of_held_out_answers_where_there_are_none():
     rows = [{"prompt": "こんにちは", "completion": sentence(number, 20)} for number in range(20)]
-    notes = split(lines("w.jsonl", rows), held_out="none", validation="none").notes
+    notes = split(write_rows("w.jsonl", rows), held_out="none", validation="none").notes
     assert not any("one by one" in note for note in notes)
 
 
@@ -241,7 +250,7 @@ def test_a_condition_holds_out_no_others_that_ask_the_same():
     asked = [*(number // 2 for number in range(60)), *range(90, 99)]
     pairs = [{"prompt": sentence(one, 20), "completion": sentence(n, 40)} for n, one in enumerate(asked, 100)]
     rows = [pair | {"by": "AB"[number % 2]} if number < 60 else pair for number, pair in enumerate(pairs)]
-    prepared = split(lines("w.jsonl", rows), held_out="by=A", validation="none")
+    prepared = split(write_rows("w.jsonl", rows), held_out="by=A", validation="none")
     assert prepared.summary.held_out.documents == 30
     assert (prepared.summary.left_out.documents, len(prepared.train)) == (30, 9)
 

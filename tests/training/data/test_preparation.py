@@ -1,6 +1,5 @@
 """From data to rows and windows: what is held out, what is refused, and that two runs prepare the same."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,16 +7,12 @@ import pytest
 
 from tests.data.test_splits import sentence
 from tests.errors import refused
+from tests.files import write_rows
 from tests.tiny import TEXT, byte_tokenizer, tiny_model
 from tests.tiny_types import tiny_of
 from tsugiki.data import Window
 from tsugiki.io import ProgressDisplay
 from tsugiki.training import DataSummary, Division, PackedDataset, RunConfig, pack_data, read_data
-
-
-def lines(name: str, records: list[dict[str, Any]]) -> str:
-    Path(name).write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
-    return name
 
 
 def works(count: int = 20) -> list[dict[str, Any]]:
@@ -61,7 +56,7 @@ def line_of(source: str) -> int:
 
 
 def test_a_share_is_held_out_and_everything_counted():
-    prepared = prepare(lines("w.jsonl", works()), held_out=0.2)
+    prepared = prepare(write_rows("w.jsonl", works()), held_out=0.2)
     summary, measured, learned = prepared.summary, sources(prepared.windows), learned_sources(prepared)
     assert summary.train.documents + summary.held_out.documents == 20
     assert measured
@@ -73,7 +68,7 @@ def test_a_share_is_held_out_and_everything_counted():
 
 
 def test_near_duplicates_are_on_one_side_and_told():
-    prepared = prepare(lines("w.jsonl", [*works(), *map(copy_of, works(5))]), held_out=0.3)
+    prepared = prepare(write_rows("w.jsonl", [*works(), *map(copy_of, works(5))]), held_out=0.3)
     learned = {line_of(source) for source in learned_sources(prepared)}
     assert all((number in learned) == (number + 20 in learned) for number in range(1, 6))
     assert prepared.summary.near_duplicates.groups == 5
@@ -82,12 +77,12 @@ def test_near_duplicates_are_on_one_side_and_told():
 
 def test_special_tokens_that_are_written_in_documents_are_told():
     texts = [work["text"] + ("<|endoftext|>" if place < 3 else "") for place, work in enumerate(works())]
-    data = lines("s.jsonl", [{"text": text} for text in texts])
+    data = write_rows("s.jsonl", [{"text": text} for text in texts])
     for _cached in range(2):
         assert [note for note in split(data).notes if "special" in note] == [
             "3 special tokens are written in the texts, such as the end token, and are learned as such"
         ]
-    assert not any("special" in note for note in split(lines("n.jsonl", works())).notes)
+    assert not any("special" in note for note in split(write_rows("n.jsonl", works())).notes)
 
 
 def test_rows_with_different_answers_are_no_duplicates():
@@ -99,7 +94,7 @@ def test_rows_with_different_answers_are_no_duplicates():
         }
         for n, place in enumerate(places)
     ]
-    data = lines("q.jsonl", [*rows, rows[0]])
+    data = write_rows("q.jsonl", [*rows, rows[0]])
     plain, dropped = (split(data, held_out="none", drop_duplicates=drop) for drop in (False, True))
     assert any("nearly alike: 5 records in 1 group, kept together" in note for note in plain.notes)
     assert not any("drop" in note for note in plain.notes), "no advice that loses facts"
@@ -114,25 +109,25 @@ def test_held_out_questions_of_other_kinds_than_the_trained_ones_are_told(copies
     texts = [work["text"] for work in works()]
     texts += [text + "変更済" for text in texts[:copies]]
     rows = [{"question": text, "answer": "はい", "part": "ab"[10 <= i < 20]} for i, text in enumerate(texts)]
-    notes = split(lines("q.jsonl", rows), held_out="part=a").notes
+    notes = split(write_rows("q.jsonl", rows), held_out="part=a").notes
     assert any("no question like" in note for note in notes) == (copies == 10)
 
 
 def test_some_short_documents_choose_the_step():
-    prepared = prepare(lines("w.jsonl", works(60)))
+    prepared = prepare(write_rows("w.jsonl", works(60)))
     learned, held_out = learned_sources(prepared), sources(prepared.windows)
     validation = sources(prepared.validation_windows)
     assert len(learned) + len(held_out) + len(validation) == len(learned | held_out | validation) == 60
     counts = prepared.summary.validation
     assert not counts.from_held_out
     assert 5 <= counts.documents == len(validation) <= 8
-    without = prepare(lines("w.jsonl", works(60)), validation="none")
+    without = prepare(write_rows("w.jsonl", works(60)), validation="none")
     assert learned_sources(without) == learned | validation
     assert sources(without.windows) == held_out
 
 
 def test_of_few_documents_every_second_held_out_window_chooses_the_step():
-    data = lines("w.jsonl", works(10))
+    data = write_rows("w.jsonl", works(10))
     prepared, without = prepare(data, held_out=0.4), prepare(data, held_out=0.4, validation="none")
     assert learned_sources(prepared) == learned_sources(without)
     assert prepared.validation_windows == without.windows[::2]
@@ -144,15 +139,15 @@ def test_of_few_documents_every_second_held_out_window_chooses_the_step():
 
 
 def test_near_duplicates_of_validation_documents_are_not_learned():
-    prepared = prepare(lines("w.jsonl", [*works(60), *map(copy_of, works(60))]), validation=0.3)
+    prepared = prepare(write_rows("w.jsonl", [*works(60), *map(copy_of, works(60))]), validation=0.3)
     chosen = {line_of(source) for source in sources(prepared.validation_windows)}
     assert chosen == {(number + 59) % 120 + 1 for number in chosen}  # both of each pair
     assert len(chosen) > 10
 
 
 def test_a_validation_file_and_a_condition():
-    train = lines("w.jsonl", works(30))
-    prepared = prepare(train, validation=lines("v.jsonl", [{"text": sentence(99, 200)}]))
+    train = write_rows("w.jsonl", works(30))
+    prepared = prepare(train, validation=write_rows("v.jsonl", [{"text": sentence(99, 200)}]))
     assert sources(prepared.validation_windows) == {"v.jsonl:1"}
     assert learned_sources(prepared) == learned_sources(prepare(train, validation="none"))
     prepared = prepare(train, validation="author=B")
@@ -173,13 +168,13 @@ def test_a_validation_file_and_a_condition():
 )
 def test_texts_that_cannot_be(setting: str, value: Any, said: str):
     with refused(said):
-        prepare(lines("w.jsonl", works(30)), **{setting: value})
+        prepare(write_rows("w.jsonl", works(30)), **{setting: value})
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5])
 def test_other_text_is_mixed_in(share: float):
-    other = lines("other.jsonl", [{"text": sentence(200 + i, 300)} for i in range(40)])
-    prepared = prepare(lines("w.jsonl", works(30)), mix=f"{other}:{share}")
+    other = write_rows("other.jsonl", [{"text": sentence(200 + i, 300)} for i in range(40)])
+    prepared = prepare(write_rows("w.jsonl", works(30)), mix=f"{other}:{share}")
     without = prepare("w.jsonl")
     counts = prepared.summary.mixed
     assert counts.share == pytest.approx(share, abs=2e-3)
@@ -195,7 +190,7 @@ def test_the_share_of_a_mix_is_one_of_the_loss_and_its_characters_are_those_that
     pairs = [{"prompt": sentence(i, 12), "completion": sentence(100 + i, 2)} for i in range(40)]
     novel = sentence(500, 9000)
     Path("novel.txt").write_text(novel)
-    prepared = prepare(lines("p.jsonl", pairs), mix="novel.txt:0.25", validation="none")
+    prepared = prepare(write_rows("p.jsonl", pairs), mix="novel.txt:0.25", validation="none")
     blocks = prepared.blocks
     in_loss = sum(int((blocks[row]["labels"] != -100).sum()) for row in range(len(blocks)))
     answers = prepared.summary.train.documents - 1
@@ -209,27 +204,27 @@ def test_the_share_of_a_mix_is_one_of_the_loss_and_its_characters_are_those_that
 
 def test_held_out_text_is_not_mixed_in():
     records = works(30)
-    data = lines("w.jsonl", records)
+    data = write_rows("w.jsonl", records)
     near = [copy_of(records[line_of(source) - 1]) for source in sources(prepare(data).windows)]
     fresh = {"text": sentence(300, 300)}
-    prepared = prepare(data, mix=f"{lines('o.jsonl', [*near, fresh])}:0.9")
+    prepared = prepare(data, mix=f"{write_rows('o.jsonl', [*near, fresh])}:0.9")
     assert {source for source in learned_sources(prepared) if source.startswith("o.")} == {f"o.jsonl:{len(near) + 1}"}
     with refused("all records of o.jsonl are held-out text"):
-        prepare(data, mix=f"{lines('o.jsonl', near)}:0.1")
+        prepare(data, mix=f"{write_rows('o.jsonl', near)}:0.1")
 
 
 def test_two_preparations_are_the_same_and_other_data_is_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    data = lines("w.jsonl", works())
+    data = write_rows("w.jsonl", works())
     one = prepare(data).summary
     assert prepare(data).summary == one
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another cache"))
     assert prepare(data).summary == one, "with or without a cache"
-    lines("w.jsonl", works(21))
+    write_rows("w.jsonl", works(21))
     assert prepare(data).summary.blocks_fingerprint != one.blocks_fingerprint
 
 
 def test_a_model_that_cannot_isolate_documents_says_so_and_one_that_attends_to_later_tokens_is_an_error():
-    data, bert = lines("w.jsonl", works()), tiny_of("bert", vocab_size=257, is_decoder=False)
+    data, bert = write_rows("w.jsonl", works()), tiny_of("bert", vocab_size=257, is_decoder=False)
     with refused(r"BertLMHeadModel attends to later tokens.*is_decoder"):
         prepare(data, bert)
     prepared = prepare(data, tiny_model("bloom", vocab_size=257))
@@ -245,7 +240,7 @@ CHATML = (
 
 
 def test_conversations_are_cut_counted_and_refused_by_line():
-    data = lines("t.jsonl", [talk("問", sentence(i, 1 + i)) for i in range(12)])
+    data = write_rows("t.jsonl", [talk("問", sentence(i, 1 + i)) for i in range(12)])
     whole = prepare(data, template=CHATML, held_out=0.3)
     assert whole.summary.cut_records == 0
     assert not sources(whole.windows) & learned_sources(whole)

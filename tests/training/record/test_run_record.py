@@ -1,12 +1,12 @@
 """The record of a run: what is written is read, and what is missing or invalid is an error in one line."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.errors import refused
+from tests.files import edit_json, json_of
 from tests.report.pages import record
 from tsugiki.training import FORMAT, RunConfig, finished, loss_interval, new_record, read_record
 
@@ -15,13 +15,13 @@ def change(folder: Path, **fields: Any) -> None:
     """Write a record into `folder`, with some fields of its JSON replaced."""
     record().write(folder)
     path = folder / "run.json"
-    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | fields), encoding="utf-8")
+    edit_json(path, **fields)
 
 
 def test_a_record_is_read_as_it_was_written(tmp_path: Path):
     record().write(tmp_path)
     assert read_record(tmp_path) == record()
-    assert json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))["format"] == FORMAT
+    assert json_of(tmp_path / "run.json")["format"] == FORMAT
 
 
 def test_intervals_are_computed_and_not_read(tmp_path: Path):

@@ -1,6 +1,5 @@
 """Runs that learn conversations: their chat template is saved with the adapter and used by everything that follows."""
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +10,7 @@ from transformers import AutoTokenizer
 import tsugiki
 from tests.data.chat_templates import SHAPES, tokenizer_of
 from tests.errors import refused
+from tests.files import write_rows
 from tests.runs import interrupt, run_config, short_texts
 from tests.tiny import byte_tokenizer, save_tiny, tiny_model
 from tsugiki.adapters import saved_chat_template, with_chat_template
@@ -23,10 +23,8 @@ TURNS = (Message("system", "be kind"), Message("user", "hi"), Message("assistant
 
 
 def chat_file(folder: Path, count: int = 6) -> str:
-    path = folder / "chat.jsonl"
     rows = [[{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": f"{n}{n}"}] for n in range(count)]
-    path.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
-    return str(path)
+    return write_rows(folder / "chat.jsonl", [{"messages": row} for row in rows])
 
 
 def config_of(folder: Path, template: str | None, data: str, **changes: Any) -> RunConfig:
@@ -140,8 +138,8 @@ def pairs(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
     """A run on questions and answers, of a base with a chat template, which the settings may leave out."""
     folder = tmp_path_factory.mktemp("pairs")
     rows = [{"question": f"{n * 7919}?", "answer": f"{n}{n}"} for n in range(6)]
-    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = config_of(folder, DEFAULT_TEMPLATE, str(folder / "pairs.jsonl"), chat_template=request.param)
+    data = write_rows(folder / "pairs.jsonl", rows)
+    config = config_of(folder, DEFAULT_TEMPLATE, data, chat_template=request.param)
     return config, train(config)
 
 

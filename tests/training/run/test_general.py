@@ -1,6 +1,5 @@
 """A chat base that learns conversations learns its own answers to general questions as well, and is asked others."""
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.data.chat_templates import SHAPES
+from tests.files import rows_of, write_rows
 from tests.runs import assert_resumes, run_config, short_texts
 from tests.tiny import byte_tokenizer, save_tiny, tiny_model
 from tsugiki.data import Completion
@@ -40,10 +40,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Sequence[str]]:
 
 
 def questions_file(folder: Path, rows: Sequence[tuple[str, str]] = ()) -> str:
-    path = folder / "questions.jsonl"
     given = rows or [(f"{number}?", f"{number}{number}") for number in range(ROWS)]
-    path.write_text("".join(json.dumps({"prompt": asked, "completion": answer}) + "\n" for asked, answer in given))
-    return str(path)
+    return write_rows(folder / "questions.jsonl", [{"prompt": asked, "completion": answer} for asked, answer in given])
 
 
 def chat_config(folder: Path, out: str = "run", template: str | None = TEMPLATE, **changes: Any) -> RunConfig:
@@ -191,7 +189,7 @@ def test_a_base_that_has_no_room_for_a_question_learns_no_answers():
 
 def files_of(language: str) -> Iterator[list[str]]:
     folder = Path(load.__file__).parents[2] / "assets" / "general"
-    yield [json.loads(line)["prompt"] for line in (folder / f"{language}.jsonl").read_text().splitlines()]
+    yield [row["prompt"] for row in rows_of(folder / f"{language}.jsonl")]
     yield [question.text for question in read_questions(folder / f"{language}-known.jsonl")]
 
 

@@ -1,6 +1,5 @@
 """The step with the lowest loss on the validation text is kept, and nothing that is reported has chosen it."""
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +8,7 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.data.test_splits import sentence
+from tests.files import write_rows
 from tests.runs import assert_resumes, interrupt, run_config
 from tests.tiny import logits
 from tsugiki.adapters import load_adapter, saved_chat_template
@@ -182,11 +182,10 @@ def test_a_longer_run_compares_losses_on_the_same_windows(tmp_path: Path, monkey
 
 def questions(folder: Path, out: str = "run", **changes: Any) -> RunConfig:
     """Settings of a run on twelve facts in five wordings, whose length is open."""
-    path = folder / "questions.jsonl"
     rows = [{"prompt": f"{fact}? {wording}", "completion": f"{fact}!"} for fact in range(12) for wording in range(5)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = write_rows(folder / "questions.jsonl", rows)
     settings = {"validation": "auto", "held_out": "auto", "max_steps": None, "block_size": 64, "prompts": []}
-    return run_config(folder, out, data=str(path), **{**settings, **changes})
+    return run_config(folder, out, data=data, **{**settings, **changes})
 
 
 def test_a_run_on_questions_ends_when_its_loss_levels_off_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

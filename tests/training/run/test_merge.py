@@ -1,6 +1,5 @@
 """A merge is held against base and adapter before its folder appears; where it fails, nothing is there."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from safetensors.torch import load_file
 
 from tests.adapters.folders import edit_weights
 from tests.errors import refused
-from tests.files import contents
+from tests.files import contents, json_of
 from tests.tiny import TEXT, save_grafted, save_tiny
 from tsugiki import LoraConfig, disable_adapter, load_adapter
 from tsugiki.base import load_model
@@ -49,7 +48,7 @@ def test_the_figures_are_those_of_base_adapted_and_merged(base: str, tmp_path: P
     assert report.probe.error == float((done.float() - adapted.float()).abs().max())
     assert 0 < report.probe.error < report.probe.shift / 4
     assert (report.changed, report.tensors) == (6, len(load_file(Path(base, "model.safetensors"))))
-    said = json.loads((tmp_path / "out" / "tsugiki.json").read_text())
+    said = json_of(tmp_path / "out" / "tsugiki.json")
     assert said["figures"] == report.to_json()
     assert said["base"]["name"] == base
     assert [one["name"] for one in said["provenance"]["sources"]] == ["a"]
@@ -58,7 +57,7 @@ def test_the_figures_are_those_of_base_adapted_and_merged(base: str, tmp_path: P
 def test_several_are_verified_as_their_sum(base: str, tmp_path: Path):
     report = merged(tmp_path / "out", base, tmp_path / "a", tmp_path / "b", weights=[0.5, 2.0])
     assert report.probe.error < 1e-5 < report.probe.shift
-    sources = json.loads((tmp_path / "out" / "tsugiki.json").read_text())["provenance"]["sources"]
+    sources = json_of(tmp_path / "out" / "tsugiki.json")["provenance"]["sources"]
     assert [one["weight"] for one in sources] == [0.5, 2.0]
 
 

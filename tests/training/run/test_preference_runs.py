@@ -1,6 +1,5 @@
 """Runs that learn preferences: they begin at the reference, keep the text, resume, and are the plain loop."""
 
-import json
 import math
 import sys
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.errors import refused
+from tests.files import write_rows
 from tests.runs import assert_resumes, run_config, tiny_base
 from tests.tiny import TEXT
 from tsugiki.io import cache_folder
@@ -24,15 +24,13 @@ LOG_2 = pytest.approx(math.log(2), abs=1e-6)
 
 def pairs_of(folder: Path, count: int = 30, single: bool = False) -> str:
     """Pairs (or single answers) about different places in a text; the chosen answers end with a stop."""
-    path = folder / f"answers-{count}-{single}.jsonl"
     rows: list[dict[str, Any]] = []
     for number in range(count):
         place, good = TEXT[number * 17 : number * 17 + 7], number % 2 == 0
         prompt, answer = f"{number}{place[:3]}", place[3:]
         pair = {"prompt": prompt, "chosen": f"{answer}.", "rejected": f"{answer[::-1]}no"}
         rows.append({"prompt": prompt, "completion": answer + "." * good, "label": good} if single else pair)
-    path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")
-    return str(path)
+    return write_rows(folder / f"answers-{count}-{single}.jsonl", rows)
 
 
 def config(folder: Path, out: str = "run", **changes: Any) -> RunConfig:
@@ -189,9 +187,9 @@ def test_losses_that_would_ruin_the_text_have_a_tenth_of_the_rate(tmp_path: Path
 def test_scored_pairs_that_are_too_long_do_not_end_the_run_but_a_file_of_validation_pairs_is_refused(tmp_path: Path):
     with refused("answers-20.*part=validation"):
         train(config(tmp_path, validation=pairs_of(tmp_path, 20)))
-    held_out = tmp_path / "long.jsonl"
-    held_out.write_text(json.dumps({"prompt": "枝", "chosen": TEXT[:14], "rejected": TEXT[14:28]}))
-    record = train(config(tmp_path, held_out=str(held_out), block_size=32, max_steps=1))
+    long = {"prompt": "枝", "chosen": TEXT[:14], "rejected": TEXT[14:28]}
+    held_out = write_rows(tmp_path / "long.jsonl", [long])
+    record = train(config(tmp_path, held_out=held_out, block_size=32, max_steps=1))
     assert (record.status, record.pair_evaluations) == ("finished", [])
 
 

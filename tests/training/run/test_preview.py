@@ -1,7 +1,6 @@
 """The preview shows the rows that training takes, as they are, and notes on base, tokenizer and targets."""
 
 import io
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from unittest import mock
 import pytest
 from rich.console import Console
 
+from tests.files import jsonl, write_rows
 from tests.runs import one_thread, run_config
 from tests.tiny import TEXT, byte_tokenizer, save_tiny
 from tsugiki.data import StepBatches
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     monkeypatch.chdir(tmp_path)
     rows: list[dict[str, Any]] = [{"text": f"{i} <b> " + TEXT[i * 50 : i * 50 + 30 + i * 17]} for i in range(12)]
-    Path("d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows("d.jsonl", rows)
     return RunConfig(model=save_tiny("base"), data="d.jsonl", out="run", block_size=64, batch_size=2, epochs=1)
 
 
@@ -64,16 +64,14 @@ def test_it_shows_the_rows_and_the_counts_of_the_run(config: RunConfig):
 
 def test_the_longest_record_is_one_that_is_trained_on(config: RunConfig):
     lines = Path("d.jsonl").read_text()
-    Path("d.jsonl").write_text(lines + json.dumps({"text": TEXT[:900], "part": "test"}) + "\n")
+    Path("d.jsonl").write_text(lines + jsonl([{"text": TEXT[:900], "part": "test"}]))
     counts = preview(config.model_copy(update={"held_out": "part=test"}), 3).counts
     assert counts.longest_record != "d.jsonl:13"
     assert counts.longest_tokens < 900
 
 
 def test_targets_context_special_tokens_and_cuts_are_distinguished(config: RunConfig):
-    Path("t.jsonl").write_text(
-        "".join(json.dumps({"prompt": f"問{i}", "completion": "答え" * (1 if i else 20)}) + "\n" for i in range(9))
-    )
+    write_rows("t.jsonl", [{"prompt": f"問{i}", "completion": "答え" * (1 if i else 20)} for i in range(9)])
     config = config.model_copy(update={"data": "t.jsonl", "block_size": 48, "chat_template": "none"})
     segments = [segment for row in preview(config, 20).rows for segment in row.segments]
     whole = next(segment for segment in segments if segment.last)
@@ -134,9 +132,9 @@ def notes(folder: Path, data: str | None = None, template: str | None = None, **
 def test_a_chat_model_on_other_data_is_reported(tmp_path: Path):
     words = ["scion", "stock", "graft", "orchard", "knife", "bark", "root", "spring", "bud", "leaf"]
     pairs = [(f"{word}?", f"{i * 7919} {word}") for i, word in enumerate(words)]
-    completions = "".join(json.dumps({"prompt": p, "completion": c}) + "\n" for p, c in pairs)
+    completions = jsonl({"prompt": p, "completion": c} for p, c in pairs)
     turns = [[{"role": "user", "content": p}, {"role": "assistant", "content": c}] for p, c in pairs]
-    chat = "".join(json.dumps({"messages": messages}) + "\n" for messages in turns)
+    chat = jsonl({"messages": messages} for messages in turns)
     assert "plain text" in notes(tmp_path / "a", "A plain text.\n" * 90, TEMPLATE)
     assert "--chat-template none" in notes(tmp_path / "b", completions, TEMPLATE)
     assert "chat template" not in notes(tmp_path / "c", chat, TEMPLATE)

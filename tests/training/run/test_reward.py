@@ -1,7 +1,6 @@
 """Runs that learn by a reward: what is stored, what is kept, and what stops them; after a kill they are the same."""
 
 import itertools
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ import yaml
 
 import tsugiki
 from tests.errors import refused
+from tests.files import rows_of, write_rows
 from tests.report.pages import record as a_record
 from tests.runs import run_config, tiny_base
 from tests.tiny import TEXT
@@ -47,10 +47,8 @@ def _whole_answers() -> Iterator[None]:
 
 
 def prompts(folder: Path, count: int = 20) -> str:
-    path = folder / f"prompts-{count}.jsonl"
     rows = [{"prompt": f"{number} {TEXT[number * 9 : number * 9 + 5]}", "right": number} for number in range(count)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
+    return write_rows(folder / f"prompts-{count}.jsonl", rows)
 
 
 def rule(folder: Path, text: str = RULE) -> str:
@@ -93,9 +91,9 @@ def test_rounds_are_asked_learned_and_judged_and_the_best_one_is_kept(
     out, rounds = tmp_path / "run", tmp_path / "run" / "rounds"
     assert (out / ADAPTER_FILE).read_bytes() == (rounds / "1" / ADAPTER_FILE).read_bytes()
     assert read_record(rounds / "2").config.to_dict()["start_from"] == str(rounds / "1")
-    retained = [json.loads(line)["text"] for line in (rounds / "retention.jsonl").read_text().splitlines()]
-    asked = [json.loads(line) for line in (rounds / "1.answers.jsonl").read_text().splitlines()]
-    pairs = [json.loads(line) for line in (rounds / "1.pairs.jsonl").read_text().splitlines()]
+    retained = [row["text"] for row in rows_of(rounds / "retention.jsonl")]
+    asked = rows_of(rounds / "1.answers.jsonl")
+    pairs = rows_of(rounds / "1.pairs.jsonl")
     assert (len(retained), len(asked), len(pairs)) == (16, 12, learned[0].learned.pairs)
     parts = split_prompts(config(tmp_path))
     assert retained == [row.text for row in (*parts["validation"], *parts["training"])]
@@ -113,12 +111,12 @@ def test_rounds_are_asked_learned_and_judged_and_the_best_one_is_kept(
 
 def test_line_ends_of_unicode_are_learned_and_changed_answers_are_refused(tmp_path: Path):
     rows = [{"prompt": f"{number}\u2028\x85", "note": "a\u2029b"} for number in range(4)]
-    (tmp_path / "odd.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    given = random_config(tmp_path, "odd", data=str(tmp_path / "odd.jsonl"))
+    data = write_rows(tmp_path / "odd.jsonl", rows)
+    given = random_config(tmp_path, "odd", data=data)
     assert train_by_reward(given).rounds[1].learned.drawn == 4
     answers = tmp_path / "odd" / "rounds" / "1.answers.jsonl"
     answers.write_text(answers.read_text("utf-8").replace('"reward": 0', '"reward": 1', 1), "utf-8")
-    more = random_config(tmp_path, "odd", data=str(tmp_path / "odd.jsonl"), settings={"rounds": 3})
+    more = random_config(tmp_path, "odd", data=data, settings={"rounds": 3})
     with refused(r"1\.answers\.jsonl has changed"):
         train_by_reward(more, resume=True)
 
@@ -279,7 +277,7 @@ def test_prompts_that_teach_nothing_are_drawn_less_often(tmp_path: Path):
     settings = {"rounds": 2, "prompts": 10, "samples": 6}
     train_by_reward(config(tmp_path, reward=[rule(tmp_path, text)], settings=settings, **ALL_LEARNED))
     files = [tmp_path / f"run/rounds/{number}.answers.jsonl" for number in (1, 2)]
-    first, second = ({json.loads(line)["fields"]["right"] for line in file.open()} for file in files)
+    first, second = ({row["fields"]["right"] for row in rows_of(file)} for file in files)
     assert (len(first), len(second)) == (10, 10)
     assert len(first & {*range(10)}) < len(second & {*range(10)})
 

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from tests.errors import refused
+from tests.files import json_of
 from tests.report.pages import Page
 from tests.runs import assert_resumes, interrupt, run_config
 from tests.tiny import TEXT, byte_tokenizer, logits, relative_error
@@ -31,7 +32,7 @@ def settings(folder: Path, out: str = "run", **changes: Any) -> RunConfig:
 
 def test_a_run_leaves_an_adapter_and_a_record(tmp_path: Path):
     record, out = train(settings(tmp_path)), tmp_path / "run"
-    stored = json.loads((out / "run.json").read_text())
+    stored = json_of(out / "run.json")
     assert (stored["status"], record.earlier_versions) == ("finished", [])
     first, *_, last = stored["evaluations"]
     assert (first["step"], last["step"], last["loss"] < first["loss"]) == (0, 6, True)

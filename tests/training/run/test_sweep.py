@@ -1,6 +1,5 @@
 """Sweeps over methods and grids: one budget, runs that share a base, are reused or resumed, changed inputs, errors."""
 
-import json
 import shutil
 import sys
 from collections.abc import Callable, Mapping
@@ -14,6 +13,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from tests.errors import refused
+from tests.files import edit_json, json_of, write_rows
 from tests.report import pages
 from tests.runs import counted_runs
 from tests.tiny import TEXT, save_tiny
@@ -44,7 +44,7 @@ def _working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Write a tiny base, twelve records and a text of retention data into the working directory."""
     monkeypatch.chdir(tmp_path)
     texts = [{"text": f"{i} " + TEXT[i * 100 : i * 100 + 90 + i]} for i in range(12)]
-    Path("d.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))
+    write_rows("d.jsonl", texts)
     Path("own.txt").write_text(TEXT[500:700])
     save_tiny(tmp_path / "base")
 
@@ -75,7 +75,7 @@ def test_methods_share_budget_and_text_and_their_families_are_told(monkeypatch: 
     assert not stop.value.code
     assert "selective" in capsys.readouterr().out
     records = {name: read_record(Path("c", name)) for name in methods}
-    written = {row["name"]: row for row in json.loads(Path("c/sweep.json").read_text())["points"]}
+    written = {row["name"]: row for row in json_of("c/sweep.json")["points"]}
     for name, row in written.items():
         (weights,) = Path("c", name).glob("*model*.safetensors")
         assert row["file_size"] == weights.stat().st_size
@@ -102,7 +102,7 @@ def test_finished_runs_are_reused_cut_ones_go_on_and_other_settings_are_named(mo
     assert runs == [("full", False), ("lora r=2", False)]
     lora = Path("c/lora r=2/adapter_model.safetensors")
     written = lora.stat().st_mtime_ns
-    change_json("c/full/run.json", status="running")
+    edit_json("c/full/run.json", status="running")
     run_methods(settings=settings, methods=METHODS)
     assert runs[2:] == [("full", True)]
     assert lora.stat().st_mtime_ns == written
@@ -175,17 +175,13 @@ def change_weights() -> None:
     save_file({name: 2 * tensor for name, tensor in tensors.items()}, path, {"format": "pt"})
 
 
-def change_json(path: str, **values: Any) -> None:
-    Path(path).write_text(json.dumps({**json.loads(Path(path).read_text()), **values}))
-
-
 CHANGES: Mapping[str, tuple[Callable[[], None], str]] = {
     "d.jsonl": (lambda: append("d.jsonl"), "d.jsonl"),
     "held.txt": (lambda: append("held.txt"), "other data"),
     "own.txt": (lambda: append("own.txt"), "other data"),
-    "base/tokenizer.json": (lambda: change_json("base/tokenizer.json", normalizer={"type": "Lowercase"}), "tokenizer"),
+    "base/tokenizer.json": (lambda: edit_json("base/tokenizer.json", normalizer={"type": "Lowercase"}), "tokenizer"),
     "base/model.safetensors": (change_weights, "base has changed"),
-    "base/config.json": (lambda: change_json("base/config.json", layer_norm_epsilon=0.5), "base has changed"),
+    "base/config.json": (lambda: edit_json("base/config.json", layer_norm_epsilon=0.5), "base has changed"),
 }
 """A file -> how to change it, and what the error says."""
 

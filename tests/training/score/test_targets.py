@@ -9,6 +9,7 @@ import pytest
 
 import tsugiki
 from tests.data.chat_templates import SHAPES
+from tests.files import write_rows
 from tests.runs import run_config, short_texts
 from tests.tiny import byte_tokenizer, save_tiny
 from tsugiki.dtypes import preferred_compute_dtype
@@ -94,7 +95,7 @@ def test_a_base_is_asked_in_the_same_way_whatever_adapter_stands_beside_it(tmp_p
     tokenizer.chat_template = template
     tokenizer.save_pretrained(base)
     rows = [{"prompt": f"{number}?", "completion": str(number)} for number in range(6)]
-    (tmp_path / "chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(tmp_path / "chat.jsonl", rows)
     (tmp_path / "asked.jsonl").write_text(json.dumps({"prompt": "9?", "expected": "9"}))
     short = {"model": base, "max_steps": 1, "prompts": []}
     plain = run_config(tmp_path, "plain", data=short_texts(tmp_path), **short)

@@ -1,12 +1,12 @@
 """Checkpoints of a run: what they hold, and what happens when one is damaged."""
 
-import json
 from pathlib import Path
 
 import pytest
 from transformers import AutoModelForCausalLM
 
 from tests.errors import refused
+from tests.files import json_of
 from tests.runs import assert_resumes, interrupt, run_config, tiny_base
 from tsugiki import load_adapter
 from tsugiki.io import ADAPTER_FILE, CHECKPOINTS, MANIFEST_FILE, RECORD_FILE, checkpoints, read_manifest
@@ -25,7 +25,7 @@ def test_a_checkpoint_is_an_adapter_folder_with_the_record_of_the_run_at_its_ste
     first, last = checkpoints(folder / "run" / CHECKPOINTS)
     load_adapter(AutoModelForCausalLM.from_pretrained(tiny_base(folder)), last)
     assert (last / ADAPTER_FILE).read_bytes() == (folder / "run" / ADAPTER_FILE).read_bytes()
-    stored = json.loads((folder / "run" / RECORD_FILE).read_text(encoding="utf-8"))
+    stored = json_of(folder / "run" / RECORD_FILE)
     record = read_manifest(last)["record"]
     for name in ("config", "base", "data", "versions", "loss_curve"):
         assert record[name] == stored[name], name

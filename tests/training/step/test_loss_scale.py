@@ -1,6 +1,5 @@
 """Training in float16: the loss is scaled, steps with overflowing gradients are skipped, and the scale grows again."""
 
-import json
 import warnings
 from functools import partial
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 import torch
 
 from tests.errors import refused
+from tests.files import json_of
 from tests.runs import assert_resumes, loop_of, run_config
 from tests.tiny import tiny_model
 from tsugiki import LoraConfig, graft, trainable_parameters
@@ -124,7 +124,7 @@ def test_a_run_is_resumed_with_its_scale(settings: dict[str, Any], tmp_path: Pat
     with mock.patch.object(torch.amp, "GradScaler", partial(torch.amp.GradScaler, growth_interval=3)):
         assert_resumes(train, config, 2, [MODEL_FILE if "method" in settings else ADAPTER_FILE])
     files = [Path(config.out, name, CHECKPOINTS, "checkpoint-4", "training.json") for name in ("whole", "cut")]
-    whole, cut = (json.loads(file.read_text())["progress"]["scaler"] for file in files)
+    whole, cut = (json_of(file)["progress"]["scaler"] for file in files)
     assert whole == cut
     assert (whole["scale"], whole["_growth_tracker"]) == (131072, 1)
     said = [capsys.readouterr().err, *(str(warning.message) for warning in recwarn)]
