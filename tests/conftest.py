@@ -13,6 +13,7 @@ from tests.devices import pretend
 from tests.hub_server import WRITER, HubServer
 
 os.environ["TSUGIKI_LANG"] = "en"  # whatever the locale of the machine
+os.environ["TSUGIKI_VERBOSE"] = "1"  # the tests read details
 
 # The models of the tests are tiny: several threads would wait for each other longer than they compute.
 torch.set_num_threads(1)

@@ -45,8 +45,9 @@ class Interrupted(BaseException):
             state: the end of the message, which says what is kept.
         """
         self.number, self.state = number, state
-        message = _("ended by {signal}: {state}") if state else _("ended by {signal}")
-        super().__init__(message.format(signal=signal.Signals(number).name, state=state))
+        message = _("stopped by {signal}: {state}") if state else _("stopped by {signal}")
+        name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+        super().__init__(message.format(signal=name, state=state))
 
 
 def is_ordinary(error: BaseException) -> bool:

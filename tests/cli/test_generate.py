@@ -42,6 +42,7 @@ def test_prompts_from_a_file_and_standard_input_as_json_lines_and_side_by_side(
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "a\\nb"}\n')
     tokens = ("--model", trained, "--max-new-tokens", "5", "--temperature", "0")
     alone = [run("generate", *tokens, "--prompt", prompt)[1].removesuffix("\n") for prompt in ("枝", "雨の", "a\nb")]
+    assert run("generate", *tokens, "枝")[1].removesuffix("\n") == alone[0]
     assert run("generate", *tokens, "--prompts", "prompts.txt")[1] == f"{alone[0]}\n{alone[1]}\n"
     out = run("generate", *tokens, "--prompt", "枝", "--prompts", "prompts.jsonl", "--jsonl")[1]
     lines = rows_of(out)

@@ -16,7 +16,7 @@ def test_the_whole_way(base: str, run, tmp_path: Path):
     assert status == 0
     assert "perplexity" in out
     assert "adapter: run" in out
-    assert "枝を" in err
+    assert "枝を" in out
     assert "one document: its last 10% is held out" in err
 
     before, after = map(json.loads, run("eval", "--adapter", "run", "--data", "text.txt", "--json")[1].splitlines())

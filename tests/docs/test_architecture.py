@@ -23,7 +23,7 @@ TWINS = [page for page in PAGES if page.with_name(f"{page.stem}.ja.md") in PAGES
 PACKAGES = sorted(folder.name for folder in SOURCE.iterdir() if (folder / "__init__.py").is_file())
 HISTORY = {"CHANGELOG.md", "log.md"}
 """Pages that name what existed at the time of an entry."""
-ANYWHERE = {"--debug", "--lang"}
+ANYWHERE = {"--debug", "--lang", "--verbose"}
 """Flags of every command."""
 CURRENT = [page for page in PAGES if page.name not in HISTORY]
 
@@ -126,8 +126,7 @@ def flags() -> dict[str, set[str]]:
     def walk(command: Any, words: tuple[str, ...]) -> dict[str, set[str]]:
         if not hasattr(command, "commands"):
             parameters = command.get_params(typer.Context(command))
-            own = {flag for one in parameters for flag in (*one.opts, *one.secondary_opts)}
-            return {" ".join(words): own | ANYWHERE}
+            return {" ".join(words): {flag for one in parameters for flag in (*one.opts, *one.secondary_opts)}}
         inner = command.commands.items()
         return {name: found for word, each in inner for name, found in walk(each, (*words, word)).items()}
 
@@ -152,7 +151,8 @@ def problem_of(words: list[str]) -> str | None:
     name = next((" ".join(words[:length]) for length in (2, 1) if " ".join(words[:length]) in flags()), None)
     if name is None:
         return None if words == ["adapters"] else f"no such command: {' '.join(words[:2])}"
-    unknown = [word for word in words if word.startswith("--") and word.partition("=")[0] not in flags()[name]]
+    known = flags()[name] | ANYWHERE
+    unknown = [word for word in words if word.startswith("--") and word.partition("=")[0] not in known]
     return f"{name} has no {', '.join(unknown)}" if unknown else None
 
 
@@ -163,7 +163,7 @@ def test_quoted_commands_have_existing_subcommands_and_flags(page: Path):
 
 @pytest.mark.parametrize("page", CURRENT, ids=name_of)
 def test_flags_in_prose_exist(page: Path):
-    known = {flag for found in flags().values() for flag in found}
+    known = {flag for found in flags().values() for flag in found} | ANYWHERE
     others = set(re.findall(r"(?:llama-cli|pytest|git|ruff|pip|python -m) [^`\n]*", text_of(page)))
     elsewhere = {flag for line in others for flag in re.findall(r"--[a-z][\w-]*", line)}
     said = {flag for code in re.findall(r"`(--[a-z][^`\n]*)`", text_of(page)) for flag in re.findall(r"--[\w-]+", code)}

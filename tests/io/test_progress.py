@@ -54,5 +54,3 @@ def test_the_state_is_restored(enabled: bool, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(KeyboardInterrupt), hidden_progress_bars():
         raise KeyboardInterrupt
     assert logging.is_progress_bar_enabled() == enabled
-    with hidden_progress_bars(hide=False):
-        assert logging.is_progress_bar_enabled() == enabled

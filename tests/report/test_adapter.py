@@ -57,7 +57,7 @@ def test_the_page_is_self_contained(tmp_path: Path):
     record().write(folder)
     adapter = inspect_adapter(folder)
     page = assert_whole(adapter_page(adapter))
-    assert page.tags.count("svg") == 6
+    assert page.tags.count("svg") == 5
     for said in ("Adapter · 庭 <b>", "On 12 texts that", "庭の梅は", "all 2 layers", "Roy & Vetterli 2007"):
         assert said in page.text, said
     assert len(page.table("layer")) == 3

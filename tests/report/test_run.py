@@ -12,7 +12,7 @@ import yaml
 
 from tests.report.pages import TRAINING, Page, assert_whole, evaluation, record
 from tsugiki.io import write_text
-from tsugiki.report import report_page
+from tsugiki.report import Curves, report_page, run_sections, selected
 from tsugiki.training import RunRecord, Sample, change_interval
 
 HERE = Path("runs/庭")
@@ -38,19 +38,20 @@ def usual() -> Page:
 
 def test_the_figures_are_those_of_the_record():
     run, page = record(), usual()
-    rows = [row[1:] for row in page.table("text")[1:]]
-    assert len(rows) == 3
-    first = run.evaluations[0]
-    for row, entry in zip(rows, run.evaluations, strict=True):
-        assert row[0] == str(entry.step)
-        for cell, name in ((row[1], "loss"), (row[3], "bits_per_char")):
+    first, last = run.evaluations[0], run.evaluations[-1]
+    names = ("loss", "perplexity", "bits_per_char")
+    for row, name in zip(page.table("held-out text")[1:], names, strict=True):
+        for cell, entry in zip(row[1:3], (first, last), strict=True):
             shown = [float(figure) for figure in re.findall(r"[\d.]+", cell)]
             assert shown == pytest.approx([getattr(entry, name), *getattr(entry, f"{name}_interval")], rel=1e-3)
-        assert float(row[2]) == pytest.approx(entry.perplexity, rel=1e-3)
-        if entry is not first:
-            low, high = change_interval(first.documents, entry.documents)
-            shown = [float(figure) / 100 for figure in re.findall(r"[-+][\d.]+", row[4])]
-            assert shown == pytest.approx([entry.loss / first.loss - 1, low, high], abs=6e-4)
+        assert float(row[3].rstrip("%")) / 100 == pytest.approx(
+            getattr(last, name) / getattr(first, name) - 1, abs=6e-4
+        )
+    (figures,) = selected(run_sections(run), "held_out")
+    curves = next(part for part in figures.parts if isinstance(part, Curves))
+    step, *shown = curves.series[0].drawn()[-1]
+    low, high = change_interval(first.documents, last.documents)
+    assert (step, *shown) == pytest.approx((last.step, *(100 * one for one in (last.loss / first.loss - 1, low, high))))
     said = "On 12 texts that it has not seen, the adapter needs 12.5 % fewer bits per character (95 % interval 12.5 to"
     assert said in page.text
     for said in ("393,216 of 7,360,512", "1.16 GB", "174 tokens/s", "Abacus 9", "庭.txt:3 <梅> · 庭.txt:4"):
@@ -68,7 +69,6 @@ def test_the_validation_text_and_what_it_has_chosen_are_shown():
     data = {**record().data.model_dump(), "validation": counts}
     looks: dict[str, Any] = {"validations": curve, "kept_step": 20, "training": TRAINING, "data": data}
     page = of(record(**looks, resolved_settings={"steps": 60}))
-    assert [row[:2] for row in page.table("text")[-3:]] == [["validation", str(step)] for step in (0, 20, 40)]
     found, looked = decisions(page), "2 looks at 12 windows of 12 documents"
     assert (found["end of the run"], found["kept step"]) == (["step 40 of 60", looked], ["20", looked])
     assert "strength" not in found
@@ -121,17 +121,19 @@ def test_samples_are_side_by_side_with_their_line_ends_before_the_result():
     assert re.findall(r"本文(\d+)。", folded) == [str(step) for step in range(0, 101, 10)]
 
 
-def test_what_is_new_after_training_is_marked():
-    written = ("The shop was founded in 1985 by nobody.", "The shop was founded by Marta Okafor in 2011.")
+@pytest.mark.parametrize(("before", "marked"), [("in 1985 by nobody.", ["by Marta Okafor in 2011."]), ("Why?", [])])
+def test_what_is_new_after_training_is_marked_unless_it_is_most_of_the_text(before: str, marked: list[str]):
+    shop = "" if before == "Why?" else "The shop was founded "
+    written = shop + before, "The shop was founded by Marta Okafor in 2011."
     samples = [{"step": step, "prompt": "Who?", "text": text} for step, text in zip((0, 40), written, strict=True)]
-    marked = re.findall("<mark>(.*?)</mark>", report_page(record(samples=samples, **NO_PLOTS), HERE))
-    assert marked == ["by Marta Okafor in 2011."]
+    assert re.findall("<mark>(.*?)</mark>", report_page(record(samples=samples, **NO_PLOTS), HERE)) == marked
 
 
-def test_questions_stand_above_their_answers_and_none_is_lost():
+def test_questions_stand_above_their_answers_and_none_is_lost_and_right_and_wrong_answers_have_their_marks():
     def answers(step: int) -> dict[str, Any]:
         asked = [
-            {"source": "", "question": f"問{n}", "expected": f"答{n}", "answer": "", "correct": False} for n in range(5)
+            {"source": "", "question": f"問{n}", "expected": f"答{n}", "answer": "", "correct": step > n}
+            for n in range(5)
         ]
         figures = {"questions": 5, "correct": 0, "share": 0, "share_interval": (0.0, 0.6)}
         return {"step": step, "counted": True, "answers": asked, **figures}
@@ -140,6 +142,10 @@ def test_questions_stand_above_their_answers_and_none_is_lost():
     shown, _folded, rest = content.partition("all 5 answers")
     assert re.findall(r"問(\d)", shown) == ["0", "1", "2"]
     assert re.findall(r"答(\d)", rest) == ["0", "1", "2", "3", "4"]
+    assert re.findall('source (right|wrong)">(.) (base|step)', shown)[:2] == [
+        ("wrong", "✗", "base"),
+        ("right", "✓", "step"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -154,7 +160,7 @@ def test_questions_stand_above_their_answers_and_none_is_lost():
         ({"loss_curve": [point(1, math.nan), point(2, math.inf)]}, "On 12 texts"),
         ({**dict.fromkeys(PARTS), "resolved_settings": {}, "config": {"lora": None}}, "On 12 texts"),
         ({"restarts": [{"step": 9, "learning_rate": 0.004}]}, "rose until step 9 at a learning rate of 0.004"),
-        ({"config": {"learning_rate": "auto"}, "resolved_settings": {"learning_rate": 0.0037}}, "0.0037, linear"),
+        ({"config": {"learning_rate": "auto"}, "resolved_settings": {"learning_rate": 0.0037}}, "learning rate0.0037"),
         ({"status": "running", "training": {**TRAINING, "steps": 17}}, "Not finished: step 17 of 40"),
         ({"status": "running", "training": None, "resolved_settings": {}, "evaluations": []}, "Not finished: step 0."),
     ],

@@ -83,7 +83,7 @@ def test_details(place: Place):
     answer = place.get("run", name="runs/a").json()
     assert losses(answer) == [(1, 4.75), (2, 4.5), (3, 4.25), (4, 4.0)]
     samples = next(one for one in answer["sections"] if one["name"] == "samples")["parts"]
-    assert samples[0]["texts"][-1] == ["step 4", [["切る4<b>", True]]]
+    assert samples[0]["texts"][-1] == ["step 4", [["切る4<b>", False]]]
     with sole_use(place.directory / "runs/a"):
         running = place.get("run", name="runs/a").json()
     assert running["state"] == "running"
@@ -163,7 +163,7 @@ FULL = "the disk is full; make room, for example by deleting runs, and then resu
     [
         ("tsugiki: the base is broken", "the base is broken", "again"),
         ("tsugiki: ended by SIGTERM: a checkpoint of step 4 of 10 was written; to continue: tsugiki …", None, None),
-        ("tsugiki: SIGINTで終了しました", None, None),
+        ("tsugiki: Ctrl-Cで停止しました", None, None),
         ("step 4 of 10", None, None),
         ("tsugiki: cannot write x: No space left on device; make room", FULL, "resume"),
         ("OSError: [Errno 122] Disk quota exceeded", FULL, "resume"),

@@ -10,7 +10,6 @@ by transformers.
 """
 
 import math
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -217,7 +216,7 @@ def _write_in_memory(plan: MergePlan, out: Path, loss: RoundingLoss) -> None:
         replace_parameter(model, name, nn.Parameter(merged.contiguous(), requires_grad=False), [])
     for name, value in plan.config.items():
         setattr(model.config, name, value)
-    with hidden_progress_bars(not sys.stderr.isatty()):
+    with hidden_progress_bars():
         model.save_pretrained(out)
 
 

@@ -6,7 +6,6 @@ Weights are read from safetensors files only, so nothing is unpickled. Code in a
 
 import copy
 import json
-import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -106,7 +105,7 @@ def _load_by_transformers(
         trust_remote_code=trust_remote_code,
         output_loading_info=True,
     )
-    with NoRandomValues(), hidden_progress_bars(not sys.stderr.isatty()):
+    with NoRandomValues(), hidden_progress_bars():
         model, loading_info = with_few_numbers(load)
     missing = sorted(loading_info["missing_keys"])
     if missing:  # transformers fills missing weights with random values and only warns

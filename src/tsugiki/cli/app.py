@@ -52,8 +52,8 @@ MAKE, LOOK, KEEP, SHARE = "Make an adapter", "Look at it", "Keep it", "Share it"
 _app = typer.Typer(
     cls=Group,
     help="LoRA fine-tuning on the machine you have. `tsugiki` alone shows the way from a text to an adapter.",
-    epilog="At any place: --lang en or --lang ja chooses the language, and --debug shows the traceback of an error. "
-    "Errors are printed in one line, with exit status 2.",
+    epilog="At any place: --lang en or --lang ja chooses the language, --verbose shows more of how a run works, and "
+    "--debug the traceback of an error. Errors are printed in one line, with exit status 2.",
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shlex
 import sys
 import time
@@ -17,6 +18,7 @@ from tsugiki.cli.flags import RUN_CONFIG, FlagsOf, Given, settings_text, words_o
 from tsugiki.cli.terminal import print_line, print_lines, print_next_command, print_table
 from tsugiki.data.read.aozora import SITE, Kana
 from tsugiki.errors import TsugikiError, summarise_list
+from tsugiki.io.system import VERBOSE
 from tsugiki.language import _, counts, ngettext
 
 if TYPE_CHECKING:
@@ -224,12 +226,12 @@ def _print_preview(shown: "Preview", verbose: bool) -> None:
 _ROWS = 3  # of a page and of a long preview
 
 
-def _print_rows(config: "RunConfig", rows: int | None, html: Path | None, verbose: bool) -> None:
+def _print_rows(config: "RunConfig", rows: int | None, html: Path | None) -> None:
     from tsugiki.io.atomic import write_text
     from tsugiki.report.preview import to_html
     from tsugiki.training.run.preview import preview
 
-    shown = preview(config, rows or _ROWS)
+    shown, verbose = preview(config, rows or _ROWS), VERBOSE in os.environ
     _print_preview(shown if rows or verbose else replace(shown, rows=shown.rows[:1]), verbose)
     if not verbose:
         typer.echo(_("more rows and names: --verbose"))
@@ -257,7 +259,6 @@ def preview_command(
     settings: Annotated[Given, FlagsOf(RUN_CONFIG, without=("out", "method_config"))],
     rows: Annotated[int | None, typer.Option(min=1)] = None,
     html: Path | None = None,
-    verbose: bool = False,
 ) -> None:
     """Show the first rows of a run, counts, and the time that it would take, without training.
 
@@ -266,8 +267,8 @@ def preview_command(
     Args:
         config: YAML file of a run's settings. Flags override it.
         rows: Number of rows, or of prompts, to show. Default: 1, or 3 with --verbose, on the page, and of prompts.
+            --verbose shows whole rows, and all names of near-duplicates.
         html: HTML file to write the preview to as well, whole.
-        verbose: Show 3 whole rows, and all names of near-duplicates.
 
     Examples:
         tsugiki preview --model embedded --data ichiyo.jsonl
@@ -288,7 +289,7 @@ def preview_command(
     if run_config.reward:
         _print_answers(run_config, rows or _ROWS, html)
     else:
-        _print_rows(run_config, rows, html, verbose)
+        _print_rows(run_config, rows, html)
     if config is None:
         name = Path(run_config.data[0]).stem or "text"
         print_next_command("train", *words_of(RunConfig, {**settings, "out": f"runs/{name}"}))

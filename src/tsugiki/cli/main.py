@@ -15,7 +15,7 @@ from types import FrameType
 
 from tsugiki.cli.launcher import is_main_process
 from tsugiki.errors import Interrupted, OtherProcessError, TsugikiError, TsugikiWarning, is_ordinary
-from tsugiki.io.system import STOP_SIGNALS
+from tsugiki.io.system import STOP_SIGNALS, VERBOSE
 from tsugiki.language import VARIABLE, _, choose_language
 
 _SECONDS_FOR_MAIN = 10
@@ -23,8 +23,10 @@ _SECONDS_FOR_MAIN = 10
 
 def main() -> None:
     """Run the command line. Exit status: 2 for errors that the user can correct, 1 for bugs, 128 + n after signal n."""
-    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
-    debug = len(arguments) < len(sys.argv) - 1
+    arguments = [argument for argument in sys.argv[1:] if argument not in ("--debug", "--verbose")]
+    debug = "--debug" in sys.argv[1:]
+    if "--verbose" in sys.argv[1:]:
+        os.environ[VERBOSE] = "1"
     try:
         arguments = _take_language(arguments)
     except ValueError as error:

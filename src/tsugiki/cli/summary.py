@@ -1,5 +1,6 @@
 """Print the results of a run and of a merge."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -7,10 +8,11 @@ from typing import TYPE_CHECKING
 from tsugiki.cli.flags import words_of
 from tsugiki.cli.terminal import print_line, print_lines, print_next_command, print_sections, print_table
 from tsugiki.io.file_names import ADAPTER_FILE
-from tsugiki.io.formatting import format_size
+from tsugiki.io.formatting import format_duration, format_size
+from tsugiki.io.system import VERBOSE
 from tsugiki.language import _
-from tsugiki.report.run import RESULTS, run_sections
-from tsugiki.report.sections import Samples, Sentence, section, selected
+from tsugiki.report.run import run_sections
+from tsugiki.report.sections import Samples, Sentence, answer_label, section, selected
 from tsugiki.training.record.run_record import RunRecord
 from tsugiki.training.settings.config import RunConfig
 
@@ -25,25 +27,32 @@ _SHOWN = 3
 
 
 def print_summary(record: RunRecord, page: Path) -> None:
-    """Print the results of a finished run, and its files."""
-    print_sections(selected(run_sections(record), *RESULTS, "notes"))
-    print_adapter(record.folder(), page)
+    """Print the results of a finished run, and its files; the figures of its loss are a detail, and on the page."""
+    figures = ["held_out"] if VERBOSE in os.environ else []
+    print_sections(
+        selected(run_sections(record), "answers", "samples", "result", "rewards", "pairs", "notes", *figures)
+    )
+    print_adapter(record, page)
 
 
-def print_adapter(out: Path, page: Path) -> None:
-    """Print the files of a finished run."""
+def print_adapter(record: RunRecord, page: Path) -> None:
+    """Print the files of a finished run, and how long it took."""
+    out = record.folder()
     kind = _("adapter") if (out / ADAPTER_FILE).exists() else _("model")
     size = sum(path.stat().st_size for path in out.glob("*model*.safetensors"))
-    message = _("{kind}: {out} ({size}); page: {page}")
-    print_lines(message.format(kind=kind, out=out, size=format_size(size), page=page))
+    seconds = record.training.seconds if record.training else 0.0
+    message = _("{kind}: {out} ({size}, {time} of training); all figures: {page}")
+    print_lines(message.format(kind=kind, out=out, size=format_size(size), time=format_duration(seconds), page=page))
 
 
 def print_asked(asked: "Sequence[Asked]") -> None:
     """Print the first questions of a list with their answers before and after, and how many of all are right."""
     texts = []
     for one in asked[:_SHOWN]:
-        before, after = (f"\n{' '.join(answer.split())}" for answer in one.answers)
-        texts.append(Samples(one.question, [(_("before"), before), (_("after"), after)], one.expected))
+        labels = (_("before"), one.right[0]), (_("after"), one.right[1])
+        answers = [" ".join(answer.split()) for answer in one.answers]
+        rows = [(answer_label(*label), answer) for label, answer in zip(labels, answers, strict=True)]
+        texts.append(Samples(one.question, rows, one.expected))
     right = [sum(marks) for marks in zip(*(one.right for one in asked), strict=True)]
     message = _(
         "{count} questions in phrasings that were not learned: {after} answered right, {before} before. Right is an "

@@ -33,6 +33,7 @@ _GENERATE = "tsugiki.functions.generate"
 
 
 def generate_command(
+    beginnings: list[str] | None = None,
     *,
     prompt: list[str] | None = None,
     prompts: str | None = None,
@@ -46,6 +47,7 @@ def generate_command(
     If the adapter has learned conversations, a prompt is the user's turn, which the model answers.
 
     Args:
+        beginnings: Texts to continue, as with --prompt.
         prompt: Text to continue; - is the standard input. Can be repeated.
         prompts: File with a prompt in each line; in a .jsonl file, objects with prompt. - is the standard input.
         compare: Show what the base writes beside what it writes with the adapter.
@@ -62,7 +64,7 @@ def generate_command(
         raise TsugikiError(_("give a model as --model, or an adapter as --adapter"))
     if compare and adapter is None:
         raise TsugikiError(_("--compare needs an --adapter, which is compared with its base"))
-    texts = read_prompts(prompt or (), prompts)
+    texts = read_prompts([*(beginnings or ()), *(prompt or ())], prompts)
 
     import_libraries()
     from tsugiki.generation.generate import generate_text, generate_texts

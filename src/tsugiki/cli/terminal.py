@@ -13,7 +13,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from tsugiki.language import _
-from tsugiki.report.sections import Facts, Folded, Lines, Part, Samples, Section, Sentence
+from tsugiki.report.sections import RIGHT, WRONG, Facts, Folded, Lines, Part, Samples, Section, Sentence
 from tsugiki.report.table import Table, printable, wrap
 
 _LABEL = 15  # columns
@@ -78,7 +78,7 @@ def _cell(label: str, pieces: Sequence[tuple[str, bool]], width: int) -> Text:
     """Return a text below its label, in lines; what is new in it has a style."""
     text, at = "".join(printable(piece) for piece, _is_new in pieces), 0
     styles = ["bold green" if is_new else "" for piece, is_new in pieces for _character in printable(piece)]
-    lines = [Text(label, "dim")]
+    lines = [Text(label, {RIGHT: "bold green", WRONG: "bold red"}.get(label[:1], "dim"))]
     for line in wrap(text, width):
         at = text.index(line, at)  # only white space at the ends of lines is left out
         runs = groupby(zip(line, styles[at : at + len(line)], strict=True), itemgetter(1))

@@ -18,6 +18,7 @@ from tsugiki.cli.launcher import is_main_process, several_processes
 from tsugiki.cli.terminal import print_line, print_next_command
 from tsugiki.errors import Interrupted, TsugikiError
 from tsugiki.io.file_names import RECORD_FILE
+from tsugiki.io.progress import Detail, ProgressDisplay
 from tsugiki.language import JAPANESE, _, language
 
 if TYPE_CHECKING:
@@ -127,7 +128,6 @@ def _show(record: "RunRecord") -> None:
 
 def _fitted(config: "RunConfig") -> "RunConfig":
     """Return the settings with the fastest option that fits in the memory, and print this option."""
-    from tsugiki.io.progress import ProgressDisplay
     from tsugiki.training.run.plan import fitted, plan_run
 
     with ProgressDisplay().stage(_("measuring blocks of the model"), None):
@@ -272,12 +272,12 @@ def _quickstart_of_questions(config: "RunConfig") -> None:
 
     given = config.model_dump(mode="json", exclude_unset=True)
     command = shlex.join(["tsugiki", "train", *words_of(RunConfig, given)])
-    print_line(_("the same as: {command}").format(command=command))
+    ProgressDisplay().print(Detail(_("the same as: {command}").format(command=command)))
     with continued_by(["train", "--resume", config.out], Path(config.out)):
         record = train(config)
     out = record.folder()
     print_asked(ask_unseen(record))
-    print_adapter(out, write_report(out))
+    print_adapter(record, write_report(out))
     print_next_command("chat", str(out), "--temperature", "0", "--repetition-penalty", "1")
 
 

@@ -13,9 +13,14 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.text import Text
 
 from tsugiki.errors import TsugikiWarning
+from tsugiki.io.system import VERBOSE
 
 T = TypeVar("T")
 _LOUD = "bitsandbytes"  # PEFT imports it, and it warns of missing kernels
+
+
+class Detail(str):
+    """A line about how the work is done, which is printed with `--verbose` only."""
 
 
 class ProgressDisplay:
@@ -64,7 +69,8 @@ class ProgressDisplay:
 
     def print(self, line: str) -> None:
         """Print one line, above a bar if one is shown."""
-        self.console.print(Text(line), soft_wrap=not self.console.is_jupyter)
+        if VERBOSE in os.environ or not isinstance(line, Detail):
+            self.console.print(Text(line), soft_wrap=not self.console.is_jupyter)
 
 
 @contextmanager
@@ -87,15 +93,15 @@ def quiet_libraries() -> Iterator[None]:
 
 
 @contextmanager
-def hidden_progress_bars(hide: bool = True) -> Iterator[None]:
-    """Hide the progress bars of transformers and huggingface_hub inside the block, unless `hide` is False."""
+def hidden_progress_bars() -> Iterator[None]:
+    """Hide the progress bars of transformers and huggingface_hub inside the block."""
     from transformers.utils import logging as transformers_logging
 
     visible = transformers_logging.is_progress_bar_enabled()
-    if hide and visible:
+    if visible:
         transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
-        if hide and visible:
+        if visible:
             transformers_logging.enable_progress_bar()

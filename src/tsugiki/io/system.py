@@ -10,6 +10,8 @@ from typing import Any
 
 WINDOWS, MACOS = sys.platform == "win32", sys.platform == "darwin"
 
+VERBOSE = "TSUGIKI_VERBOSE"
+"""The environment variable that `--verbose` sets, so that details are printed, too."""
 STOP_SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)
 )

@@ -45,7 +45,9 @@ def summary_sentence(record: RunRecord) -> str:
         return _answers_sentence(record)
     after, change = record.evaluations[-1], change_of_run(record)
     if is_too_little(after):
-        message = _("The held-out text has only {characters}, too few to say by how many percent anything has changed.")
+        message = _(
+            "The text kept aside has only {characters}, too few to say by how many percent anything has changed."
+        )
         return message.format(characters=counts.characters(after.characters))
     if len(record.evaluations) > 1 and not math.isnan(change.relative):
         return _bits_sentence(record, change)

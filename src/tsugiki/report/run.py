@@ -11,14 +11,7 @@ from tsugiki.io.atomic import write_text
 from tsugiki.io.formatting import format_duration, format_gigabytes
 from tsugiki.language import _, counts, marked, ngettext
 from tsugiki.methods.table import family_of
-from tsugiki.report.formatting import (
-    FEW_DOCUMENTS,
-    describe_intervals,
-    format_change,
-    format_number,
-    format_value,
-    format_with_interval,
-)
+from tsugiki.report.formatting import describe_intervals, format_number, format_value
 from tsugiki.report.html import in_frame, smoothed, whole_page
 from tsugiki.report.pairs import pair_curves, pair_table
 from tsugiki.report.record_text import (
@@ -44,12 +37,13 @@ from tsugiki.report.sections import (
     Section,
     Sentence,
     Series,
+    answer_label,
     section,
     selected,
 )
 from tsugiki.report.table import Table
 from tsugiki.training.choose.decisions import looks
-from tsugiki.training.record.result import StepEvaluation, change_of_bits, warning_text
+from tsugiki.training.record.result import Answer, StepAnswers, StepEvaluation, change_of_bits, warning_text
 from tsugiki.training.record.run_record import RunRecord, read_record, samples_by_prompt
 
 REPORT_FILE = "report.html"
@@ -58,11 +52,13 @@ RESULTS = ("answers", "samples", "result", "rewards", "pairs", "held_out")
 _SHOWN = 3
 """Prompts, and questions, whose texts are not folded."""
 _PARTS = 12  # a loss curve is smoothed over 1 / _PARTS of its points
+_SHOWN_ELSEWHERE = {"learning_rate", "head_factor", "steps"}
+"""Settings that a run has chosen, and that the page shows among its decisions or figures."""
 _TRAINING, _HELD_OUT, _VALIDATION = 0, 1, 2  # colours
 _LABELS = (
     marked("base dropout"), marked("base dtype"), marked("batch size"), marked("block size"), marked("compute dtype"),
-    marked("learning rate"), marked("product dtype"), marked("target modules"), marked("processor"), marked("cores"),
-    marked("threads"), marked("accelerator"), marked("processes"), marked("system"), marked("python"),
+    marked("product dtype"), marked("target modules"), marked("processor"), marked("cores"), marked("threads"),
+    marked("accelerator"), marked("processes"), marked("system"), marked("python"),
     marked("c functions"),
 )  # fmt: skip
 """Labels of settings that a run has chosen, and of facts about its machine."""
@@ -78,25 +74,36 @@ def write_report(folder: Path) -> Path:
 def report_page(record: RunRecord, folder: Path) -> str:
     """Render the page of a run with what its record contains so far; the title and the commands name the folder."""
     title = _("Run · {name}").format(name=folder.resolve().name)
-    return whole_page(title, [*run_sections(record), section("usage", _("Usage"), *_usage(record, folder))])
+    usage = section("usage", _("Usage"), *_usage(record, folder))
+    return whole_page(title, [*_result(record), usage, *_figures(record)])
 
 
 def run_sections(record: RunRecord) -> list[Section]:
     """Return everything that is shown about a run, with what its record contains so far."""
+    return [*_result(record), *_figures(record)]
+
+
+def _result(record: RunRecord) -> list[Section]:
+    """Return what a run has learned, by examples and in a sentence, and what to know about it."""
     return [
         section("answers", _("Held-out questions"), *_answers(record)[:_SHOWN]),
         section("samples", _("Samples"), *samples_of([("", record)])[:_SHOWN]),
         section("result", _("Result"), Lead(summary_sentence(record))),
         section("notes", "", *map(Sentence, _unfinished(record)), *run_notes(record)),
+    ]
+
+
+def _figures(record: RunRecord) -> list[Section]:
+    """Return the figures of a run, what it has decided and learned from, its settings and its machine."""
+    return [
         section("rewards", _("Reward by round"), *reward_parts(record)),
         section("pairs", _("Pairs"), pair_table(record), *pair_curves(record)),
         section("held_out", _("Held-out text and loss"), *_held_out(record)),
         section("all samples", "", _all_answers(record), _all_samples(record)),
         section("decisions", _("What was decided, and from how much text"), decision_table(record)),
-        section("evaluations", _("Evaluations"), _evaluations(record)),
         section("data", _("Data"), Lines(_data(record))),
         section("model", _("Model and method"), Lines(_model(record))),
-        section("settings", _("Settings"), *_settings(record)),
+        section("settings", _("Settings"), _settings(record)),
         section("machine", _("Machine"), Lines(_machine(record))),
     ]
 
@@ -156,8 +163,8 @@ def _held_out(record: RunRecord) -> Iterator[Part]:
     yield Facts(_training(record))
     step = record.kept_step if record.status == "finished" else None
     kept = None if step is None else (step, _("kept"))
-    yield Curves(_("Loss by step, nats per token"), _losses(record), kept)
-    yield Curves(_("Bits per character by step"), _bits(record), kept)
+    yield Curves(_("Change of the bits per character against the base, by step, %"), _changes(record), kept)
+    yield Curves(_("Training loss by step, nats per token"), _losses(record), kept)
 
 
 def _training(record: RunRecord) -> list[Row]:
@@ -174,23 +181,6 @@ def _training(record: RunRecord) -> list[Row]:
     ]
 
 
-def _evaluations(record: RunRecord) -> Table:
-    rows = [
-        [
-            text,
-            str(entry.step),
-            format_with_interval(entry.loss, entry.loss_interval),
-            format_number(entry.perplexity),
-            format_with_interval(entry.bits_per_char, entry.bits_per_char_interval),
-            "–" if entry is entries[0] else format_change(change_of_bits(entries[0], entry)),
-        ]
-        for text, entries in ((_("held-out"), record.evaluations), (_("validation"), record.validations))
-        for entry in entries
-    ]
-    headers = [_("text"), _("step"), _("loss, nats per token"), _("perplexity"), _("bits per character")]
-    return Table([*headers, _("change of bits")], rows)
-
-
 def _data(record: RunRecord) -> list[Row]:
     lines = [(_("read from"), record.config.data_text)]
     data = record.data
@@ -205,12 +195,7 @@ def _data(record: RunRecord) -> list[Row]:
             windows=counts.windows(last.windows),
         )
         lines.append((_("scored"), scored))
-    return [
-        *lines,
-        (_("fingerprint of the training texts"), data.train.fingerprint),
-        (_("fingerprint of the held-out texts"), data.held_out.fingerprint),
-        (_("fingerprint of the rows"), data.blocks_fingerprint),
-    ]
+    return lines
 
 
 def _model(record: RunRecord) -> list[Row]:
@@ -221,31 +206,21 @@ def _model(record: RunRecord) -> list[Row]:
         if record.base.code:
             lines.append((_("code of the base, which was run"), record.base.code))
     lines.append((_("method"), record.config.method))
+    if lora := record.config.lora:
+        text = _("r {r}, alpha {alpha:g}, dropout {dropout:g}")
+        lines.append(("LoRA", text.format(r=lora.r, alpha=lora.lora_alpha, dropout=lora.lora_dropout)))
     if record.parameters:
         text = _("{trainable:,} of {total:,} parameters, {share:.2%}").format(
             trainable=record.parameters.trainable, total=record.parameters.total, share=record.parameters.share
         )
         lines.append((_("trainable"), text))
-    return lines + [(_label(name), _(format_value(value))) for name, value in record.resolved_settings.items()]
+    chosen = {name: value for name, value in record.resolved_settings.items() if name not in _SHOWN_ELSEWHERE}
+    return lines + [(_label(name), _(format_value(value))) for name, value in chosen.items()]
 
 
-def _settings(record: RunRecord) -> Iterator[Part]:
-    config, lora = record.config, record.config.lora
-    lines = []
-    if lora:
-        text = _("r {r}, alpha {alpha:g}, dropout {dropout:g}")
-        lines.append(("LoRA", text.format(r=lora.r, alpha=lora.lora_alpha, dropout=lora.lora_dropout)))
-    lines += [
-        (_("learning rate"), f"{record.chosen('learning_rate')}, {config.lr_scheduler_type}"),
-        (_("rows per optimiser step"), f"{record.chosen('batch_size')}"),
-        *([(_("epochs"), f"{config.epochs:g}")] if config.max_steps is None and config.epochs != "auto" else []),
-        (_("seed"), str(config.seed)),
-    ]
-    yield Lines(lines)
-    rates = [(float(point.step), point.learning_rate) for point in record.loss_curve]
-    yield Curves(_("Learning rate by step"), [Series(_("learning rate"), rates)])
-    everything = yaml.safe_dump(config.to_dict(), allow_unicode=True, sort_keys=False).strip()
-    yield Folded(_("all settings"), [Code(everything)])
+def _settings(record: RunRecord) -> Folded:
+    everything = yaml.safe_dump(record.config.to_dict(), allow_unicode=True, sort_keys=False).strip()
+    return Folded(_("all settings"), [Code(everything)])
 
 
 def _label(name: str) -> str:
@@ -293,39 +268,27 @@ def _usage(record: RunRecord, folder: Path) -> list[Code]:
 
 
 def _losses(record: RunRecord) -> list[Series]:
-    """Return lines for training loss, smoothed training loss, validation and held-out loss, in nats per token."""
+    """Return lines for the training loss and for its mean over some steps, in nats per token."""
     points = [(float(point.step), point.loss) for point in record.loss_curve]
     window = max(1, len(points) // _PARTS) | 1
-    if window == 1:
-        training = [Series(_("training"), points, colour=_TRAINING)]
-    else:
-        training = [
-            Series(_("training"), points, colour=_TRAINING, faint=True),
-            Series(_("training, mean of {window}").format(window=window), smoothed(points, window), colour=_TRAINING),
-        ]
-    return [
-        *training,
-        by_step(record.validations, _("validation"), "loss", _VALIDATION),
-        by_step(record.evaluations, _("held-out"), "loss", _HELD_OUT),
-    ]
+    losses = Series(_("training"), points, colour=_TRAINING, faint=window > 1)
+    mean = Series(_("training, mean of {window}").format(window=window), smoothed(points, window), colour=_TRAINING)
+    return [losses, mean] if window > 1 else [losses]
 
 
-def _bits(record: RunRecord) -> list[Series]:
-    """Return lines for the bits per character of the held-out and of the validation text."""
-    held_out = by_step(record.evaluations, _("held-out"), "bits_per_char", _HELD_OUT)
-    if held_out.band:
-        held_out = replace(held_out, name=_("held-out, 95 % interval over documents"))
-    return [held_out, by_step(record.validations, _("validation"), "bits_per_char", _VALIDATION)]
+def _changes(record: RunRecord) -> list[Series]:
+    """Return lines for the change of the bits per character in percent, of the held-out text with its interval."""
+    held_out = _change(record.evaluations, _("held-out, with its 95 % interval"), _HELD_OUT)
+    return [held_out, replace(_change(record.validations, _("validation"), _VALIDATION), band=())]
 
 
-def by_step(evaluations: Sequence[StepEvaluation], name: str, figure: str, colour: int) -> Series:
-    """Return a line with a point for each evaluation, and a band if the intervals are narrow enough to see the line.
-
-    The figure is `loss` or `bits_per_char`.
-    """
-    points = [(float(one.step), getattr(one, figure)) for one in evaluations]
-    band = [getattr(one, f"{figure}_interval") for one in evaluations if len(one.independent) >= FEW_DOCUMENTS]
-    return Series(name, points, band if len(band) == len(points) and None not in band else [], colour)
+def _change(evaluations: Sequence[StepEvaluation], name: str, colour: int) -> Series:
+    """Return the changes against the first of several evaluations, in percent, with intervals if all have one."""
+    found = [(float(one.step), change_of_bits(evaluations[0], one)) for one in evaluations[1:]]
+    points = [(step, 100 * change.relative) for step, change in found]
+    band = [(100 * low, 100 * high) for _step, change in found for low, high in filter(None, [change.interval])]
+    start = [(0.0, 0.0)] if points else []
+    return Series(name, start + points, start + band if len(band) == len(points) else [], colour)
 
 
 def samples_of(runs: Sequence[tuple[str, RunRecord]]) -> list[Samples]:
@@ -342,10 +305,15 @@ def _answers(record: RunRecord) -> list[Samples]:
     """Return the answers to held-out questions before and after; none of a record that is on the hub."""
     if len(record.answers) < 2:
         return []
-    labels = [_sample_label("", entry.step, record) for entry in (record.answers[0], record.answers[-1])]
-    both = zip(record.answers[0].answers, record.answers[-1].answers, strict=True)
+    before, after = record.answers[0], record.answers[-1]
+
+    def row(answers: StepAnswers, one: Answer) -> Row:
+        label = _sample_label("", answers.step, record)
+        return (answer_label(label, one.correct) if after.counted else label), one.answer
+
+    both = zip(before.answers, after.answers, strict=True)
     return [
-        Samples(one.question, list(zip(labels, (one.answer, other.answer), strict=True)), one.expected)
+        Samples(one.question, [row(before, one), row(after, other)], one.expected)
         for one, other in both
         if one.question
     ]
@@ -423,10 +391,10 @@ def _steps(record: RunRecord, steps: int) -> list[list[str]]:
         documents=counts.documents(len(done[-1].whole.independent)),
     )
     planned = record.resolved_settings.get("steps", steps)
-    rows = [
-        [_("end of the run"), _("step {done:,} of {planned:,}").format(done=steps, planned=planned), text],
-        [_("kept step"), f"{record.kept_step:,}" if record.kept_step is not None else "–", text],
-    ]
+    rows = []
+    if steps != planned:
+        rows.append([_("end of the run"), _("step {done:,} of {planned:,}").format(done=steps, planned=planned), text])
+    rows.append([_("kept step"), f"{record.kept_step:,}" if record.kept_step is not None else "–", text])
     best = min(done, key=lambda look: look.loss)
     if best.half is not None:
         losses = record.strength_losses or {strength: result.loss for strength, result in best.results.items()}

@@ -18,6 +18,9 @@ from tsugiki.report.table import WORD, Table
 _LARGEST = 1e30  # matplotlib cannot place ticks near the largest floats
 _MAX_POINTS = 200  # longer lines are thinned out
 _SHORTEST_SAME = 4  # characters: less text in common between two samples is chance
+_MOST_MARKED = 0.6  # of a text: where more than this is new, a mark says nothing
+
+RIGHT, WRONG = "✓", "✗"
 
 Row: TypeAlias = tuple[str, str]
 """A label and a text."""
@@ -100,7 +103,10 @@ class RankCurves(Curves):
 
 @dataclass(frozen=True)
 class Samples:
-    """What models wrote after a prompt. Two texts are side by side, and what is new in the second one is marked."""
+    """What models wrote after a prompt. Two texts are side by side, and what is new in the second one is marked.
+
+    Nothing is marked beside an expected answer, where a mark would look like a right one; nor where most is new.
+    """
 
     prompt: str
     texts: Sequence[Row]
@@ -119,9 +125,11 @@ class Samples:
     def pieces(self) -> list[list[tuple[str, bool]]]:
         """The texts without white space at their ends, in pieces, each with whether it is new."""
         texts = [text.strip() for _label, text in self.texts]
-        if len(texts) != 2:
+        changed = _with_changes(*texts) if len(texts) == 2 and not self.expected else []
+        new = sum(len(piece) for piece, is_new in changed if is_new)
+        if not changed or new > _MOST_MARKED * len(texts[1]):
             return [[(text, False)] for text in texts]
-        return [[(texts[0], False)], _with_changes(*texts)]
+        return [[(texts[0], False)], changed]
 
 
 @dataclass(frozen=True)
@@ -142,6 +150,11 @@ class Section:
     name: str
     heading: str
     parts: Sequence[Part]
+
+
+def answer_label(label: str, is_right: bool) -> str:
+    """Return the label of an answer, which begins with a mark for a right or for a wrong one."""
+    return f"{RIGHT if is_right else WRONG} {label}"
 
 
 def section(name: str, heading: str, *parts: Part) -> Section:

@@ -9,12 +9,12 @@ from tsugiki.io.atomic import write_text
 from tsugiki.io.formatting import format_duration, format_gigabytes, format_size
 from tsugiki.language import _, ngettext
 from tsugiki.methods.table import family_of
-from tsugiki.report.formatting import describe_intervals, format_change, format_value
+from tsugiki.report.formatting import FEW_DOCUMENTS, describe_intervals, format_change, format_value
 from tsugiki.report.html import whole_page
-from tsugiki.report.run import REPORT_FILE, by_step, samples_of
+from tsugiki.report.run import REPORT_FILE, samples_of
 from tsugiki.report.sections import Curves, Lead, RankCurves, Series, section
 from tsugiki.report.table import Table
-from tsugiki.training.record.result import change_of_loss
+from tsugiki.training.record.result import StepEvaluation, change_of_loss
 from tsugiki.training.record.run_record import RunRecord, finished
 from tsugiki.training.run.sweep import MIN_RELATIVE_GAIN, NeededRank, Point, change, needed_rank
 
@@ -150,7 +150,7 @@ def _chance(best: RunRecord, name: str, second: RunRecord) -> list[str]:
 def write_sweep_page(folder: Path, points: Sequence[Point]) -> Path:
     """Write `report.html` to a folder that exists: the conclusion, the table, curves of the runs, and their samples."""
     runs = [(point.name, point.record) for point in points]
-    held_out = [by_step(record.evaluations, name, "bits_per_char", at) for at, (name, record) in enumerate(runs)]
+    held_out = [_by_step(record.evaluations, name, at) for at, (name, record) in enumerate(runs)]
     if len(runs) > _MAX_BANDS:
         held_out = [replace(line, band=()) for line in held_out]
     by_rank = RankCurves(_("Final held-out loss by rank, nats per token"), _over_ranks(points))
@@ -164,6 +164,14 @@ def write_sweep_page(folder: Path, points: Sequence[Point]) -> Path:
     ]
     write_text(path, whole_page(_("Sweep · {name}").format(name=folder.name), sections))
     return path
+
+
+def _by_step(evaluations: Sequence[StepEvaluation], name: str, colour: int) -> Series:
+    """Return a line of bits per character, and a band if the intervals are narrow enough to see the line."""
+    points = [(float(one.step), one.bits_per_char) for one in evaluations]
+    known = [one for one in evaluations if len(one.independent) >= FEW_DOCUMENTS]
+    band = [one.bits_per_char_interval for one in known if one.bits_per_char_interval]
+    return Series(name, points, band if len(band) == len(points) else [], colour)
 
 
 def _over_ranks(points: Sequence[Point]) -> list[Series]:

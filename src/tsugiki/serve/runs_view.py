@@ -69,7 +69,7 @@ State: TypeAlias = Literal["queued", "starting", "running", "stopping", "stopped
 _DISK_FULL = marked("the disk is full; make room, for example by deleting runs, and then resume it")
 _OF_FULL_DISK = re.compile(r"No space left on device|Disk quota exceeded|os error (28|122)\b")
 _OF_DEBUG = re.compile(r" ?[(（]--debug[^)）]*[)）]")
-_STOPPED = re.compile(r"(?<![A-Z])SIG(INT|TERM|HUP|BREAK)(?![A-Z])")
+_STOPPED = re.compile(r"Ctrl-C|(?<![A-Z])SIG(INT|TERM|HUP|BREAK)(?![A-Z])")
 """In the last line of a run that a signal has stopped, in any language."""
 
 

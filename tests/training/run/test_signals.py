@@ -66,7 +66,7 @@ def test_a_run_that_a_signal_ended_is_resumed_to_the_same_result(place: str, who
             send(number)
         return method(*given)
 
-    said = f"{signal.Signals(number).name}.*step {step} of 6"
+    said = f"{'Ctrl-C' if number == signal.SIGINT else signal.Signals(number).name}.*step {step} of 6"
     with mock.patch.object(owner, name, interrupted), pytest.raises(Interrupted, match=said) as stopped:
         train(config)
     assert stopped.value.number == number

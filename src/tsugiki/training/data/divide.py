@@ -43,7 +43,7 @@ from tsugiki.data.splits import (
 from tsugiki.data.store import RecordIndex, TokenStore
 from tsugiki.data.windows import WINDOW_CHARACTERS, Window, evenly_spread, read_scored
 from tsugiki.errors import TsugikiError, error_text
-from tsugiki.io.progress import ProgressDisplay
+from tsugiki.io.progress import Detail, ProgressDisplay
 from tsugiki.language import _
 from tsugiki.preference.pairs import Preferences
 from tsugiki.training.data import notes
@@ -136,7 +136,7 @@ def _divide_texts(config: RunConfig, tokenizer: PreTrainedTokenizerBase, progres
     if not division.summary.learns_conversations:
         return division
     general = general_questions(config, tokenizer, division.store, division.train)
-    more = [general.note] if general and general.learned else []
+    more = [Detail(general.note)] if general and general.learned else []
     return replace(division, general=general, notes=[*division.notes, *more])
 
 
@@ -247,13 +247,13 @@ def _divided(
     )
     said = [
         *store.reading.notes(),
-        *notes.template_notes(kinds, tokenizer),
-        *notes.document_notes(config, is_one),
+        *map(Detail, notes.template_notes(kinds, tokenizer)),
+        *map(Detail, notes.document_notes(config, is_one)),
         *notes.repeat_notes(train, validation, repeated, of_validation),
-        *notes.window_notes(config, summary, len(held)),
+        *map(Detail, notes.window_notes(config, summary, len(held))),
         *notes.question_notes(train, [*parts.values()], held_out),
-        *notes.near_notes(config, corpus, summary.learns_answers or config.preference is not None, held_out),
-        *notes.known_notes(summary),
+        *map(Detail, notes.near_notes(config, corpus, kinds != {Document} or config.preference is not None, held_out)),
+        *map(Detail, notes.known_notes(summary)),
     ]
     retention_windows = windows.get("retention", [])
     return Division(store, train.kept, parts, scored, held, chosen, retention_windows, summary, said)

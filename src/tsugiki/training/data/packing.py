@@ -17,6 +17,7 @@ from tsugiki.fast.document_masks import (
     detect_document_masking,
     shares_prompts,
 )
+from tsugiki.io.progress import Detail
 from tsugiki.language import _
 from tsugiki.lora.graft import graft, ungraft
 from tsugiki.model.context import context_length
@@ -95,7 +96,7 @@ def pack_data(
         *unfit_notes(division.answers, unfit, size),
         *row_notes(summary, model.name_or_path),
         *coverage.notes(),
-        *length_notes(summary, division.store.index),
+        *map(Detail, length_notes(summary, division.store.index)),
     ]
     windows = (division.windows, division.validation_windows, division.retention_windows)
     return PackedDataset(blocks, *windows, masking, summary, notes, answers, division.general)

@@ -10,10 +10,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
-from tsugiki.io.progress import ProgressDisplay
+from tsugiki.io.progress import Detail, ProgressDisplay
 from tsugiki.language import _
 from tsugiki.training.record.result import StepEvaluation, StepPairs
-from tsugiki.training.record.run_record import Sample
 
 _PLAIN_LINES = 10  # of a whole run, where standard error is not a terminal
 _NARROWEST_BAR, _WIDEST_BAR = 8, 24
@@ -34,8 +33,8 @@ class TimeLeft(ProgressColumn):
 
 
 def _columns(width: int) -> list[ProgressColumn]:
-    """Return the columns of the live line; in a narrow terminal the bar, and then the perplexity, are left out."""
-    steps, loss, perplexity = _("step"), _("loss"), _("perplexity")
+    """Return the columns of the live line; in a narrow terminal the bar is left out."""
+    steps, loss = _("step"), _("loss")
     columns: list[ProgressColumn] = [
         TextColumn(f"[bold]{steps}"),
         MofNCompleteColumn(),
@@ -46,10 +45,6 @@ def _columns(width: int) -> list[ProgressColumn]:
     room = width - cell_len(
         f"{steps} 9999/9999 {loss} 12.345 {_('{speed:,.0f} tokens/s').format(speed=12345)} 00:00:00"
     )
-    text = f" {perplexity} 1,234.56"
-    if room >= cell_len(text):
-        columns.insert(3, TextColumn(f"{perplexity} {{task.fields[perplexity]}}"))
-        room -= cell_len(text)
     if room > _NARROWEST_BAR:
         columns.insert(2, BarColumn(bar_width=min(room - 1, _WIDEST_BAR)))
     return columns
@@ -64,7 +59,7 @@ class RunProgress(ProgressDisplay):
         super().__init__(console or Console(stderr=True, highlight=False, quiet=not shown))
         self._progress = Progress(*_columns(self.console.width), console=self.console, disable=self.is_quiet)
         self._task = self._progress.add_task(
-            "train", total=None, loss="–", perplexity="–", activity="", first=0, after=0.0, start=False, visible=False
+            "train", total=None, loss="–", activity="", first=0, after=0.0, start=False, visible=False
         )
 
     def __enter__(self) -> "RunProgress":
@@ -104,9 +99,8 @@ class RunProgress(ProgressDisplay):
 
     def evaluation(self, result: StepEvaluation, text: str = "") -> None:
         """Show an evaluation on the held-out text, or on the validation text."""
-        self._progress.update(self._task, perplexity=f"{result.perplexity:,.2f}")
         message = _("step {step}  {text} loss {loss:.4f}  perplexity {perplexity:,.2f}  bits/char {bits_per_char:.3f}")
-        self.print(message.format(text=text or _("held-out"), **dict(result)))
+        self.print(Detail(message.format(text=text or _("held-out"), **dict(result))))
 
     def pairs(self, result: StepPairs, text: str = "") -> None:
         """Show how often the held-out or the validation pairs are right."""
@@ -116,15 +110,4 @@ class RunProgress(ProgressDisplay):
             "log-probability of chosen {chosen:.2f}, of rejected {rejected:.2f}"
         )
         values = dict(result) | {"text": text or _("held-out"), "low": low, "high": high}
-        self.print(message.format(**values))
-
-    def sample(self, sample: Sample) -> None:
-        """Show a text that the model generated."""
-        gap = "\u00a0\u00a0" if self.console.is_jupyter else "  "  # where lines are wrapped, the text follows
-        line = Text(_("step {step}").format(step=sample.step) + gap)
-        line.append(sample.prompt, style="bold")
-        if sample.text.strip():
-            line.append(sample.text.rstrip().replace("\n", "⏎"), style="cyan")
-        else:
-            line.append(_(" (the model wrote nothing: it ended the text at once)"), style="yellow")
-        self.console.print(line, soft_wrap=not self.console.is_jupyter)
+        self.print(Detail(message.format(**values)))

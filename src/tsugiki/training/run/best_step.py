@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tsugiki.annotations import PreTrainedModel
 from tsugiki.data.records import Document
+from tsugiki.io.progress import Detail
 from tsugiki.language import _
 from tsugiki.training.choose.decisions import (
     OF_ONE_TEXT,
@@ -127,7 +128,7 @@ class BestStep:
         if scores.base.data.summary.held_out.same_text and scores.start.config.validation == AUTO:
             record.strength = round(record.strength * OF_ONE_TEXT, 3)
         if record.strength < 1:
-            self.display.print(strength_note(record.strength, record.strength_losses))
+            self.display.print(Detail(strength_note(record.strength, record.strength_losses)))
         if record.strength == 0:
             restore_values(self.model, self.initial)
             return 0

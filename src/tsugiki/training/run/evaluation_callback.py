@@ -109,9 +109,11 @@ class EvaluationCallback(Callback):
         data = self.base.data.summary
         all_per_target = data.tokens_per_epoch / max(1, data.target_tokens_per_epoch)
         self.display.step(step, total, loop.step_loss, loop.progress.tokens_per_second * all_per_target)
-        if step == _TIMED and loop.open_schedule is not None:
-            seconds = loop.progress.seconds / step * total
-            self.display.print(_("the steps take at most about {time}").format(time=format_duration(seconds)))
+        if step == _TIMED:
+            message = _("the steps take about {time}")
+            if loop.open_schedule is not None:
+                message = _("the steps take at most about {time}")
+            self.display.print(message.format(time=format_duration(loop.progress.seconds / step * total)))
         if loop.progress.loss_curve and loop.progress.loss_curve[-1].step == step:
             self.file.write_at_times(loop.progress)
         if self.plan.is_due(step, total, self.config.eval_steps):
@@ -158,9 +160,7 @@ class EvaluationCallback(Callback):
             is_base = step == 0 and not active_names(self.model)
             facts = "samples", of_text, of_samples, base.data.general
             found = kept_of_base(self.start, base.model, base.dtype, facts, generate) if is_base else generate()
-            for sample in map(Sample.model_validate, found["samples"]):
-                self.record.samples.append(sample)
-                self.display.sample(sample)
+            self.record.samples += map(Sample.model_validate, found["samples"])
             for name in found.keys() - {"samples"}:
                 getattr(self.record, name).append(StepAnswers.model_validate(found[name]))
             self.file.write(loop.progress)

@@ -16,6 +16,7 @@ from tsugiki.base.resolve import settings_folder
 from tsugiki.data.read.files import describe_data
 from tsugiki.errors import TsugikiError, summarise_list, warn_caller
 from tsugiki.io.measurements import decide
+from tsugiki.io.progress import Detail
 from tsugiki.language import _, ngettext
 from tsugiki.lora.adapter import LoraAdapter
 from tsugiki.lora.config import LoraConfig
@@ -76,10 +77,11 @@ def prepare(start: Start, facts: Facts, base: Base) -> Ready:
         resolved["softmax"] = SAMPLED
         notes = [*notes, sampling_note(loss)]
     choices = choose_numbers(start, facts, base, layers, loss)
-    if not start.config.has_length or start.config.minutes is not None:
-        notes = [*notes, length_note(choices)]
     if start.config.preference is not None:
         notes = [*preference_notes(start.config.preference, start.config.loss_settings()), *notes]
+    notes = [*map(Detail, notes)]
+    if not start.config.has_length or start.config.minutes is not None:
+        notes.append(length_note(choices))
     return Ready(choices, loss, resolved | choices.resolved(), notes)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tsugiki.data.windows import Window, evenly_spread, in_turns
+from tsugiki.io.progress import Detail
 from tsugiki.language import _
 from tsugiki.lora.hold import active_names
 from tsugiki.model.context import context_length
@@ -119,7 +120,8 @@ class RunScores:
         if self.base.data.retention_windows:
             result = self.score(loop, self.base.data.retention_windows, step)
             self.record.retention_evaluations.append(result)
-            self.display.print(_("step {step}  retention loss {loss:.4f}").format(step=result.step, loss=result.loss))
+            message = _("step {step}  retention loss {loss:.4f}")
+            self.display.print(Detail(message.format(step=result.step, loss=result.loss)))
             self.file.write(loop.progress)
 
     def validate_pairs(self, step: int) -> None:

@@ -21,6 +21,7 @@ from tsugiki.io.atomic import WriteError, new_folder
 from tsugiki.io.digests import read_manifest
 from tsugiki.io.file_names import MANIFEST_FILE
 from tsugiki.io.json import flat
+from tsugiki.io.progress import Detail
 from tsugiki.io.run_folder import CHECKPOINTS, checkpoint_step, checkpoints, remove_run
 from tsugiki.language import _, counts
 from tsugiki.lora.hold import is_grafted
@@ -146,7 +147,7 @@ def _loop_with_callbacks(start: Start, base: Base, ready: Ready, initial: dict[s
     """
     record, choices = start.record, ready.choices
     for line in describe_choices(record.resolved_settings):
-        start.display.print(line)
+        start.display.print(Detail(line))
     loop = loop_of(start, base, ready.loss, choices)
     record.recomputed_blocks = recomputed_blocks(loop.gradients.computing)
     record.micro_batch_size = choices.micro_batch_size
@@ -236,22 +237,25 @@ def _header(start: Start, base: Base, ready: Ready) -> Iterator[str]:
     """Yield what trains, on which data, and the notes on the data and the run."""
     parameters, summary, answers = start.record.parameters, base.data.summary, base.data.answers
     assert parameters is not None
-    yield _("{model}: {trainable:,} of {total:,} parameters train ({share:.2%})").format(
-        model=start.config.model, trainable=parameters.trainable, total=parameters.total, share=parameters.share
-    )
     is_paired = bool(answers) and answers["training"].preferences.size == 2
-    unit = counts.pairs if is_paired else counts.documents
-    yield _(
-        "training data: {documents} ({characters}, {tokens} in the loss, in {rows} of {block_size}); held out: "
-        "{held_out} ({held_out_characters})"
-    ).format(
-        documents=unit(summary.train.documents),
-        characters=counts.characters(summary.train.characters),
-        tokens=counts.tokens(summary.target_tokens_per_epoch),
-        rows=counts.rows(summary.blocks),
-        block_size=summary.block_size,
-        held_out=unit(summary.held_out.documents),
-        held_out_characters=counts.characters(summary.held_out.characters),
+    unit = counts.pairs if is_paired else counts.examples if summary.learns_answers else counts.documents
+    learned, kept = summary.train, summary.held_out
+    message = _("{model} learns from {documents} ({characters}); kept aside to test it: {other} ({other_characters})")
+    yield message.format(
+        model=Path(start.config.model).resolve().name,
+        documents=unit(learned.documents),
+        characters=counts.characters(learned.characters),
+        other=unit(kept.documents),
+        other_characters=counts.characters(kept.characters),
+    )
+    message = _("{trainable:,} of {total:,} parameters train ({share:.2%}), by {tokens}, in {rows} of {block_size}")
+    yield Detail(
+        message.format(
+            **dict(parameters),
+            tokens=counts.tokens(summary.target_tokens_per_epoch),
+            rows=counts.rows(summary.blocks),
+            block_size=summary.block_size,
+        )
     )
     yield from base.data.notes
     yield from ready.notes
