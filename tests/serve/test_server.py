@@ -299,6 +299,14 @@ def test_adapters_in_memory_are_bounded_in_bytes(served_files: tuple[str, Path])
             connect(server).completions.create(model="lawyer", prompt="a", max_tokens=1)
 
 
+def test_the_memory_of_adapters_leaves_out_only_unreadable_ones(served_files: tuple[str, Path], tmp_path: Path):
+    from tsugiki.serve.served_adapters import memory_of
+
+    poet = served_files[1] / "poet"
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"broken")
+    assert memory_of([tmp_path, poet]) == memory_of([poet, tmp_path]) == memory_of([poet]) > 0
+
+
 def slow_loads(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
     """Let loads of adapters wait; the events say that one has begun, and that they may go on."""
     from tsugiki.serve import served_adapters as module

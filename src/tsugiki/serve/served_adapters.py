@@ -372,8 +372,8 @@ def digest_of(folders: Sequence[Path], weights: Sequence[float]) -> str:
 def memory_of(folders: Sequence[Path]) -> int:
     """Return how many bytes adapters take in memory; files that cannot be read do not count."""
     size = 0
-    with suppress(TsugikiError):
-        for folder in folders:
+    for folder in folders:
+        with suppress(TsugikiError):
             size += sum(_BYTES * tensor.numel() for tensor in map_weights(folder).values())
     return size
 
