@@ -202,35 +202,6 @@ def test_rows_with_their_own_pairs_equal_the_definition(dtype: torch.dtype, toke
     assert torch.equal(ours[1], y[1])
 
 
-@pytest.mark.parametrize("heads", [(4, 4), (6, 3), (5, 1)])
-@pytest.mark.parametrize("widths", [(80, 80), (64, 20), (5, 130)])
-def test_attention_equals_the_definition_and_no_bit_depends_on_threads(heads: tuple[int, int], widths: tuple[int, int]):
-    if native.native("attention", "bfloat16") is None:
-        pytest.skip("no products of bfloat16 by AVX-512 on this processor")
-    torch.manual_seed(0)
-    sizes = [(70, heads[0], widths[0]), (75, heads[1], widths[0]), (75, heads[1], widths[1])]
-    given = [torch.randn(2, *size).bfloat16().transpose(1, 2).requires_grad_() for size in sizes]
-    mask = torch.ones(70, 75, dtype=torch.bool).tril(5) & (torch.rand(2, 1, 70, 75) < 0.7)
-    mask |= torch.ones(70, 75, dtype=torch.bool).tril(5).triu(5)
-
-    def results(dtype: torch.dtype, count: int, function: Callable[..., Tensor]) -> list[Tensor]:
-        moved = [tensor.detach().to(dtype).requires_grad_() for tensor in given]
-        with threads(count):
-            out = function(*moved)
-            return [out.detach(), *torch.autograd.grad(out, moved, torch.ones_like(out) * out.detach())]
-
-    def ours(*tensors: Tensor) -> Tensor:
-        return attention.attention_forward(torch.nn.Module(), *tensors, mask, scaling=0.2)[0].transpose(1, 2)
-
-    def definition(*tensors: Tensor) -> Tensor:
-        return attention.plain_attention(*tensors, mask, 0.2)
-
-    found, exact = results(torch.bfloat16, 1, ours), results(torch.float64, 1, definition)
-    assert all(map(torch.equal, found, results(torch.bfloat16, 3, ours)))
-    for ours_, plain, true in zip(found, results(torch.bfloat16, 1, definition), exact, strict=True):
-        assert relative_error(ours_, true) <= 1.2 * relative_error(plain, true) + 1e-3
-
-
 @pytest.mark.skipif(not exact_integers(), reason="no integer products on this processor")
 def test_a_run_is_the_same_without_the_library_and_with_any_number_of_threads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -31,7 +31,7 @@
 #define DITHER_STEP (0.499f / 8388608.0f)
 
 /* Increase this, here and in native.py, whenever the arguments of a function change. */
-EXPORT int64_t interface_version(void) { return 11; }
+EXPORT int64_t interface_version(void) { return 12; }
 
 static inline float as_float(uint32_t bits) {
     float value;
@@ -615,10 +615,11 @@ DECODE_ATTENTION(decode_attention_bfloat16, uint16_t, from_bfloat16, to_bfloat16
 /* Products with few rows, as while text is generated: see lowbit/few_rows.py. y [rows, stride] = x [rows, in] w^T for `out`
    channels of w [out, in]; `bias` [out] may be null. They read the weight once, at the speed of the memory: one channel
    after another, because processors fetch a single stream ahead. Four channels side by side took twice the time
-   (docs/log.md). */
+   (docs/log.md). `memory` is what the functions for the matrix unit and for transposed weights need. */
 #define FEW_ROWS(NAME, TARGET, TYPE, DOT, FROM, TO)                                                                   \
     EXPORT TARGET void NAME(const TYPE *x, int64_t rows, int64_t in, int64_t out, int64_t stride, const TYPE *w,      \
-                            const TYPE *bias, TYPE *y) {                                                              \
+                            const TYPE *bias, void *memory, TYPE *y) {                                                \
+        (void)memory;                                                                                                 \
         for (int64_t c = 0; c < out; c++, w += in)                                                                    \
             for (int64_t row = 0; row < rows; row++) {                                                                \
                 float sum = DOT(w, x + row * in, in);                                                                 \
@@ -802,7 +803,7 @@ static int has_amx(void) {
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#define AMX __attribute__((target("amx-tile,amx-bf16,avx512f,avx512bw")))
+#define AMX __attribute__((target("amx-tile,amx-bf16,avx512f,avx512bw,avx512bf16")))
 #define REQUEST_PERMISSION 0x1023 /* ARCH_REQ_XCOMP_PERM of Linux */
 #define TILE_DATA 18
 
@@ -919,33 +920,46 @@ EXPORT AMX void few_rows_transposed_amx_bfloat16(const uint16_t *x, int64_t rows
 /* Attention in bfloat16, in blocks of 32 queries and 32 keys, whose scores stay in the cache: see `_CAttention` of
    fast/attention.py. The instruction adds products of neighbouring pairs of numbers, so one factor is [m, 2 n] as it is,
    and of the other one two neighbouring rows are interleaved: [n, width] of pairs. Widths are filled up with zeros to
-   `columns`, a multiple of 32. A processor with the matrix unit AMX, which torch uses, does without it. */
+   `columns`, a multiple of 32. */
 #define BLOCK 32
 #define SQUARE (BLOCK * BLOCK)
 
-EXPORT int64_t has_attention_bfloat16(void) { return has_few_rows_bfloat16() && !has_amx(); }
+EXPORT int64_t has_attention_bfloat16(void) { return has_few_rows_bfloat16(); }
 
 /* A tensor [batch, heads, tokens, width]: its address and strides. */
 typedef struct { uint16_t *data; int64_t batch, head, token, width; } View;
 
 typedef struct {
-    View q, k, v, out, d_out, dq, dk, dv;
+    View q, k, v, out;
+    View logarithms; /* of width 1 and float32: what the function for AMX writes forward, and reads backward */
+    View d_out, dq, dk, dv;
     int64_t heads, key_heads, queries, keys, columns;
     double scale;
     const uint32_t *bits; /* [queries, blocks of keys] for each row of the batch: a bit for each key that a query sees */
     int64_t of_bits;      /* from one row of the batch to the next */
 } Attention;
 
-/* to [BLOCK, columns] = the tokens of a head from `start` on, and zeros. */
-INLINE void read_block(View x, int64_t b, int64_t head, int64_t start, int64_t tokens, int64_t columns, uint16_t *to) {
-    memset(to, 0, (size_t)(BLOCK * columns) * 2);
-    for (int64_t r = 0; r < BLOCK && start + r < tokens; r++)
-        memcpy(to + r * columns, x.data + b * x.batch + head * x.head + (start + r) * x.token, (size_t)x.width * 2);
+/* A mask of the first n of 32 numbers. */
+BFLOAT16 INLINE __mmask32 first_of_32(int64_t n) {
+    return n >= 32 ? (__mmask32)-1 : n <= 0 ? 0 : ((__mmask32)1 << n) - 1;
 }
 
-INLINE void write_block(const uint16_t *x, int64_t columns, View to, int64_t b, int64_t head, int64_t start, int64_t tokens) {
-    for (int64_t r = 0; r < BLOCK && start + r < tokens; r++)
-        memcpy(to.data + b * to.batch + head * to.head + (start + r) * to.token, x + r * columns, (size_t)to.width * 2);
+/* to [BLOCK, columns] = the tokens of a head from `start` on, and zeros. */
+BFLOAT16 INLINE void read_block(View x, int64_t b, int64_t head, int64_t start, int64_t tokens, int64_t columns, uint16_t *to) {
+    const uint16_t *from = x.data + b * x.batch + head * x.head + start * x.token;
+    for (int64_t r = 0; r < BLOCK; r++, from += x.token, to += columns)
+        for (int64_t c = 0; c < columns; c += 32) {
+            __mmask32 mask = start + r < tokens ? first_of_32(x.width - c) : 0;
+            _mm512_storeu_epi16(to + c, _mm512_maskz_loadu_epi16(mask, from + c));
+        }
+}
+
+BFLOAT16 INLINE void write_block(const uint16_t *x, int64_t columns, View to, int64_t b, int64_t head, int64_t start,
+                                 int64_t tokens) {
+    uint16_t *row = to.data + b * to.batch + head * to.head + start * to.token;
+    for (int64_t r = 0; r < BLOCK && start + r < tokens; r++, x += columns, row += to.token)
+        for (int64_t c = 0; c < columns; c += 32)
+            _mm512_mask_storeu_epi16(row + c, first_of_32(to.width - c), _mm512_loadu_epi16(x + c));
 }
 
 /* to [n, width] = the interleaved rows of x [2 n, width]. */
@@ -982,6 +996,8 @@ BFLOAT16 INLINE void add_product(const void *a, int64_t stride, int64_t m, const
         }
 }
 
+#define OF_2 1.44269504f /* 2^(OF_2 x) is e^x */
+
 /* 2^x, with an error of 2^-22. */
 BFLOAT16 INLINE __m512 power_of_2(__m512 x) {
     static const float factors[] = {8.9893397e-3f, 5.5826318e-2f, 2.4015361e-1f, 6.9315308e-1f, 1.0f};
@@ -997,22 +1013,25 @@ INLINE int is_seen(const uint32_t *bits, int64_t blocks, int64_t n) {
 }
 
 /* Replace the scores of a query by bfloat16 of 2^(scale (score - the largest one)), in the first half of their places, and
-   return 1 / their sum. The scores are in blocks [BLOCK, BLOCK], whose numbers are in `list`. */
-BFLOAT16 INLINE float exponentials(float *scores, const int32_t *list, int64_t count, const uint32_t *bits, float scale) {
+   return their sum; `largest` becomes scale * the largest one. The scores are those of the blocks of keys in `list`,
+   BLOCK for each, and `next` numbers lie from one block to the next. */
+BFLOAT16 INLINE float exponentials(float *scores, int64_t next, const int32_t *list, int64_t count, const uint32_t *bits,
+                                   float scale, float *largest) {
     __m512 most = _mm512_set1_ps(-1e30f), total = _mm512_setzero_ps(), factor = _mm512_set1_ps(scale);
     for (int64_t j = 0; j < 2 * count; j++) { /* half of a row of a block */
-        __m512 x = _mm512_loadu_ps(scores + j / 2 * SQUARE + j % 2 * 16);
+        __m512 x = _mm512_loadu_ps(scores + j / 2 * next + j % 2 * 16);
         most = _mm512_mask_max_ps(most, (__mmask16)(bits[list[j / 2]] >> j % 2 * 16), most, x);
     }
-    most = _mm512_set1_ps(_mm512_reduce_max_ps(most) * scale);
+    *largest = _mm512_reduce_max_ps(most) * scale;
+    most = _mm512_set1_ps(*largest);
     for (int64_t j = 0; j < 2 * count; j++) {
-        float *block = scores + j / 2 * SQUARE;
+        float *block = scores + j / 2 * next;
         __m512 x = power_of_2(_mm512_fmsub_ps(_mm512_loadu_ps(block + j % 2 * 16), factor, most));
         x = _mm512_maskz_mov_ps((__mmask16)(bits[list[j / 2]] >> j % 2 * 16), x);
         total = _mm512_add_ps(total, x);
         _mm256_storeu_si256((__m256i *)block + j % 2, (__m256i)_mm512_cvtneps_pbh(x));
     }
-    return 1.0f / _mm512_reduce_add_ps(total);
+    return _mm512_reduce_add_ps(total);
 }
 
 /* `out` or, if there is memory for dq, the gradients; for the heads from `first` to `last`, counted over the batch, which
@@ -1025,7 +1044,7 @@ EXPORT BFLOAT16 void attention_bfloat16(const Attention *a, int64_t first, int64
     uint32_t *keys = (uint32_t *)memory, *values = keys + blocks * size, *key_pairs = values + blocks * size;
     uint32_t *pairs = key_pairs + blocks * size, *q_turned = pairs + size, *d_turned = q_turned + size;
     float *dk = (float *)(d_turned + size), *dv = dk + 2 * blocks * size, *scores = dv + 2 * blocks * size;
-    float *sums = scores + blocks * SQUARE, inverse[BLOCK], mean[BLOCK], scale = (float)a->scale;
+    float *sums = scores + blocks * SQUARE, inverse[BLOCK], mean[BLOCK], scale = (float)a->scale, largest;
     uint16_t *rows = (uint16_t *)(sums + 2 * size), *d_rows = rows + 2 * size;
     int32_t *list = (int32_t *)(d_rows + 2 * size);
     for (int64_t i = first; i < last; i++) {
@@ -1050,7 +1069,8 @@ EXPORT BFLOAT16 void attention_bfloat16(const Attention *a, int64_t first, int64
                 list[count++] = (int32_t)t;
             }
             for (int64_t r = 0; r < n; r++)
-                inverse[r] = exponentials(scores + r * BLOCK, list, count, bits + r * blocks, scale * 1.44269504f);
+                inverse[r] = 1.0f / exponentials(scores + r * BLOCK, SQUARE, list, count, bits + r * blocks,
+                                                 scale * OF_2, &largest);
             memset(sums, 0, (size_t)size * 8);
             if (backward) {
                 pair_rows(rows, BLOCK / 2, columns, pairs);
@@ -1094,4 +1114,230 @@ EXPORT BFLOAT16 void attention_bfloat16(const Attention *a, int64_t first, int64
         }
     }
 }
+
+#ifdef __linux__
+/* The same in tiles of the matrix unit AMX. Backward, a block of keys meets all blocks of queries that see it, and scores
+   are transposed, [keys, queries]: so P^T and dS^T are the first factors of the products for dv and dk as they are, and
+   the logarithms of the queries' sums, which were kept, stand beside each other. */
+EXPORT int64_t has_attention_amx_bfloat16(void) { return has_few_rows_amx_bfloat16(); }
+
+/* A factor of a product: its first block, and the bytes from a row to the next and from a block to the next. */
+typedef struct { const void *data; int64_t row, block; } Factor;
+
+/* c [m, n] = the sum of a_j b_list[j] for j < count, or of a_j b_j without a list, added to c if `add`. A block of a has
+   32 columns, and one of b 16 rows of pairs; m and n are multiples of 32, and `width` is that of a row of c. */
+AMX INLINE void multiply(Factor a, Factor b, const int32_t *list, int64_t count, int64_t m, int64_t n, int add, float *c,
+                         int64_t width) {
+    for (int64_t i = 0; i < m; i += 32)
+        for (int64_t k = 0; k < n; k += 32) {
+            float *to = c + i * width + k, *below = to + 16 * width;
+            const char *of_a = (const char *)a.data + i * a.row, *of_b = (const char *)b.data + 4 * k;
+            if (add) {
+                _tile_loadd(0, to, 4 * width);
+                _tile_loadd(1, to + 16, 4 * width);
+                _tile_loadd(2, below, 4 * width);
+                _tile_loadd(3, below + 16, 4 * width);
+            } else {
+                _tile_zero(0);
+                _tile_zero(1);
+                _tile_zero(2);
+                _tile_zero(3);
+            }
+            for (int64_t j = 0; j < count; j++, of_a += a.block) {
+                const char *block = of_b + (list ? list[j] : j) * b.block;
+                _tile_loadd(4, of_a, a.row);
+                _tile_loadd(6, block, b.row);
+                _tile_dpbf16ps(0, 4, 6);
+                _tile_loadd(7, block + 64, b.row);
+                _tile_dpbf16ps(1, 4, 7);
+                _tile_loadd(5, of_a + 16 * a.row, a.row);
+                _tile_dpbf16ps(2, 5, 6);
+                _tile_dpbf16ps(3, 5, 7);
+            }
+            _tile_stored(0, to, 4 * width);
+            _tile_stored(1, to + 16, 4 * width);
+            _tile_stored(2, below, 4 * width);
+            _tile_stored(3, below + 16, 4 * width);
+        }
+}
+
+/* to [columns, rows] = the transpose of x [rows, columns], for multiples of 16. In 4 steps, 16 rows exchange numbers with
+   the row that is `d` further on. */
+AMX INLINE void transpose_dwords(const void *x, int64_t rows, int64_t columns, void *to) {
+    const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    for (int64_t r = 0; r < rows; r += 16)
+        for (int64_t c = 0; c < columns; c += 16) {
+            __m512i line[16];
+#pragma GCC unroll 16
+            for (int i = 0; i < 16; i++) line[i] = _mm512_loadu_si512((const uint32_t *)x + (r + i) * columns + c);
+#pragma GCC unroll 4
+            for (int d = 1; d < 16; d *= 2) {
+                __m512i other = _mm512_xor_si512(lane, _mm512_set1_epi32(d));
+                __mmask16 upper = _mm512_test_epi32_mask(lane, _mm512_set1_epi32(d));
+                __m512i first = _mm512_mask_add_epi32(lane, upper, other, _mm512_set1_epi32(16));
+                __m512i second = _mm512_mask_add_epi32(other, upper, lane, _mm512_set1_epi32(16));
+#pragma GCC unroll 16
+                for (int i = 0; i < 16; i++)
+                    if (!(i & d)) {
+                        __m512i a = line[i], b = line[i + d];
+                        line[i] = _mm512_permutex2var_epi32(a, first, b);
+                        line[i + d] = _mm512_permutex2var_epi32(a, second, b);
+                    }
+            }
+#pragma GCC unroll 16
+            for (int i = 0; i < 16; i++) _mm512_storeu_si512((uint32_t *)to + (c + i) * rows + r, line[i]);
+        }
+}
+
+/* With scores and d_scores [32 keys, 32 queries], whose bits are in `seen`: P and dS in bfloat16, and dS as pairs of keys.
+   P = 2^(scale score - logarithm), dS = P (d_score - mean) */
+AMX INLINE void gradients_of_block(const float *scores, const float *d_scores, const __m512i *seen, const float *logarithms,
+                                   const float *mean, float scale, uint16_t *P, uint16_t *dS, uint32_t *pairs) {
+    for (int half = 0; half < 32; half += 16) {
+        __m512 logarithm = _mm512_loadu_ps(logarithms + half), of_mean = _mm512_loadu_ps(mean + half);
+        __m512 to_2 = _mm512_set1_ps(scale * OF_2), factor = _mm512_set1_ps(scale);
+        for (int key = 0; key < BLOCK; key += 2) {
+            __m256i of_dS[2];
+            for (int k = 0; k < 2; k++) {
+                int64_t place = (key + k) * BLOCK + half;
+                __mmask16 mask = _mm512_test_epi32_mask(seen[half / 16], _mm512_set1_epi32((int)(1u << (key + k))));
+                __m512 p = power_of_2(_mm512_fmsub_ps(_mm512_loadu_ps(scores + place), to_2, logarithm));
+                p = _mm512_maskz_mov_ps(mask, p);
+                _mm256_storeu_si256((__m256i *)(P + place), (__m256i)_mm512_cvtneps_pbh(p));
+                __m512 d = _mm512_sub_ps(_mm512_loadu_ps(d_scores + place), of_mean);
+                d = _mm512_maskz_mul_ps(mask, _mm512_mul_ps(p, factor), d);
+                of_dS[k] = (__m256i)_mm512_cvtneps_pbh(d);
+                _mm256_storeu_si256((__m256i *)(dS + place), of_dS[k]);
+            }
+            __m512i even = _mm512_cvtepu16_epi32(of_dS[0]), odd = _mm512_slli_epi32(_mm512_cvtepu16_epi32(of_dS[1]), 16);
+            _mm512_storeu_si512(pairs + key / 2 * BLOCK + half, _mm512_or_si512(even, odd));
+        }
+    }
+}
+
+AMX INLINE void write_floats(const float *x, int64_t columns, uint16_t *rows, View to, int64_t b, int64_t head, int64_t start,
+                             int64_t tokens) {
+    round_floats(x, BLOCK * columns, rows);
+    write_block(rows, columns, to, b, head, start, tokens);
+}
+
+INLINE float *logarithms_of(const Attention *a, int64_t b, int64_t head) {
+    return (float *)a->logarithms.data + b * a->logarithms.batch + head * a->logarithms.head;
+}
+
+AMX INLINE void forward_amx(const Attention *a, int64_t first, int64_t last, uint16_t *memory) {
+    int64_t blocks = (a->keys + BLOCK - 1) / BLOCK, group = a->heads / a->key_heads, columns = a->columns;
+    int64_t size = BLOCK * columns, next = BLOCK * blocks + 16; /* so that rows do not displace each other from the cache */
+    uint16_t *keys = memory, *values = keys + blocks * size, *rows = values + blocks * size;
+    float *scores = (float *)(rows + size), *sums = scores + BLOCK * next, largest, scale = (float)a->scale * OF_2;
+    int32_t *list = (int32_t *)(sums + size);
+    for (int64_t i = first; i < last; i++) {
+        int64_t b = i / a->heads, h = i % a->heads;
+        float *logarithms = logarithms_of(a, b, h);
+        for (int64_t t = 0; t < blocks && h % group == 0; t++) {
+            read_block(a->k, b, h / group, t * BLOCK, a->keys, columns, rows);
+            transpose_dwords(rows, BLOCK, columns / 2, keys + t * size);
+            read_block(a->v, b, h / group, t * BLOCK, a->keys, columns, rows);
+            pair_rows(rows, BLOCK / 2, columns, (uint32_t *)(values + t * size));
+        }
+        for (int64_t start = 0; start < a->queries; start += BLOCK) {
+            int64_t n = a->queries - start < BLOCK ? a->queries - start : BLOCK, count = 0;
+            const uint32_t *bits = a->bits + b * a->of_bits + start * blocks;
+            Factor q = {rows, 2 * columns, 64}, P = {scores, 4 * next, 4 * BLOCK};
+            read_block(a->q, b, h, start, a->queries, columns, rows);
+            for (int64_t t = 0; t < blocks; t++) {
+                if (!is_seen(bits + t, blocks, n)) continue;
+                Factor key = {keys + t * size, 4 * BLOCK, 64 * BLOCK};
+                multiply(q, key, 0, columns / 32, BLOCK, BLOCK, 0, scores + count * BLOCK, next);
+                list[count++] = (int32_t)t;
+            }
+            float inverse[BLOCK] = {0};
+            for (int64_t r = 0; r < n; r++) {
+                float total = exponentials(scores + r * next, BLOCK, list, count, bits + r * blocks, scale, &largest);
+                logarithms[(start + r) * a->logarithms.token] = largest + log2f(total);
+                inverse[r] = 1.0f / total;
+            }
+            Factor value = {values, 4 * columns, 2 * size};
+            multiply(P, value, list, count, BLOCK, columns, 0, sums, columns);
+            for (int64_t r = 0; r < BLOCK; r++)
+                for (int64_t c = 0; c < columns; c++) sums[r * columns + c] *= inverse[r];
+            write_floats(sums, columns, rows, a->out, b, h, start, a->queries);
+        }
+    }
+}
+
+AMX INLINE void backward_amx(const Attention *a, int64_t first, int64_t last, uint16_t *memory) {
+    int64_t blocks = (a->keys + BLOCK - 1) / BLOCK, of_queries = (a->queries + BLOCK - 1) / BLOCK;
+    int64_t group = a->heads / a->key_heads, columns = a->columns, size = BLOCK * columns;
+    uint16_t *q_turned = memory, *d_turned = q_turned + of_queries * size, *q_pairs = d_turned + of_queries * size;
+    uint16_t *d_pairs = q_pairs + of_queries * size, *rows = d_pairs + of_queries * size, *d_rows = rows + size;
+    uint16_t *k_turned = d_rows + size, *P = k_turned + size, *dS = P + of_queries * SQUARE;
+    uint16_t *dS_pairs = dS + of_queries * SQUARE;
+    float *dk = (float *)(dS_pairs + of_queries * SQUARE), *dv = dk + blocks * size, *dq = dv + blocks * size;
+    float *sums = dq + of_queries * size, *scores = sums + size, *d_scores = scores + SQUARE, *mean = d_scores + SQUARE;
+    float *logarithms = mean + of_queries * BLOCK, scale = (float)a->scale;
+    int32_t *list = (int32_t *)(logarithms + of_queries * BLOCK);
+    memset(mean, 0, (size_t)(of_queries * BLOCK) * 8); /* and logarithms */
+    for (int64_t i = first; i < last; i++) {
+        int64_t b = i / a->heads, h = i % a->heads;
+        for (int64_t s = 0; s < of_queries; s++) {
+            read_block(a->q, b, h, s * BLOCK, a->queries, columns, rows);
+            transpose_dwords(rows, BLOCK, columns / 2, q_turned + s * size);
+            pair_rows(rows, BLOCK / 2, columns, (uint32_t *)(q_pairs + s * size));
+            read_block(a->out, b, h, s * BLOCK, a->queries, columns, rows);
+            read_block(a->d_out, b, h, s * BLOCK, a->queries, columns, d_rows);
+            transpose_dwords(d_rows, BLOCK, columns / 2, d_turned + s * size);
+            pair_rows(d_rows, BLOCK / 2, columns, (uint32_t *)(d_pairs + s * size));
+            for (int64_t r = 0; r < BLOCK; r++)
+                mean[s * BLOCK + r] = dot_bfloat16(rows + r * columns, d_rows + r * columns, columns);
+        }
+        const float *of_head = logarithms_of(a, b, h);
+        for (int64_t s = 0; s < a->queries; s++) logarithms[s] = of_head[s * a->logarithms.token];
+        memset(dq, 0, (size_t)(of_queries * size) * 4);
+        for (int64_t t = 0; t < blocks; t++) {
+            int64_t count = 0;
+            read_block(a->k, b, h / group, t * BLOCK, a->keys, columns, rows);
+            read_block(a->v, b, h / group, t * BLOCK, a->keys, columns, d_rows);
+            pair_rows(rows, BLOCK / 2, columns, (uint32_t *)sums);
+            transpose_dwords(sums, BLOCK / 2, columns, k_turned);
+            for (int64_t s = 0; s < of_queries; s++) {
+                int64_t n = a->queries - s * BLOCK < BLOCK ? a->queries - s * BLOCK : BLOCK;
+                const uint32_t *bits = a->bits + b * a->of_bits + s * BLOCK * blocks + t;
+                if (!is_seen(bits, blocks, n)) continue;
+                uint32_t of_block[BLOCK] = {0};
+                for (int64_t r = 0; r < n; r++) of_block[r] = bits[r * blocks];
+                __m512i seen[2] = {_mm512_loadu_si512(of_block), _mm512_loadu_si512(of_block + 16)};
+                Factor key = {rows, 2 * columns, 64}, query = {q_turned + s * size, 4 * BLOCK, 64 * BLOCK};
+                Factor value = {d_rows, 2 * columns, 64}, d_out = {d_turned + s * size, 4 * BLOCK, 64 * BLOCK};
+                multiply(key, query, 0, columns / 32, BLOCK, BLOCK, 0, scores, BLOCK);
+                multiply(value, d_out, 0, columns / 32, BLOCK, BLOCK, 0, d_scores, BLOCK);
+                gradients_of_block(scores, d_scores, seen, logarithms + s * BLOCK, mean + s * BLOCK, scale,
+                                   P + count * SQUARE, dS + count * SQUARE, (uint32_t *)(dS_pairs + count * SQUARE));
+                Factor turned = {k_turned, 2 * BLOCK, 0}, pairs = {dS_pairs + count * SQUARE, 4 * BLOCK, 0};
+                multiply(turned, pairs, 0, 1, columns, BLOCK, 1, dq + s * size, BLOCK);
+                list[count++] = (int32_t)s;
+            }
+            Factor of_P = {P, 2 * BLOCK, 2 * SQUARE}, of_d = {d_pairs, 4 * columns, 2 * size};
+            Factor of_dS = {dS, 2 * BLOCK, 2 * SQUARE}, of_q = {q_pairs, 4 * columns, 2 * size};
+            multiply(of_P, of_d, list, count, BLOCK, columns, h % group != 0, dv + t * size, columns);
+            multiply(of_dS, of_q, list, count, BLOCK, columns, h % group != 0, dk + t * size, columns);
+            if (h % group < group - 1) continue;
+            write_floats(dk + t * size, columns, rows, a->dk, b, h / group, t * BLOCK, a->keys);
+            write_floats(dv + t * size, columns, rows, a->dv, b, h / group, t * BLOCK, a->keys);
+        }
+        for (int64_t s = 0; s < of_queries; s++) {
+            transpose_dwords(dq + s * size, columns, BLOCK, sums);
+            write_floats(sums, columns, rows, a->dq, b, h, s * BLOCK, a->queries);
+        }
+    }
+}
+
+/* `memory` has room for blocks (320 columns + 3300) + 320 columns + 4500 numbers. */
+EXPORT AMX void attention_amx_bfloat16(const Attention *a, int64_t first, int64_t last, uint16_t *memory) {
+    use_tiles();
+    if (a->dq.data != 0) backward_amx(a, first, last, memory);
+    else forward_amx(a, first, last, memory);
+    _tile_release();
+}
+#endif
 #endif

@@ -34,14 +34,15 @@ _SIGNATURES = {
     "rms_norm": "pnnpddp",
     "decode_attention": "pppnnnnnppppnnpndpp",
     "attention": "pnnp",
-    "few_rows": "pnnnnppp",
+    "attention_amx": "pnnp",
+    "few_rows": "pnnnnpppp",
     "few_rows_transposed": "pnnnnpppp",
     "few_integer_rows": "pnnnnppppp",
     "few_rows_amx": "pnnnnpppp",
     "few_rows_transposed_amx": "pnnnnpppp",
 }
 """The argument types of each kind of function: p for a pointer, n for int64, d for a double."""
-_VERSION = 11
+_VERSION = 12
 """The version of these signatures. A library that was compiled for another version, such as from an older checkout, is
 not used."""
 _TYPES = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "d": ctypes.c_double}

@@ -1,13 +1,22 @@
 """Fixtures for tests of the attention."""
 
+import ctypes
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import hatch_build
 import pytest
 import torch
 from torch import Tensor
 
 from tsugiki.fast import attention
+from tsugiki.native import native
+
+UNITS = ["AMX", "AMX in plain C", "AVX-512", "torch"]
+"""What computes attention in bfloat16; the second one shows on other processors that the function for AMX is right."""
 
 
 @pytest.fixture
@@ -27,3 +36,29 @@ def blocks(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
     counted("_BlockAttention")
     counted("_CAttention")
     return made
+
+
+@pytest.fixture(scope="session")
+def with_plain_tiles(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
+    """The C function for AMX, with the instructions for tiles in plain C."""
+    if native("attention", "bfloat16") is None:
+        pytest.skip("no products of bfloat16 by AVX-512 on this processor, which the rest of the function needs")
+    library = tmp_path_factory.mktemp("tiles") / "plain.so"
+    command = [*hatch_build.compiler_command(library), "-include", str(Path(__file__).with_name("plain_tiles.h"))]
+    subprocess.run(command, check=True)
+    function = ctypes.CDLL(str(library)).attention_amx_bfloat16
+    function.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p]
+    return function  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def unit(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """One of `UNITS`, which computes attention in bfloat16 during the test."""
+    kind = {"AMX": "attention_amx", "AVX-512": "attention"}.get(request.param, "")
+    function = native(kind, "bfloat16") if kind else None
+    if kind and function is None:
+        pytest.skip(f"this processor has no {request.param} for bfloat16, or there was no compiler")
+    if request.param == "AMX in plain C":
+        function = request.getfixturevalue("with_plain_tiles")
+    monkeypatch.setattr(attention, "native_for", lambda *_: function)
+    return str(request.param)

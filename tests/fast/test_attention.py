@@ -1,5 +1,6 @@
 """Block attention against the plain definition, and which masks it supports."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -7,9 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tests.fast.conftest import UNITS
 from tests.fast.definition import assert_no_less_exact, exactly
 from tests.fast.definition import results as results_of
 from tests.fast.kept import kept_bytes
+from tests.runs import threads
 from tests.tiny import in_pairs, relative_error
 from tsugiki.fast import attention, attention_forward, causal_blocks, plain_attention
 
@@ -114,18 +117,71 @@ def assert_the_definitions(mask: Tensor, dtype: torch.dtype) -> None:
     assert_no_less_exact(*(dict(zip(NAMES, each, strict=True)) for each in (found, plain, exact)), FLOOR[dtype])
 
 
-@pytest.mark.parametrize("dtype", FLOOR)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("name", MASKS)
 def test_values_and_gradients_equal_the_definition(name: str, dtype: torch.dtype, blocks: list[torch.Size]):
     assert_the_definitions(MASKS[name], dtype)
     assert len(blocks) == 1
 
 
-@pytest.mark.parametrize("name", ["129", "another mask each row", "documents after seventy keys"])
-def test_bfloat16_without_the_c_function(name: str, blocks: list[torch.Size], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(attention, "native_for", lambda *_: None)
+@pytest.mark.parametrize("unit", UNITS, indirect=True)
+@pytest.mark.parametrize("name", MASKS)
+def test_values_and_gradients_in_bfloat16_by_each_unit(name: str, unit: str, blocks: list[torch.Size]):
     assert_the_definitions(MASKS[name], torch.bfloat16)
     assert len(blocks) == 1
+
+
+@pytest.mark.parametrize("unit", UNITS[:-1], indirect=True)
+@pytest.mark.parametrize("heads", [(4, 4), (6, 3), (5, 1)])
+@pytest.mark.parametrize("widths", [(80, 80), (64, 20), (5, 130)])
+def test_a_c_function_has_the_error_of_the_definition_and_no_bit_depends_on_threads(
+    heads: tuple[int, int], widths: tuple[int, int], unit: str
+):
+    torch.manual_seed(0)
+    sizes = [(70, heads[0], widths[0]), (75, heads[1], widths[0]), (75, heads[1], widths[1])]
+    given = [torch.randn(2, *size).bfloat16().transpose(1, 2).requires_grad_() for size in sizes]
+    mask = torch.ones(70, 75, dtype=torch.bool).tril(5) & (torch.rand(2, 1, 70, 75) < 0.7)
+    mask |= torch.ones(70, 75, dtype=torch.bool).tril(5).triu(5)
+
+    def results(dtype: torch.dtype, count: int, function: Callable[..., Tensor]) -> list[Tensor]:
+        moved = [tensor.detach().to(dtype).requires_grad_() for tensor in given]
+        with threads(count):
+            out = function(*moved)
+            return [out.detach(), *torch.autograd.grad(out, moved, torch.ones_like(out) * out.detach())]
+
+    def ours(*tensors: Tensor) -> Tensor:
+        return attention.attention_forward(torch.nn.Module(), *tensors, mask, scaling=0.2)[0].transpose(1, 2)
+
+    def definition(*tensors: Tensor) -> Tensor:
+        return attention.plain_attention(*tensors, mask, 0.2)
+
+    found, exact = results(torch.bfloat16, 1, ours), results(torch.float64, 1, definition)
+    assert all(map(torch.equal, found, results(torch.bfloat16, 3, ours)))
+    for ours_, plain, true in zip(found, results(torch.bfloat16, 1, definition), exact, strict=True):
+        assert relative_error(ours_, true) <= 1.2 * relative_error(plain, true) + 1e-3
+
+
+@pytest.mark.parametrize("unit", UNITS[:-1], indirect=True)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_what_is_not_finite_stays_in_its_query_and_in_its_row(value: float, unit: str):
+    mask = causal(100)
+    given = [tensor.detach() for tensor in tensors(mask, torch.bfloat16)]
+    finite = results(attend, [tensor.clone().requires_grad_() for tensor in given], mask)
+    given[0][0, 1, 40, 3] = value
+    found = results(attend, [tensor.requires_grad_() for tensor in given], mask)
+    others = torch.arange(100) != 40
+    for ours, expected in zip(found, finite, strict=True):
+        assert torch.equal(ours[1], expected[1]), "the other row of the batch"
+    for ours, expected in zip(found[:2], finite[:2], strict=True):
+        assert ours[0, 1, 40].isnan().all()
+        assert torch.equal(ours[0, 0], expected[0, 0])
+        assert torch.equal(ours[0, 1, others], expected[0, 1, others])
+    given = [tensor.detach() for tensor in given]
+    given[0][0, 1, 40, 3] = 1
+    given[1][0, 0, 40] = value
+    out = attend(*given, mask)
+    assert out[0, :2, :40].isfinite().all(), "those that do not see the key"
+    assert out[0, :2, 40:].isnan().any(-1).any(-1).all()
 
 
 @in_pairs(key_heads=[1, 2, 4], low=[None, -torch.inf, torch.finfo(torch.float64).min], scale=[None, 0.3])

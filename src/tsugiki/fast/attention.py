@@ -11,7 +11,8 @@ grows with the square of their length.
 
 On a processor this is faster than torch's fused kernel; in bfloat16 it takes half the time, because the kernel
 computes in float32. Where the processor multiplies bfloat16, a C function computes all blocks at once, with smaller
-blocks, whose scores stay in the cache; it always computes P again. `plain_attention` is the definition.
+blocks, whose scores stay in the cache; it always computes P again. There is one for the matrix unit AMX and one for
+AVX-512. `plain_attention` is the definition.
 """
 
 import struct
@@ -83,18 +84,20 @@ def attention_forward(
     """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if query.device.type != "cpu" and softcap is None:
-        groups = query.shape[1] // key.shape[1]
-        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+        key, value = _for_each_query(query, key, value)
         output = F.scaled_dot_product_attention(query, key, value, attention_mask, dropout, scale=scale)
         return output.transpose(1, 2), None
-    blocks = bits = None
+    known = None
     long_enough = _SHORT < query.shape[2] <= key.shape[2]
     if not dropout and softcap is None and long_enough and eager_on_cpu(query, key, value):
-        blocks, bits = _known_blocks(attention_mask)
-    if blocks is None:
+        known = _known_blocks(attention_mask)
+    if known is None:
         return plain_attention(query, key, value, attention_mask, scale, softcap, dropout).transpose(1, 2), None
-    if native_for("attention", query) is not None and scale > 0 and _belong_together(query, key, value, bits):
-        return _CAttention.apply(query, key, value, scale, bits).transpose(1, 2), None  # type: ignore[no-untyped-call]
+    blocks, bits = known
+    call = native_for("attention_amx", query) or native_for("attention", query)
+    if call is not None and scale > 0 and _belong_together(query, key, value, bits):
+        in_c: Tensor = _CAttention.apply(query, key, value, scale, bits, call)  # type: ignore[no-untyped-call]
+        return in_c.transpose(1, 2), None
     in_blocks: Tensor = _BlockAttention.apply(query, key, value, scale, blocks)  # type: ignore[no-untyped-call]
     return in_blocks.transpose(1, 2), None
 
@@ -112,8 +115,7 @@ def plain_attention(
 
     The arguments are those of `attention_forward`.
     """
-    groups = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    key, value = _for_each_query(query, key, value)
     scores = query @ key.transpose(2, 3) * scale
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
@@ -122,6 +124,11 @@ def plain_attention(
     exact = at_least_float32(scores.dtype)
     probabilities = F.dropout(torch.softmax(scores, -1, dtype=exact).to(value.dtype), dropout)
     return probabilities @ value
+
+
+def _for_each_query(query: Tensor, *shared: Tensor) -> list[Tensor]:
+    """Repeat keys and values [batch, key heads, …] for the heads of the queries."""
+    return [tensor.repeat_interleave(query.shape[1] // tensor.shape[1], 1) for tensor in shared]
 
 
 @dataclass(frozen=True)
@@ -180,22 +187,22 @@ def additive_mask(hidden: Tensor, dtype: torch.dtype) -> Tensor:
     return mask.masked_fill_(hidden, torch.finfo(dtype).min)
 
 
-def _known_blocks(mask: Tensor | None) -> tuple[list[Block] | None, Tensor | None]:
+def _known_blocks(mask: Tensor | None) -> tuple[list[Block], Tensor] | None:
     """Return `causal_blocks` and `_bits`, computed once for all layers that get this mask, and again if it has changed.
 
     The values are compared with a copy: torch does not count the changes that are made through `.data` or NumPy.
     """
     if mask is None:
-        return None, None
-    copy, blocks, bits = getattr(mask, "_tsugiki_blocks", (None, None, None))
+        return None
+    copy, known = getattr(mask, "_tsugiki_blocks", (None, None))
     if copy is None or not torch.equal(mask, copy):
         blocks = causal_blocks(mask)
-        bits = None if blocks is None else _bits(mask)
-        mask._tsugiki_blocks = mask.clone(), blocks, bits  # type: ignore[attr-defined]
-    return blocks, bits
+        known = None if blocks is None else (blocks, _bits(mask))
+        mask._tsugiki_blocks = mask.clone(), known  # type: ignore[attr-defined]
+    return known
 
 
-def _belong_together(query: Tensor, key: Tensor, value: Tensor, bits: Tensor | None) -> bool:
+def _belong_together(query: Tensor, key: Tensor, value: Tensor, bits: Tensor) -> bool:
     """Return whether the C function can read these tensors, which it does not check."""
     batch, heads, length, width = query.shape
     key_heads, keys = key.shape[1:3]
@@ -203,7 +210,6 @@ def _belong_together(query: Tensor, key: Tensor, value: Tensor, bits: Tensor | N
         key.shape == (batch, key_heads, keys, width)
         and value.shape[:3] == key.shape[:3]
         and heads % key_heads == 0
-        and bits is not None
         and len(bits) in (1, batch)
         and bits.shape[1:] == (length, 4 * -(-keys // 32))
     )
@@ -217,14 +223,18 @@ def _bits(mask: Tensor) -> Tensor:
 
 
 class _CAttention(torch.autograd.Function):
-    """The same by a C function, in bfloat16; it keeps its inputs and its output, and no probabilities."""
+    """The same by a C function, in bfloat16; it keeps its inputs and its output, and no probabilities.
+
+    The function for AMX also keeps log₂ of each query's sum of exponentials, and so computes P without that sum.
+    """
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, bits: Tensor) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, bits: Tensor, call: Any) -> Tensor:
         out = _by_token(query, value.shape[-1])
-        _call_c(scale, bits, query, key, value, out)
-        ctx.save_for_backward(query, key, value, out, bits)
-        ctx.scale = scale
+        tensors = query, key, value, out, query.new_empty(*query.shape[:3], 1, dtype=torch.float32)
+        _call_c(call, scale, bits, *tensors)
+        ctx.save_for_backward(*tensors, bits)
+        ctx.call, ctx.scale = call, scale
         return out
 
     @staticmethod
@@ -232,8 +242,8 @@ class _CAttention(torch.autograd.Function):
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
         *kept, bits = ctx.saved_tensors
         gradients = [_by_token(tensor, tensor.shape[-1]) for tensor in kept[:3]]
-        _call_c(ctx.scale, bits, *kept, d_out, *gradients)
-        return *gradients, None, None
+        _call_c(ctx.call, ctx.scale, bits, *kept, d_out, *gradients)
+        return *gradients, None, None, None
 
 
 def _by_token(like: Tensor, width: int) -> Tensor:
@@ -242,17 +252,19 @@ def _by_token(like: Tensor, width: int) -> Tensor:
     return like.new_empty(batch, length, heads, width).transpose(1, 2)
 
 
-def _call_c(scale: float, bits: Tensor, *tensors: Tensor) -> None:
-    """Call the C function for q, k, v, out and, if there are gradients, d_out, dq, dk, dv; threads share key heads."""
-    call: Callable[..., None] = native_for("attention", tensors[0])  # type: ignore[assignment]
+def _call_c(call: Callable[..., None], scale: float, bits: Tensor, *tensors: Tensor) -> None:
+    """Call the C function for q, k, v, out, log₂ of the sums and, if there are gradients, d_out, dq, dk, dv.
+
+    Threads share the key heads.
+    """
     tensors = tuple(tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in tensors)
     (batch, heads, queries, _), (key_heads, keys) = tensors[0].shape, tensors[1].shape[1:3]
     columns = 32 * -(-max(tensors[0].shape[3], tensors[2].shape[3]) // 32)
     views = [number for t in tensors for number in (t.data_ptr(), *t.stride()[:3], t.shape[3])]
     sizes = heads, key_heads, queries, keys, columns
     of_bits = bits.data_ptr(), bits.stride(0) // 4 if len(bits) > 1 else 0
-    given = struct.pack("=45qd2q", *views, *[0] * (40 - len(views)), *sizes, scale, *of_bits)
-    memory = -(-keys // 32) * (224 * columns + 2050) + 288 * columns
+    given = struct.pack("=50qd2q", *views, *[0] * (45 - len(views)), *sizes, scale, *of_bits)
+    memory = -(-keys // 32) * (320 * columns + 3300) + 320 * columns + 4500
 
     def compute(part: tuple[int, int]) -> None:
         own = torch.empty(memory, dtype=torch.bfloat16, device="cpu")

@@ -7,8 +7,6 @@ for float32 runs everywhere. They use one thread; if torch uses several threads,
 be faster.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -44,10 +42,20 @@ def few_rows_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if torch.is_grad_enabled() or torch.get_num_threads() > 1 or not _fit(x, weight, bias):
         return matrix_product(x, weight, bias)
     if weight.is_contiguous():
-        return _product(x, weight, bias)
-    if weight.mT.is_contiguous():
-        return _product_of_transposed(x, weight, bias)
-    return matrix_product(x, weight, bias)
+        kind, most, most_by_amx = "few_rows", FEW_ROWS if x.dtype is torch.bfloat16 else FEW_FLOAT_ROWS, FEW_AMX_ROWS
+    elif weight.mT.is_contiguous():
+        kind, most, most_by_amx = "few_rows_transposed", FEW_TRANSPOSED_ROWS, FEW_TRANSPOSED_AMX_ROWS
+    else:
+        return matrix_product(x, weight, bias)
+    (out, width), rows = weight.shape, x.numel() // weight.shape[1]
+    amx = native_for(f"{kind}_amx", x) if rows <= most_by_amx else None
+    call = amx or (native_for(kind, x) if rows <= most else None)
+    if call is None:
+        return matrix_product(x, weight, bias)
+    x, bias, y = x.contiguous(), None if bias is None else bias.contiguous(), x.new_empty(*x.shape[:-1], out)
+    of_bias, memory = 0 if bias is None else bias.data_ptr(), torch.empty(16, max(out, width) + 31)
+    call(x.data_ptr(), rows, width, out, out, weight.data_ptr(), of_bias, memory.data_ptr(), y.data_ptr())
+    return y
 
 
 def _fit(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
@@ -56,37 +64,6 @@ def _fit(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     if weight.dtype is not dtype or not weight.is_cpu or len(shape) != 2 or x.shape[-1:] != shape[1:] or not shape[1]:
         return False
     return bias is None or (bias.dtype is dtype and bias.shape == shape[:1] and bias.is_cpu)
-
-
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    out, width = weight.shape
-    rows = x.numel() // width
-    call, amx = None, native_for("few_rows_amx", x) if rows <= FEW_AMX_ROWS else None
-    if amx is None and rows <= (FEW_FLOAT_ROWS if x.dtype is torch.float32 else FEW_ROWS):
-        call = native_for("few_rows", x)
-    if amx is None and call is None:
-        return matrix_product(x, weight, bias)
-    x, bias, y = x.contiguous(), None if bias is None else bias.contiguous(), x.new_empty(*x.shape[:-1], out)
-    of_bias = 0 if bias is None else bias.data_ptr()
-    if call is not None:
-        call(x.data_ptr(), rows, width, out, out, weight.data_ptr(), of_bias, y.data_ptr())
-    elif amx is not None:
-        pairs = torch.empty(math.ceil(rows / 16), math.ceil(width / 32) * 256, dtype=torch.int32)
-        amx(x.data_ptr(), rows, width, out, out, weight.data_ptr(), of_bias, pairs.data_ptr(), y.data_ptr())
-    return y
-
-
-def _product_of_transposed(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    out, width = weight.shape
-    rows = x.numel() // width
-    amx = native_for("few_rows_transposed_amx", x) if rows <= FEW_TRANSPOSED_AMX_ROWS else None
-    call = amx or (native_for("few_rows_transposed", x) if rows <= FEW_TRANSPOSED_ROWS else None)
-    if call is None:
-        return matrix_product(x, weight, bias)
-    x, bias, y = x.contiguous(), None if bias is None else bias.contiguous(), x.new_empty(*x.shape[:-1], out)
-    of_bias, sums = 0 if bias is None else bias.data_ptr(), torch.empty(16, math.ceil(out / 32) * 32)
-    call(x.data_ptr(), rows, width, out, out, weight.data_ptr(), of_bias, sums.data_ptr(), y.data_ptr())
-    return y
 
 
 def few_integer_rows(x: Tensor, w: Tensor, scale: Tensor, bias: Tensor | None, blocks: int) -> Tensor | None:
