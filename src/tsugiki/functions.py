@@ -195,8 +195,9 @@ def evaluate(
     chosen = of_targets.evaluation_targets(_list(model), _list(adapter))
     progress, notes = ProgressDisplay(), list[str]()
     if dtype is None and (dtype := of_targets.dtype_of(chosen)) != "fp32":
-        message = _("the base is in {dtype}, as when an adapter was trained; alone it is in fp32 ({flag:dtype})")
-        notes.append(message.format(dtype=dtype))
+        notes.append(
+            _("the base is in {dtype}, as when an adapter was trained; alone it is in fp32 ({flag:dtype})", dtype=dtype)
+        )
     loaded = partial(of_targets.loaded_targets, chosen, allow_base_mismatch, trust_remote_code, chat_template, dtype)
     with quiet_libraries():
         if questions is not None:
@@ -214,8 +215,12 @@ def evaluate(
         )
         results = list(evaluated)
     if characters is not None and results[0].characters > characters:
-        message = _("--characters {asked:,} was rounded up to {measured:,}: only whole windows are evaluated")
-        notes.append(message.format(asked=characters, measured=results[0].characters))
+        message = _(
+            "--characters {asked:,} was rounded up to {measured:,}: only whole windows are evaluated",
+            asked=characters,
+            measured=results[0].characters,
+        )
+        notes.append(message)
     return Results(chosen, results, evaluation_table, [*reading.notes(), *notes])
 
 

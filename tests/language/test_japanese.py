@@ -24,6 +24,7 @@ _JAPANESE = "ぁ-んァ-ヶー一-龥々"
 _SPACELESS = re.compile(rf"[{_JAPANESE}][A-Za-z0-9]|[A-Za-z0-9%][{_JAPANESE}]")
 _QUOTED = re.compile(r"`[^`]*`|'[^']*'|\"[^\"]*\"|\{[^}]*\}|\([^)]*\)|--\S+|^ {2,}.*$|\$.*$", re.MULTILINE)
 _WORD = re.compile(r"(?<![\w./:@=-])[a-z]{3,}(?![\w./=+-])")
+_TAKE_VALUES = {"_", "ngettext", "format"}
 _TRANSLATING = {"_", "ngettext", "format_duration", "summarise_list", "_type_name", "_role_name"}
 _PHRASES = {"advice", "what", "why"}  # translated by those who pass them on
 _NAMES = """
@@ -151,13 +152,13 @@ def _module(path: str) -> ast.Module:
 
 @cache
 def _arguments() -> tuple[tuple[str, ast.keyword], ...]:
-    """Return the arguments of `.format` in all modules."""
+    """Return the values of messages in all modules: the arguments of `_`, of `ngettext` and of `.format`."""
     paths = [str(Path("src/tsugiki") / path.relative_to(SOURCE)) for path in sorted(SOURCE.rglob("*.py"))]
     return tuple(
         (path, keyword)
         for path in paths
         for node in ast.walk(_module(path))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "format"
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) in _TAKE_VALUES
         for keyword in node.keywords
         if keyword.arg
     )

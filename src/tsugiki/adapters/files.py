@@ -63,11 +63,13 @@ def read_adapter_config(folder: Path) -> Any:
     try:
         complete = dataclasses.replace(config, **extra)
     except (TsugikiError, TypeError, ValueError) as error:
-        message = _("{path}: method_config: {error}")
-        raise TsugikiError(message.format(path=folder / METADATA_FILE, error=error_text(error))) from error
+        raise TsugikiError(
+            _("{path}: method_config: {error}", path=folder / METADATA_FILE, error=error_text(error))
+        ) from error
     if extra_settings(complete) != extra:
-        message = _("{path}: method_config has other settings than those that Tsugiki writes")
-        raise TsugikiError(message.format(path=folder / METADATA_FILE))
+        raise TsugikiError(
+            _("{path}: method_config has other settings than those that Tsugiki writes", path=folder / METADATA_FILE)
+        )
     return complete
 
 
@@ -78,11 +80,13 @@ def read_peft_config(folder: Path) -> Any:
     if metadata.digests and metadata.digests.settings != settings_digest(_computing_fields(fields), metadata):
         message = _(
             "{path} and {file} do not belong together: one of them is damaged, or was changed; restore it, or "
-            "remove {file}"
+            "remove {file}",
+            path=path,
+            file=METADATA_FILE,
         )
-        raise TsugikiError(message.format(path=path, file=METADATA_FILE))
+        raise TsugikiError(message)
     if fields.get("peft_type") is None and (hint := import_hint(folder)):
-        raise TsugikiError(_("{path} is not of PEFT{hint}").format(path=path, hint=hint))
+        raise TsugikiError(_("{path} is not of PEFT{hint}", path=path, hint=hint))
     return config_in(fields, path)
 
 
@@ -132,13 +136,23 @@ def read_config_fields(folder: Path) -> dict[str, Any]:
     """Read all fields of adapter_config.json without interpreting them."""
     path = folder / ADAPTER_CONFIG_FILE
     if not path.is_file():
-        message = _("no adapter in {folder}: it has no {file}{hint}")
-        raise TsugikiError(message.format(folder=folder, file=ADAPTER_CONFIG_FILE, hint=import_hint(folder)))
+        message = _(
+            "no adapter in {folder}: it has no {file}{hint}",
+            folder=folder,
+            file=ADAPTER_CONFIG_FILE,
+            hint=import_hint(folder),
+        )
+        raise TsugikiError(message)
     fields = read_json(path)
     for name in ("base_model_name_or_path", "task_type"):
         if not isinstance(fields.get(name), str | None):
-            message = _("{path}: {name} is {value}; it must be a text")
-            raise TsugikiError(message.format(path=path, name=name, value=error_text(repr(fields[name]), 40)))
+            message = _(
+                "{path}: {name} is {value}; it must be a text",
+                path=path,
+                name=name,
+                value=error_text(repr(fields[name]), 40),
+            )
+            raise TsugikiError(message)
     return fields
 
 
@@ -148,9 +162,11 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     if digests is not None and file_sha256(folder / ADAPTER_FILE) != digests.weights:
         message = _(
             "{path} is not the file that was saved with {file}: it is damaged, or was replaced; restore it, or "
-            "remove {file}"
+            "remove {file}",
+            path=folder / ADAPTER_FILE,
+            file=METADATA_FILE,
         )
-        raise TsugikiError(message.format(path=folder / ADAPTER_FILE, file=METADATA_FILE))
+        raise TsugikiError(message)
     return tensors
 
 
@@ -161,8 +177,9 @@ def map_weights(folder: Path) -> dict[str, Tensor]:
         try:
             tensors |= load_file(path)
         except (SafetensorError, OSError) as error:
-            message = _("{path} is broken: {reason}")
-            raise TsugikiError(message.format(path=path, reason=_other_format(path) or error)) from error
+            raise TsugikiError(
+                _("{path} is broken: {reason}", path=path, reason=_other_format(path) or error)
+            ) from error
     return without_duplicates(tensors)
 
 
@@ -171,9 +188,7 @@ def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
     # `torch.isfinite` does not support 8-bit floating-point numbers.
     comparable = {key: tensor.float() if tensor.itemsize == 1 else tensor for key, tensor in tensors.items()}
     return [
-        _("{name} is not finite").format(name=key)
-        for key, tensor in comparable.items()
-        if not torch.isfinite(tensor).all()
+        _("{name} is not finite", name=key) for key, tensor in comparable.items() if not torch.isfinite(tensor).all()
     ]
 
 
@@ -186,17 +201,17 @@ def adapter_weight_files(folder: Path) -> list[Path]:
     if parts:
         missing = [number for number in range(1, int(next(iter(parts.values()))[2]) + 1) if number not in parts]
         if missing:
-            message = _("{folder} has part of an adapter's weights; part {part} is missing")
-            raise TsugikiError(message.format(folder=folder, part=missing[0]))
+            raise TsugikiError(
+                _("{folder} has part of an adapter's weights; part {part} is missing", folder=folder, part=missing[0])
+            )
         return [folder / parts[number].string for number in sorted(parts)]
-    message = _("no adapter weights: {path} is missing{hint}")
-    raise TsugikiError(message.format(path=path, hint=import_hint(folder)))
+    raise TsugikiError(_("no adapter weights: {path} is missing{hint}", path=path, hint=import_hint(folder)))
 
 
 def import_hint(folder: Path) -> str:
     """Return the end of a message: how to convert the file of another program in the folder; empty if it has none."""
     found = foreign_file(folder)
-    return _("; `tsugiki adapters import` converts its {name}").format(name=found.name) if found else ""
+    return _("; `tsugiki adapters import` converts its {name}", name=found.name) if found else ""
 
 
 def foreign_file(folder: Path) -> Path | None:

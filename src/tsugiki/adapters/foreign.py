@@ -58,11 +58,12 @@ def import_adapter(path: Path, model_name: str, out: Path) -> int:
     """
     file = _weight_file(path)
     if is_gguf(file):
-        message = _("{file} is a GGUF file, which is only written; import the adapter that it was made from")
-        raise TsugikiError(message.format(file=file))
+        raise TsugikiError(
+            _("{file} is a GGUF file, which is only written; import the adapter that it was made from", file=file)
+        )
     tensors, model = read_tensors(file), load_meta_model(model_name)
     if not tensors:
-        raise TsugikiError(_("{file} holds no tensors").format(file=file))
+        raise TsugikiError(_("{file} holds no tensors", file=file))
     if all(_MLX_KEY.fullmatch(key) for key in tensors):
         tensors, fields = lora_files(_from_mlx(file.parent, tensors, model))
     else:
@@ -71,8 +72,12 @@ def import_adapter(path: Path, model_name: str, out: Path) -> int:
         fields = read_config_fields(file.parent) if has_settings else {}
         _refuse_unknown(file, tensors, fields)
         if not has_settings:
-            message = _("{folder} has no {file}, which holds the settings of an adapter of PEFT")
-            raise TsugikiError(message.format(folder=file.parent, file=ADAPTER_CONFIG_FILE))
+            message = _(
+                "{folder} has no {file}, which holds the settings of an adapter of PEFT",
+                folder=file.parent,
+                file=ADAPTER_CONFIG_FILE,
+            )
+            raise TsugikiError(message)
     config = config_in(fields, file)
     adapter_format = format_of(config)
     misfit = _("{file} does not fit this base: {error}; was it trained on another base?")
@@ -104,22 +109,26 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
             return load_file(file)
         found = torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, SafetensorError) as error:
-        raise TsugikiError(_("{path} is broken: {reason}").format(path=file, reason=error_text(error))) from error
+        raise TsugikiError(_("{path} is broken: {reason}", path=file, reason=error_text(error))) from error
     except UnpicklingError as error:
         named = re.search(r"GLOBAL (\S+)", str(error))
         message = _("{file} holds {what}, and not tensors alone; such a pickle can run any code, so it is not loaded")
         what = named[1] if named else _("other objects")
         raise TsugikiError(message.format(file=file, what=what)) from error
     except Exception as error:  # torch raises errors of many kinds for what is no pickle
-        message = _("{file} is not a file of tensors: {what}")
-        raise TsugikiError(message.format(file=file, what=error_text(error, 80))) from error
+        raise TsugikiError(
+            _("{file} is not a file of tensors: {what}", file=file, what=error_text(error, 80))
+        ) from error
     if not isinstance(found, dict) or not all(isinstance(tensor, Tensor) for tensor in found.values()):
-        message = _("{file} does not hold tensors by name, so it is no file of an adapter")
-        raise TsugikiError(message.format(file=file))
+        raise TsugikiError(_("{file} does not hold tensors by name, so it is no file of an adapter", file=file))
     unusual = next((name for name, tensor in found.items() if not _has_numbers(tensor)), None)
     if unusual is not None:
-        message = _("{file}: {name} is sparse, quantised, nested or without values, and not an ordinary tensor")
-        raise TsugikiError(message.format(file=file, name=error_text(str(unusual), 100)))
+        message = _(
+            "{file}: {name} is sparse, quantised, nested or without values, and not an ordinary tensor",
+            file=file,
+            name=error_text(str(unusual), 100),
+        )
+        raise TsugikiError(message)
     return {str(name): tensor for name, tensor in found.items()}
 
 
@@ -133,11 +142,15 @@ def _weight_file(path: Path) -> Path:
     if path.is_file():
         return path
     if not path.is_dir():
-        raise TsugikiError(_("there is no file or folder at {path}").format(path=path))
+        raise TsugikiError(_("there is no file or folder at {path}", path=path))
     found = foreign_file(path)
     if found is None and not (path / ADAPTER_FILE).is_file():
-        message = _("no adapter in {folder}: it has none of {names}; save adapters of other programs in PEFT's format")
-        raise TsugikiError(message.format(folder=path, names=", ".join((*FOREIGN_FILES, ADAPTER_FILE))))
+        message = _(
+            "no adapter in {folder}: it has none of {names}; save adapters of other programs in PEFT's format",
+            folder=path,
+            names=", ".join((*FOREIGN_FILES, ADAPTER_FILE)),
+        )
+        raise TsugikiError(message)
     return found or path / ADAPTER_FILE
 
 
@@ -148,9 +161,11 @@ def _refuse_unknown(file: Path, tensors: Iterable[str], fields: Mapping[str, Any
         return
     message = _(
         "{file}: {key} is not a name that PEFT or mlx-lm gives to a tensor of an adapter; save the adapter in PEFT's "
-        "format with the program that trained it"
+        "format with the program that trained it",
+        file=file,
+        key=error_text(key, 100),
     )
-    raise TsugikiError(message.format(file=file, key=error_text(key, 100)))
+    raise TsugikiError(message)
 
 
 def _from_mlx(folder: Path, tensors: Mapping[str, Tensor], model: nn.Module) -> LoraWeights:
@@ -164,7 +179,7 @@ def _from_mlx(folder: Path, tensors: Mapping[str, Tensor], model: nn.Module) -> 
     for layer, parts in found.items():
         for letter in "ab":
             if f"lora_{letter}" not in parts:
-                raise TsugikiError(_("{name} has no lora_{letter}").format(name=layer, letter=letter))
+                raise TsugikiError(_("{name} has no lora_{letter}", name=layer, letter=letter))
         name = _name_in_base(layer, modules)
         layers[name] = _factors(name, parts, scaling, model, modules)
     plain = [name for name in layers if name in modules]
@@ -186,12 +201,17 @@ def _factors(
     """Return the factors of the layer `name` of the base from the tensors that mlx-lm has for it."""
     A, B, magnitude = parts["lora_a"], parts["lora_b"], parts.get("m")
     if B.dim() == 3:
-        message = _("{layer} has factors for every expert, which are not converted; merge the adapter with mlx-lm")
-        raise TsugikiError(message.format(layer=name))
+        message = _(
+            "{layer} has factors for every expert, which are not converted; merge the adapter with mlx-lm", layer=name
+        )
+        raise TsugikiError(message)
     embedding = isinstance(modules.get(name), nn.Embedding)
     if embedding and (magnitude is not None or f"{name}.weight" in shared_parameters(model)):
-        message = _("{layer} is an embedding with DoRA, or shares its weight with the head, which mlx-lm adapts as one")
-        raise TsugikiError(message.format(layer=name))
+        message = _(
+            "{layer} is an embedding with DoRA, or shares its weight with the head, which mlx-lm adapts as one",
+            layer=name,
+        )
+        raise TsugikiError(message)
     return LayerFactors(A.T, B.T, scaling, magnitude, embedding)
 
 
@@ -213,15 +233,22 @@ def _scaling(folder: Path) -> float:
     fields = read_json(path)
     settings = fields.get("lora_parameters")
     if fields.get("fine_tune_type") == "full" or not isinstance(settings, dict):
-        raise TsugikiError(_("{path} has no lora_parameters, so this is no adapter of mlx-lm").format(path=path))
+        raise TsugikiError(_("{path} has no lora_parameters, so this is no adapter of mlx-lm", path=path))
     scale, alpha = settings.get("scale"), settings.get("alpha")
     if isinstance(scale, bool) or not isinstance(scale, int | float) or not scale > 0:
-        message = _("{path}: {name} is {value}, and must be a positive number")
-        raise TsugikiError(message.format(path=path, name="scale", value=error_text(repr(scale), 40)))
+        message = _(
+            "{path}: {name} is {value}, and must be a positive number",
+            path=path,
+            name="scale",
+            value=error_text(repr(scale), 40),
+        )
+        raise TsugikiError(message)
     if alpha is not None and alpha != settings.get("rank"):
         message = _(
             "{path} has alpha {alpha}: old versions of mlx-lm compute scale · alpha / rank, and new ones ignore it; "
-            "set scale to the factor that the adapter was trained with, and remove alpha"
+            "set scale to the factor that the adapter was trained with, and remove alpha",
+            path=path,
+            alpha=error_text(repr(alpha), 40),
         )
-        raise TsugikiError(message.format(path=path, alpha=error_text(repr(alpha), 40)))
+        raise TsugikiError(message)
     return float(scale)

@@ -96,8 +96,9 @@ def write_adapter(model: nn.Module, adapter: Any, folder: Path) -> None:
     _warn_of_names(model, adapter)
     broken = not_finite(tensors)
     if broken:
-        message = _("the adapter is not saved, because {broken}; the training has diverged")
-        raise TsugikiError(message.format(broken=summarise_list(broken)))
+        raise TsugikiError(
+            _("the adapter is not saved, because {broken}; the training has diverged", broken=summarise_list(broken))
+        )
     extra_settings = adapter_format.extra_settings
     attached = is_merged(model) or is_offloaded(model)
     with nullcontext() if attached else base_alone(model):
@@ -107,9 +108,11 @@ def write_adapter(model: nn.Module, adapter: Any, folder: Path) -> None:
     if not_saved:
         message = _(
             "{name} trains as well ({count} such), but belongs to the base and is not saved with the adapter; name its "
-            "module in modules_to_save instead of setting requires_grad"
+            "module in modules_to_save instead of setting requires_grad",
+            name=not_saved[0],
+            count=len(not_saved),
         )
-        warn_caller(message.format(name=not_saved[0], count=len(not_saved)))
+        warn_caller(message)
     metadata = Metadata(base=base, method_config=extra_settings(adapter.config) if extra_settings is not None else {})
     with files_into(folder, last=ADAPTER_CONFIG_FILE) as temporary:
         write_adapter_files(temporary, tensors, fields, metadata)
@@ -135,22 +138,30 @@ def _resized_vocabulary(model: nn.Module, adapter: Any) -> dict[str, Tensor]:
     if before is None or text_config(model).vocab_size == before:
         return {}
     rows = text_config(model).vocab_size
-    resized = _("the vocabulary of {name} was resized from {before} to {rows}").format(
-        name=model.name_or_path, before=before, rows=rows
+    resized = _(
+        "the vocabulary of {name} was resized from {before} to {rows}",
+        name=model.name_or_path,
+        before=before,
+        rows=rows,
     )
     if not isinstance(adapter.config, LoraConfig):
         message = _(
             "{resized}, which only the file of a LoRA adapter can hold; save the resized model before you "
-            "graft (model.save_pretrained), and train on what was saved"
+            "graft (model.save_pretrained), and train on what was saved",
+            resized=resized,
         )
-        raise TsugikiError(message.format(resized=resized))
+        raise TsugikiError(message)
     tensors: dict[str, Tensor] = {}
     stored: set[int] = set()
     for path, layer in vocabulary_layers(model).items():
         name, weight = f"{path}.weight", layer._parameters.get("weight")
         if weight is None or not weight.is_floating_point():
-            message = _("{resized}, and {path} is quantised, so it cannot be saved; load the base unquantised")
-            raise TsugikiError(message.format(resized=resized, path=path))
+            message = _(
+                "{resized}, and {path} is quantised, so it cannot be saved; load the base unquantised",
+                resized=resized,
+                path=path,
+            )
+            raise TsugikiError(message)
         if path in adapter.tokens and set(adapter.tokens[path].indices.tolist()) >= set(range(before, rows)):
             continue  # all new words have trained vectors
         if path not in adapter.modules and name not in adapter.parameters and id(weight) not in stored:
@@ -178,9 +189,11 @@ def _warn_of_names(model: nn.Module, adapter: Any) -> None:
     if renamed:
         message = _(
             "PEFT renames {example} ({count} such) while it loads an adapter of this model, and drops what it "
-            "has learned; only Tsugiki reads this adapter as it is"
+            "has learned; only Tsugiki reads this adapter as it is",
+            example=renamed[0],
+            count=len(renamed),
         )
-        warn_caller(message.format(example=renamed[0], count=len(renamed)))
+        warn_caller(message)
 
 
 def _config_fields(adapter_format: AdapterFormat[Any, Any], model: nn.Module, adapter: Any) -> dict[str, Any]:
@@ -222,10 +235,13 @@ def read_adapter(model: nn.Module, folder: Path, config: Any, *, allow_base_mism
             adapter = format_of(config).build_for(model, config, tensors)
         except TsugikiError as error:
             # A target that matches nothing is a sign of another base here, not of a mistake in the config.
-            message = _("{folder} does not fit this model: {blocks}{error}")
-            raise TsugikiError(
-                message.format(folder=folder, blocks=differing_blocks(model, tensors), error=error)
-            ) from error
+            message = _(
+                "{folder} does not fit this model: {blocks}{error}",
+                folder=folder,
+                blocks=differing_blocks(model, tensors),
+                error=error,
+            )
+            raise TsugikiError(message) from error
         load_tensors(model, adapter, tensors, str(folder / ADAPTER_FILE))
     return adapter
 
@@ -246,10 +262,11 @@ def load_tensors(model: nn.Module, adapter: Any, tensors: Mapping[str, Tensor], 
     problems = [*misfits(model, expected, tensors), *not_finite(tensors)]
     if problems:
         more = len(problems) - _SHOWN_PROBLEMS
-        rest = _(" (and {more} more)").format(more=more) if more > 0 else ""
+        rest = _(" (and {more} more)", more=more) if more > 0 else ""
         shown = differing_blocks(model, tensors) + sentences(problems[:_SHOWN_PROBLEMS]) + rest
-        message = _("{source} does not fit this model: {shown}; was it trained on another base?")
-        raise TsugikiError(message.format(source=source, shown=shown))
+        raise TsugikiError(
+            _("{source} does not fit this model: {shown}; was it trained on another base?", source=source, shown=shown)
+        )
     if adapter_format.load_tensors is not None:
         adapter_format.load_tensors(model, adapter, tensors)
         return
@@ -271,15 +288,20 @@ def warn_of_unknown_base(model: nn.Module, folder: Path) -> None:
     if all(names) and names[0] != names[1]:
         message = _(
             "the adapter in {folder} was trained on {trained}, and this model is {here}; whether their weights "
-            "are the same is unknown"
+            "are the same is unknown",
+            folder=folder,
+            trained=base.name,
+            here=name,
         )
-        warn_caller(message.format(folder=folder, trained=base.name, here=name))
+        warn_caller(message)
     elif base.name and fingerprint and metadata.digests and not metadata.provenance:
         message = _(
             "the adapter in {folder} was saved without the fingerprint of {trained}, whose files had changed; "
-            "whether it was trained on the weights of this model is unknown"
+            "whether it was trained on the weights of this model is unknown",
+            folder=folder,
+            trained=base.name,
         )
-        warn_caller(message.format(folder=folder, trained=base.name))
+        warn_caller(message)
 
 
 def refuse_another_base(model: nn.Module, folder: Path) -> None:
@@ -291,8 +313,12 @@ def refuse_another_base(model: nn.Module, folder: Path) -> None:
         raise TsugikiError(
             _(
                 "{folder} was trained on another base ({trained}) than this one ({here}): {why}; "
-                "{flag:allow_base_mismatch} loads it anyway"
-            ).format(folder=folder, trained=base.name, here=getattr(model, "name_or_path", ""), why=why)
+                "{flag:allow_base_mismatch} loads it anyway",
+                folder=folder,
+                trained=base.name,
+                here=getattr(model, "name_or_path", ""),
+                why=why,
+            )
         )
 
 
@@ -302,6 +328,4 @@ def _other_revision(base: BaseReference, name: str) -> str:
     other_id, other = split_revision(name)
     if base.fingerprint or not revision or repo_id != other_id or revision == other:
         return ""
-    return _("it was trained on the revision {revision}; pass {name} as the model").format(
-        revision=revision, name=base.name
-    )
+    return _("it was trained on the revision {revision}; pass {name} as the model", revision=revision, name=base.name)

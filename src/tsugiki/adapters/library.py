@@ -52,18 +52,28 @@ def check_name(name: str) -> str:
     """Check that a folder can have this name on every operating system, and return the name."""
     forbidden = next((c for c in name if c in _FORBIDDEN or unicodedata.category(c) in ("Cc", "Cf", "Cs")), None)
     if forbidden is not None:
-        message = _("an adapter cannot be called {name!r}: {forbidden!r} is not allowed in a name")
-        raise TsugikiError(message.format(name=name, forbidden=forbidden))
+        message = _(
+            "an adapter cannot be called {name!r}: {forbidden!r} is not allowed in a name",
+            name=name,
+            forbidden=forbidden,
+        )
+        raise TsugikiError(message)
     if not name or name != name.strip() or name[0] in ".-" or name[-1] == "." or name == BASE_ROW:
         raise TsugikiError(
             _(
                 "an adapter cannot be called {name!r}: a name cannot be empty or {reserved}, begin with a dot or a "
-                "dash, end with a dot, or begin or end with a space"
-            ).format(name=name, reserved=BASE_ROW)
+                "dash, end with a dot, or begin or end with a space",
+                name=name,
+                reserved=BASE_ROW,
+            )
         )
     if len(name) > _MAX_CHARACTERS or len(name.encode()) > _MAX_BYTES:
-        message = _("an adapter cannot be called {name}…: the name is longer than {most} characters")
-        raise TsugikiError(message.format(name=name[:20], most=_MAX_CHARACTERS))
+        message = _(
+            "an adapter cannot be called {name}…: the name is longer than {most} characters",
+            name=name[:20],
+            most=_MAX_CHARACTERS,
+        )
+        raise TsugikiError(message)
     return name
 
 
@@ -104,8 +114,9 @@ def read_adapter_info(folder: Path) -> AdapterInfo:
     if isinstance(config, LoraConfig):
         layers, others, problems = parse_tensors(read_peft_config(folder), tensors)
         if problems:
-            message = _("{path} is broken: {problems}")
-            raise TsugikiError(message.format(path=folder / ADAPTER_FILE, problems=summarise_list(problems)))
+            raise TsugikiError(
+                _("{path} is broken: {problems}", path=folder / ADAPTER_FILE, problems=summarise_list(problems))
+            )
         ranks = {layer.r for layer in layers.values()}
         targets = sorted({path.rpartition(".")[2] for path in layers})
         if parameter_factors(others):
@@ -132,7 +143,7 @@ def read_library(library: Path) -> list[LibraryEntry]:
 
     def read(folder: Path) -> Any:
         if not folder.is_dir():
-            raise TsugikiError(_("it is a link to {target}, which is not a folder").format(target=folder.readlink()))
+            raise TsugikiError(_("it is a link to {target}, which is not a folder", target=folder.readlink()))
         return facts.dump_python(read_adapter_info(folder), mode="json")
 
     found = kept_of_folders("adapters", repr(library.resolve()), folders, read)
@@ -149,8 +160,9 @@ def member(name: str, library: Path) -> Path:
     names = library_names(library)
     if name in names:
         return library / name
-    message = _("no adapter {name!r} in {library}{nearest}")
-    raise TsugikiError(message.format(name=name, library=library, nearest=_nearest(name, names)))
+    raise TsugikiError(
+        _("no adapter {name!r} in {library}{nearest}", name=name, library=library, nearest=_nearest(name, names))
+    )
 
 
 def adapter_folder(given: str, library: Path | None = None) -> Path:
@@ -169,9 +181,14 @@ def adapter_folder(given: str, library: Path | None = None) -> Path:
     if given in names:
         return home / given
     if path and path.is_dir():
-        raise TsugikiError(_("no adapter in {given}: it has no {file}").format(given=given, file=ADAPTER_CONFIG_FILE))
-    message = _("no adapter {given!r}: there is no folder of this name, here or in {home}{nearest}")
-    raise TsugikiError(message.format(given=given, home=home, nearest=_nearest(given, [*names, *_near_folders(path)])))
+        raise TsugikiError(_("no adapter in {given}: it has no {file}", given=given, file=ADAPTER_CONFIG_FILE))
+    message = _(
+        "no adapter {given!r}: there is no folder of this name, here or in {home}{nearest}",
+        given=given,
+        home=home,
+        nearest=_nearest(given, [*names, *_near_folders(path)]),
+    )
+    raise TsugikiError(message)
 
 
 def adapter_of_run(run: Path) -> Path | None:
@@ -202,7 +219,7 @@ def copy_into_library(source: Path, library: Path, name: str | None = None) -> P
     """
     if not source.is_dir():
         hint = _("; `tsugiki adapters import` reads a GGUF file") if source.suffix == ".gguf" else ""
-        raise TsugikiError(_("no adapter in {source}: it is not a folder{hint}").format(source=source, hint=hint))
+        raise TsugikiError(_("no adapter in {source}: it is not a folder{hint}", source=source, hint=hint))
     called = check_name(source.resolve().name if name is None else name)
     _refuse_taken(called, library, _("pass another {flag:name}"))
     check_adapter(source)
@@ -233,8 +250,13 @@ def rename_adapter(old: str, new: str, library: Path) -> Path:
 
 def _refuse_taken(name: str, library: Path, advice: str) -> None:
     if os.path.lexists(library / name):
-        message = _("{name!r} is in the library {library} already; {advice}, or remove it first")
-        raise TsugikiError(message.format(name=name, library=library, advice=advice))
+        message = _(
+            "{name!r} is in the library {library} already; {advice}, or remove it first",
+            name=name,
+            library=library,
+            advice=advice,
+        )
+        raise TsugikiError(message)
 
 
 @contextmanager
@@ -275,8 +297,12 @@ def _newest_checkpoint(run: Path) -> Path | None:
                 read_manifest(folder)
             except TsugikiError:
                 continue
-            message = _("the run in {run} has not finished; its adapter is that of {checkpoint}")
-            warn_caller(message.format(run=run, checkpoint=folder.name))
+            message = _(
+                "the run in {run} has not finished; its adapter is that of {checkpoint}",
+                run=run,
+                checkpoint=folder.name,
+            )
+            warn_caller(message)
             return folder
     return None
 
@@ -294,7 +320,7 @@ def _near_folders(path: Path | None) -> list[str]:
 
 def _nearest(name: str, names: Sequence[str]) -> str:
     near = get_close_matches(name, names, n=1)
-    return _("; did you mean {name!r}?").format(name=near[0]) if near else ""
+    return _("; did you mean {name!r}?", name=near[0]) if near else ""
 
 
 def _configured_targets(config: Any) -> list[str]:

@@ -69,17 +69,19 @@ def read_lora_weights(folder: Path) -> LoraWeights:
     """Read the LoRA adapter in a folder, and check that it is complete and finite and has no `lora_bias`."""
     config = read_peft_config(folder)
     if not isinstance(config, LoraConfig):
-        message = _("{folder} is not a LoRA adapter, and this operation supports only LoRA")
-        raise TsugikiError(message.format(folder=folder))
+        raise TsugikiError(_("{folder} is not a LoRA adapter, and this operation supports only LoRA", folder=folder))
     if config.lora_bias:
-        message = _("{folder} has lora_bias, which is no update of a weight; this operation does not support it")
-        raise TsugikiError(message.format(folder=folder))
+        message = _(
+            "{folder} has lora_bias, which is no update of a weight; this operation does not support it", folder=folder
+        )
+        raise TsugikiError(message)
     tensors = read_weights(folder)
     layers, others, problems = parse_tensors(config, tensors)
     problems += not_finite(tensors)
     if problems:
-        message = _("{path} is broken: {problems}")
-        raise TsugikiError(message.format(path=folder / ADAPTER_FILE, problems=summarise_list(problems)))
+        raise TsugikiError(
+            _("{path} is broken: {problems}", path=folder / ADAPTER_FILE, problems=summarise_list(problems))
+        )
     return LoraWeights(config, layers, others, read_base(folder), read_config_fields(folder).get("task_type"))
 
 
@@ -130,8 +132,7 @@ def write_lora_weights(lora: LoraWeights, out: Path, provenance: Provenance | No
     tensors, fields = lora_files(lora)
     broken = not_finite(tensors)
     if broken:
-        message = _("the result is wrong: {broken}; nothing was written")
-        raise TsugikiError(message.format(broken=summarise_list(broken)))
+        raise TsugikiError(_("the result is wrong: {broken}; nothing was written", broken=summarise_list(broken)))
     with new_folder(out) as temporary:
         write_adapter_files(temporary, tensors, fields, Metadata(base=lora.base, provenance=provenance))
 
@@ -187,27 +188,21 @@ def _rounded(number: float) -> float:
 def _problem(parts: Mapping[str, Tensor], r: int, use_dora: bool) -> str | None:
     """Return the problem of a layer's tensors, as a predicate for a message; None if there is none."""
     if "A" not in parts or "B" not in parts:
-        return _("has no lora_{part}").format(part="B" if "A" in parts else "A")
+        return _("has no lora_{part}", part="B" if "A" in parts else "A")
     if "magnitude" in parts and not use_dora:
         return _("has a lora_magnitude_vector, but use_dora is false")
     if "magnitude" not in parts and use_dora:
         return _("has no lora_magnitude_vector, but use_dora is true")
     A, B = parts["A"], parts["B"]
     if not (A.is_floating_point() and B.is_floating_point()):
-        return _("has the dtypes {first} and {second}, which are not floating-point").format(
-            first=A.dtype, second=B.dtype
-        )
+        return _("has the dtypes {first} and {second}, which are not floating-point", first=A.dtype, second=B.dtype)
     is_linear = A.dim() == B.dim() == 2 and len(A) == B.shape[1]
     is_convolution = A.dim() == B.dim() == 4 and B.shape[1] > 0 and len(A) % B.shape[1] == 0
     if not (is_linear or is_convolution):
-        return _("has A {first} and B {second}, which cannot be multiplied").format(
-            first=list(A.shape), second=list(B.shape)
-        )
+        return _("has A {first} and B {second}, which cannot be multiplied", first=list(A.shape), second=list(B.shape))
     magnitude = parts.get("magnitude")
     if magnitude is not None and magnitude.numel() != len(B):
-        return _("has a lora_magnitude_vector {first}, but B {second}").format(
-            first=list(magnitude.shape), second=list(B.shape)
+        return _(
+            "has a lora_magnitude_vector {first}, but B {second}", first=list(magnitude.shape), second=list(B.shape)
         )
-    return (
-        _("is of rank {rank}, but the config gives {expected}").format(rank=len(A), expected=r) if len(A) != r else None
-    )
+    return _("is of rank {rank}, but the config gives {expected}", rank=len(A), expected=r) if len(A) != r else None

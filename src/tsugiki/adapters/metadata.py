@@ -108,8 +108,12 @@ def read_metadata(folder: Path) -> Metadata:
     fields = read_json(path)
     version = fields.pop("format", None)
     if version != _VERSION:
-        message = _("{path} has format {version}, which this version of Tsugiki cannot read; upgrade it")
-        raise TsugikiError(message.format(path=path, version=error_text(repr(version), 40)))
+        message = _(
+            "{path} has format {version}, which this version of Tsugiki cannot read; upgrade it",
+            path=path,
+            version=error_text(repr(version), 40),
+        )
+        raise TsugikiError(message)
     try:
         return Metadata(**fields)
     except ValidationError as error:

@@ -145,10 +145,9 @@ def load_adapter(
             set_adapter(base, active_before)
         raise
     if shift == 0:
-        message = _("the adapter in {folder} has no effect: the model's logits are those of the base")
-        warn_caller(message.format(folder=folder))
+        warn_caller(_("the adapter in {folder} has no effect: the model's logits are those of the base", folder=folder))
     elif shift is not None and not math.isfinite(shift):
-        warn_caller(_("the adapter in {folder} makes logits infinite or NaN").format(folder=folder))
+        warn_caller(_("the adapter in {folder} makes logits infinite or NaN", folder=folder))
     if not allow_base_mismatch:
         warn_of_unknown_base(base, folder)
     return model
@@ -215,9 +214,12 @@ def save_pretrained(
             hint = _("call model.push_to_hub(name) instead") if name == "push_to_hub" else _("leave it out")
             message = _(
                 "save_pretrained of a grafted model writes an adapter, for which {name}={value!r} is not "
-                "possible; {hint}, or save the whole model: ungraft(merge(model)).save_pretrained(folder)"
+                "possible; {hint}, or save the whole model: ungraft(merge(model)).save_pretrained(folder)",
+                name=name,
+                value=value,
+                hint=hint,
             )
-            raise TsugikiError(message.format(name=name, value=value, hint=hint))
+            raise TsugikiError(message)
     # Trainer gives an empty state dict if DeepSpeed is not to gather the weights; DeepSpeed then saves its own files.
     if not is_main_process or (state_dict is not None and not state_dict):
         return
@@ -263,9 +265,11 @@ def _load_several(model: nn.Module, name_of: Mapping[str, str], state_dict: Mapp
     if found != active:
         message = _(
             "the state dict holds the adapters {found}, and {active} are active; activate the same ones with "
-            "set_adapter first"
+            "set_adapter first",
+            found=", ".join(found),
+            active=", ".join(active),
         )
-        raise TsugikiError(message.format(found=", ".join(found), active=", ".join(active)))
+        raise TsugikiError(message)
     for name in active:
         own = {key.removeprefix(f"{name}."): state_dict[key] for key in name_of if name_of[key] == name}
         load_tensors(model, find_adapter(model, name), own, _("the state dict"))
@@ -287,8 +291,10 @@ def _with_values(model: nn.Module, adapters: Mapping[str, Any], state_dict: Mapp
     values = {_WRAPPERS.sub("", name): value for name, value in state_dict.items()}
     missing = [name for name in trainable_parameters(model) if name not in values]
     if missing:
-        message = _("the state dict lacks {name}, which the adapter trains ({count} such)")
-        raise TsugikiError(message.format(name=missing[0], count=len(missing)))
+        message = _(
+            "the state dict lacks {name}, which the adapter trains ({count} such)", name=missing[0], count=len(missing)
+        )
+        raise TsugikiError(message)
     copies: dict[int, Any] = {
         id(own): nn.Parameter(values[name], requires_grad=False) if isinstance(own, nn.Parameter) else values[name]
         for name, own in model.state_dict(keep_vars=True).items()
@@ -375,18 +381,22 @@ def _check_trainer(model: nn.Module, trainer: Any) -> None:
     if getattr(trainer, "use_vllm", False) or hasattr(trainer, "weight_transfer"):  # the latter is of AsyncGRPOTrainer
         message = _(
             "{trainer} would give vLLM the weights of a grafted model under names that vLLM does not have, and without "
-            "the adapter; generate without vLLM (use_vllm), or train with PEFT and read its adapter by load_adapter"
+            "the adapter; generate without vLLM (use_vllm), or train with PEFT and read its adapter by load_adapter",
+            trainer=kind,
         )
-        raise TsugikiError(message.format(trainer=kind))
+        raise TsugikiError(message)
     reference = getattr(trainer, "ref_model", None)
     if reference is None:
         return
     if getattr(trainer.args, "sync_ref_model", False):
-        message = _("{trainer} with sync_ref_model would change the weights of the base; leave sync_ref_model out")
-        raise TsugikiError(message.format(trainer=kind))
+        message = _(
+            "{trainer} with sync_ref_model would change the weights of the base; leave sync_ref_model out", trainer=kind
+        )
+        raise TsugikiError(message)
     if vars(unwrapped(reference)).get(_REFERENCE_OF) is not find_state(model):
         message = _(
             "{trainer} holds another reference than this model before training, such as a base that it has loaded "
-            "itself; give it tsugiki.reference_model(model), as ref_model=… or by trainer.ref_model = … before train()"
+            "itself; give it tsugiki.reference_model(model), as ref_model=… or by trainer.ref_model = … before train()",
+            trainer=kind,
         )
-        raise TsugikiError(message.format(trainer=kind))
+        raise TsugikiError(message)

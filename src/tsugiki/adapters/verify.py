@@ -77,7 +77,7 @@ def read_adapter_files(folder: Path) -> AdapterFiles:
     floating-point and of the ranks that the config gives; tsugiki.json and run.json, if there are any, must be JSON.
     """
     if not (folder / ADAPTER_CONFIG_FILE).is_file():
-        problem = _("no adapter: it has no {file}{hint}").format(file=ADAPTER_CONFIG_FILE, hint=import_hint(folder))
+        problem = _("no adapter: it has no {file}{hint}", file=ADAPTER_CONFIG_FILE, hint=import_hint(folder))
         return AdapterFiles(folder, problems=[problem])
     problems: list[str] = []
     found: dict[str, Any] = {}
@@ -100,8 +100,9 @@ def check_adapter(folder: Path) -> Any:
     """Check that the adapter in a folder is complete; return its settings, an instance of its method's config class."""
     found = read_adapter_files(folder)
     if found.problems:
-        message = _("{folder} is not a complete adapter: {problems}")
-        raise TsugikiError(message.format(folder=folder, problems=summarise_list(found.problems)))
+        raise TsugikiError(
+            _("{folder} is not a complete adapter: {problems}", folder=folder, problems=summarise_list(found.problems))
+        )
     return found.config
 
 
@@ -110,14 +111,14 @@ def find_misfits(adapter: AdapterFiles, base: KnownBase) -> list[str]:
     problems = []
     why = why_different(adapter.base, base.identity)
     if why:
-        problems.append(_("it was trained on another base ({name}): {why}").format(name=adapter.base.name, why=why))
+        problems.append(_("it was trained on another base ({name}): {why}", name=adapter.base.name, why=why))
     adapter_format = format_of(adapter.as_peft)
     try:
         refuse_wrapped(base.model, adapter.tensors)
         built = adapter_format.build_for(base.model, adapter.as_peft, adapter.tensors)
         expected = adapter_format.tensors(base.model, built)
     except TsugikiError as error:
-        return [*problems, _("it does not fit the base: {error}").format(error=error)]
+        return [*problems, _("it does not fit the base: {error}", error=error)]
     wrong = misfits(base.model, expected, adapter.tensors)
     return [*problems, *(f"{ADAPTER_FILE}: {problem}" for problem in wrong)]
 
@@ -140,13 +141,16 @@ def misfits(model: nn.Module, expected: Mapping[str, Tensor], found: Mapping[str
     return [
         *shape_problems({key: tensor.shape for key, tensor in expected.items()}, found),
         *(
-            _("{name} is not part of the adapter").format(name=key)
+            _("{name} is not part of the adapter", name=key)
             for key in surplus
             if not _is_copy(owners, shared, expected, found, key)
         ),
         *(
-            _("{name} holds numbers of the type {dtype}, expected {expected}").format(
-                name=key, dtype=found[key].dtype, expected=tensor.dtype
+            _(
+                "{name} holds numbers of the type {dtype}, expected {expected}",
+                name=key,
+                dtype=found[key].dtype,
+                expected=tensor.dtype,
             )
             for key, tensor in expected.items()
             if key in found and _kind(found[key]) != _kind(tensor)
@@ -168,8 +172,11 @@ def differing_blocks(model: nn.Module, tensors: Mapping[str, Tensor]) -> str:
     if not differing:
         return ""
     path = differing[0]
-    return _("its last block is {path}.{last}, and that of this model {path}.{here}; ").format(
-        path=path, last=in_file[path] - 1, here=here[path] - 1
+    return _(
+        "its last block is {path}.{last}, and that of this model {path}.{here}; ",
+        path=path,
+        last=in_file[path] - 1,
+        here=here[path] - 1,
     )
 
 

@@ -46,21 +46,28 @@ def check_folder(name: str, folder: Path, *, trust_remote_code: bool = False) ->
     """Check a model's folder before its files are read; code of its own is accepted with `trust_remote_code`."""
     _check_files(folder)
     if (folder / ADAPTER_CONFIG_FILE).exists():
-        message = _("{name} holds a model and an adapter ({file}); move the adapter's files to another folder")
-        raise TsugikiError(message.format(name=name, file=ADAPTER_CONFIG_FILE))
+        message = _(
+            "{name} holds a model and an adapter ({file}); move the adapter's files to another folder",
+            name=name,
+            file=ADAPTER_CONFIG_FILE,
+        )
+        raise TsugikiError(message)
     config = read_json(
         folder / MODEL_CONFIG_FILE,
-        missing=_("{name} is not a model: it has no {file}").format(name=name, file=MODEL_CONFIG_FILE),
+        missing=_("{name} is not a model: it has no {file}", name=name, file=MODEL_CONFIG_FILE),
     )
     if config.get("transformers_weights") is not None:
         message = _(
             "{name} names its own file of weights (transformers_weights in {file}), which is not supported; "
-            "rename the file to model.safetensors and remove the setting"
+            "rename the file to model.safetensors and remove the setting",
+            name=name,
+            file=MODEL_CONFIG_FILE,
         )
-        raise TsugikiError(message.format(name=name, file=MODEL_CONFIG_FILE))
+        raise TsugikiError(message)
     if "/" in str(config.get("attn_implementation") or config.get("_attn_implementation") or ""):
-        message = _("{name} asks for attention code from the hub, which Tsugiki never runs; use another model")
-        raise TsugikiError(message.format(name=name))
+        raise TsugikiError(
+            _("{name} asks for attention code from the hub, which Tsugiki never runs; use another model", name=name)
+        )
     for key, value in flat(config).items():
         is_count = _COUNT.search(key.rpartition(".")[2]) and isinstance(value, int | float)
         if is_count and not 0 <= value <= _MOST_LAYERS:  # lists of this length would fill the memory
@@ -71,23 +78,30 @@ def check_folder(name: str, folder: Path, *, trust_remote_code: bool = False) ->
     if classes and not trust_remote_code:
         message = _(
             "{name} brings Python code of its own ({code}), which is not run; if you trust its authors, "
-            "tsugiki train, eval and generate run it with {flag:trust_remote_code}"
+            "tsugiki train, eval and generate run it with {flag:trust_remote_code}",
+            name=name,
+            code=error_text(classes[0], 100),
         )
-        raise TsugikiError(message.format(name=name, code=error_text(classes[0], 100)))
+        raise TsugikiError(message)
     elsewhere = [name_of_class for name_of_class in classes if "--" in name_of_class]
     if elsewhere:
-        message = _("{name} names code of another repository ({code}), which Tsugiki never runs")
-        raise TsugikiError(message.format(name=name, code=error_text(elsewhere[0], 100)))
+        message = _(
+            "{name} names code of another repository ({code}), which Tsugiki never runs",
+            name=name,
+            code=error_text(elsewhere[0], 100),
+        )
+        raise TsugikiError(message)
     if classes:
-        warn_caller(_("the code that {name} brings is run: {digest}").format(name=name, digest=code_digest(folder)))
+        warn_caller(_("the code that {name} brings is run: {digest}", name=name, digest=code_digest(folder)))
 
 
 def check_tokenizer_files(folder: Path) -> None:
     """Check a folder in which a tokenizer was saved without a model, before it is read."""
     _check_files(folder)
     if read_json(folder / TOKENIZER_CONFIG_FILE).get("auto_map"):
-        message = _("the tokenizer in {folder} brings Python code of its own, which is not run")
-        raise TsugikiError(message.format(folder=folder))
+        raise TsugikiError(
+            _("the tokenizer in {folder} brings Python code of its own, which is not run", folder=folder)
+        )
 
 
 def code_digest(folder: Path) -> str | None:
@@ -108,13 +122,14 @@ def check_weights(name: str, entries: Mapping[str, Entry], config: PretrainedCon
     try:
         model = meta_model(config, most_tensors=2 * len(entries) + _SPARE_TENSORS)
     except TsugikiError as error:
-        raise TsugikiError(_("{name} cannot be loaded: {error}").format(name=name, error=error)) from error
+        raise TsugikiError(_("{name} cannot be loaded: {error}", name=name, error=error)) from error
     expected = dict(model.state_dict())
     mapping = map_keys(model, entries)
     for tensor, key in mapping.key_of.items():
         if tuple(expected[tensor].shape) != entries[key].shape:
             raise TsugikiError(
-                _("{name} cannot be loaded: {key} is {shape} in its files, and {expected} by {file}").format(
+                _(
+                    "{name} cannot be loaded: {key} is {shape} in its files, and {expected} by {file}",
                     name=name,
                     key=error_text(key),
                     shape=error_text(list(entries[key].shape)),
@@ -125,8 +140,13 @@ def check_weights(name: str, entries: Mapping[str, Entry], config: PretrainedCon
     stored = sum(math.prod(entry.shape) for entry in entries.values())
     other = sum(tensor.numel() for tensor in _tensors_without_key(model, mapping.key_of))
     if other > stored + _SPARE_ELEMENTS:
-        message = _("{name} is not a complete model: by {file} it has {count:,} values that are not in its files")
-        raise TsugikiError(message.format(name=name, file=MODEL_CONFIG_FILE, count=other))
+        message = _(
+            "{name} is not a complete model: by {file} it has {count:,} values that are not in its files",
+            name=name,
+            file=MODEL_CONFIG_FILE,
+            count=other,
+        )
+        raise TsugikiError(message)
 
 
 def quantization_settings(config: object) -> dict[str, Any]:
@@ -141,9 +161,11 @@ def _check_format(name: str, method: str) -> None:
     if method and method not in DEQUANTIZED:
         message = _(
             "{name} is quantised ({method}), and this format cannot be read; load the model that it was made from, "
-            "in int8 or nf4 if memory is short"
+            "in int8 or nf4 if memory is short",
+            name=name,
+            method=method,
         )
-        raise TsugikiError(message.format(name=name, method=method))
+        raise TsugikiError(message)
 
 
 def check_all_used(name: str, model: PreTrainedModel, unused: Collection[str]) -> None:
@@ -156,9 +178,12 @@ def check_all_used(name: str, model: PreTrainedModel, unused: Collection[str]) -
     if surplus:
         message = _(
             "{name} cannot be loaded: its files hold {surplus}, which the model does not have by its {file}; "
-            "does the config belong to another model?"
+            "does the config belong to another model?",
+            name=name,
+            surplus=summarise_list(surplus),
+            file=MODEL_CONFIG_FILE,
         )
-        raise TsugikiError(message.format(name=name, surplus=summarise_list(surplus), file=MODEL_CONFIG_FILE))
+        raise TsugikiError(message)
 
 
 def _own_classes(folder: Path) -> list[str]:
@@ -183,12 +208,16 @@ def _check_file(path: Path, folder: Path) -> None:
     try:
         target = path.resolve(strict=True)
     except (OSError, RuntimeError) as error:
-        raise TsugikiError(_("{path} is a link to nothing").format(path=path)) from error
+        raise TsugikiError(_("{path} is a link to nothing", path=path)) from error
     if not any(target.is_relative_to(allowed) for allowed in inside):
-        message = _("{path} is a link out of its folder, to {target}; copy the file, or pass that folder")
-        raise TsugikiError(message.format(path=path, target=target))
+        message = _(
+            "{path} is a link out of its folder, to {target}; copy the file, or pass that folder",
+            path=path,
+            target=target,
+        )
+        raise TsugikiError(message)
     if not target.is_file() and not target.is_dir():
-        raise TsugikiError(_("{path} is not a regular file").format(path=path))
+        raise TsugikiError(_("{path} is not a regular file", path=path))
 
 
 def _tensors_without_key(model: PreTrainedModel, key_of: Mapping[str, str]) -> list["torch.Tensor"]:

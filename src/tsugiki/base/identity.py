@@ -87,8 +87,8 @@ def why_different(one: BaseIdentity, other: BaseIdentity) -> str:
     for name in sorted(one.config.keys() & other.config.keys()):
         if one.config[name] != other.config[name]:
             values = [error_text(json.dumps(config[name]), 60) for config in (one.config, other.config)]
-            return _("their configs differ: {name} is {first} and {second}").format(
-                name=name, first=values[0], second=values[1]
+            return _(
+                "their configs differ: {name} is {first} and {second}", name=name, first=values[0], second=values[1]
             )
     return ""
 
@@ -127,8 +127,7 @@ def _fingerprint_of(model: nn.Module) -> str | None:
     present = file_states(name)
     read_from, states = getattr(model, _FILES, (name, present))
     if read_from == name and states != present:
-        message = _("the files of {name} were changed after it was loaded; its fingerprint is unknown")
-        warn_caller(message.format(name=name))
+        warn_caller(_("the files of {name} were changed after it was loaded; its fingerprint is unknown", name=name))
     else:
         fingerprint = _digest_files(present)
     setattr(model, _FINGERPRINT, (name, fingerprint))

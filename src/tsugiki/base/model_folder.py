@@ -44,18 +44,25 @@ def weight_files(folder: Path) -> dict[str, str]:
     if (folder / MODEL_FILE).is_file():
         return {}
     path = folder / MODEL_INDEX_FILE
-    missing = _("{folder} has no safetensors weights: neither {file} nor {index} exists").format(
-        folder=folder, file=MODEL_FILE, index=MODEL_INDEX_FILE
+    missing = _(
+        "{folder} has no safetensors weights: neither {file} nor {index} exists",
+        folder=folder,
+        file=MODEL_FILE,
+        index=MODEL_INDEX_FILE,
     )
     if not path.is_file() and any(folder.glob("pytorch_model*.bin")):
         missing += _("; convert its pickled weights, which are not loaded")
     file_of = read_json(path, missing).get("weight_map")
     if not isinstance(file_of, dict) or not all(isinstance(file, str) for file in file_of.values()):
-        raise TsugikiError(_("{path} has no weight_map from tensors to files").format(path=path))
+        raise TsugikiError(_("{path} has no weight_map from tensors to files", path=path))
     for file in set(file_of.values()):
         if not file.endswith(".safetensors") or Path(file).name != file or "\\" in file or not file.isprintable():
-            message = _("{path} names {file}, which is not a safetensors file of this folder")
-            raise TsugikiError(message.format(path=path, file=error_text(repr(file), 100)))
+            message = _(
+                "{path} names {file}, which is not a safetensors file of this folder",
+                path=path,
+                file=error_text(repr(file), 100),
+            )
+            raise TsugikiError(message)
     return file_of
 
 
@@ -69,8 +76,13 @@ def read_shards(folder: Path) -> list[Shard]:
     wrong = [key for key, file in file_of.items() if found_in.get(key) != file]
     if wrong:
         path = folder / MODEL_INDEX_FILE
-        message = _("{path} says that {name} is in {file}, but it is not")
-        raise TsugikiError(message.format(path=path, name=error_text(wrong[0]), file=file_of[wrong[0]]))
+        message = _(
+            "{path} says that {name} is in {file}, but it is not",
+            path=path,
+            name=error_text(wrong[0]),
+            file=file_of[wrong[0]],
+        )
+        raise TsugikiError(message)
     return shards
 
 
@@ -83,7 +95,7 @@ class LazyTensors(Mapping[str, Tensor]):
             try:
                 file: Any = safe_open(shard.path, framework="pt")
             except (SafetensorError, OSError) as error:
-                raise TsugikiError(_("{path} is broken: {error}").format(path=shard.path, error=error)) from error
+                raise TsugikiError(_("{path} is broken: {error}", path=shard.path, error=error)) from error
             self._files |= dict.fromkeys(shard.entries, file)
 
     def __getitem__(self, key: str) -> Tensor:
@@ -150,7 +162,7 @@ def copy_other_files(folder: Path, out: Path, config: Mapping[str, Any]) -> None
             shutil.copyfile(path, target)
     if config:
         fields = read_json(
-            out / MODEL_CONFIG_FILE, missing=_("{folder} has no {file}").format(folder=folder, file=MODEL_CONFIG_FILE)
+            out / MODEL_CONFIG_FILE, missing=_("{folder} has no {file}", folder=folder, file=MODEL_CONFIG_FILE)
         )
         inner = fields.get("text_config")
         if isinstance(inner, dict):
@@ -165,7 +177,7 @@ def write_index(folder: Path, out: Path, added: Mapping[str, tuple[str, Entry]])
     """
     if (folder / MODEL_FILE).is_file():
         return
-    index = read_json(folder / MODEL_INDEX_FILE, missing=_("{path} is missing").format(path=folder / MODEL_INDEX_FILE))
+    index = read_json(folder / MODEL_INDEX_FILE, missing=_("{path} is missing", path=folder / MODEL_INDEX_FILE))
     index["weight_map"] |= {key: file for key, (file, _) in added.items()}
     totals = index.get("metadata") or {}
     for _other, entry in added.values():

@@ -45,12 +45,22 @@ def read_words(path: Path) -> list[str]:
         raise unreadable(path, error) from error
     words = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
     if not words or len(words) > _MAX_WORDS:
-        message = _("{path} has {count:,} words; give 1 to {most:,}, one in each line")
-        raise TsugikiError(message.format(path=path, count=len(words), most=_MAX_WORDS))
+        message = _(
+            "{path} has {count:,} words; give 1 to {most:,}, one in each line",
+            path=path,
+            count=len(words),
+            most=_MAX_WORDS,
+        )
+        raise TsugikiError(message)
     long = [word for word in words if len(word) > _MAX_LENGTH]
     if long:
-        message = _("{path}: {line} is no word: it has {count} characters")
-        raise TsugikiError(message.format(path=path, line=error_text(long[0], 40), count=len(long[0])))
+        message = _(
+            "{path}: {line} is no word: it has {count} characters",
+            path=path,
+            line=error_text(long[0], 40),
+            count=len(long[0]),
+        )
+        raise TsugikiError(message)
     return words
 
 

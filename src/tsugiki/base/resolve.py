@@ -116,9 +116,10 @@ def gguf_of_base(base: str | None, given: str | None = None) -> Path:
     if not file.endswith(".gguf") or wanted.startswith(("/", ".", "~")):
         message = _(
             "no GGUF file is known for {name}; give one of the base as {flag:base_gguf}, a file or USER/NAME/FILE.gguf "
-            "on the hub; where there is none, llama.cpp's convert_hf_to_gguf.py converts what `tsugiki merge` writes"
+            "on the hub; where there is none, llama.cpp's convert_hf_to_gguf.py converts what `tsugiki merge` writes",
+            name=wanted or _("this base"),
         )
-        raise TsugikiError(message.format(name=wanted or _("this base")))
+        raise TsugikiError(message)
     return _download(f"{user}/{repository}", {file}) / file
 
 
@@ -136,8 +137,9 @@ def _folder(name: str, trust_remote_code: bool, patterns: tuple[str, ...]) -> tu
     Of a model on the hub, the files whose names match `patterns` are downloaded, and its code if it is trusted.
     """
     if not name.strip():
-        message = _("the model's name is empty; give {embedded!r}, a folder, a GGUF file or a hub id")
-        raise TsugikiError(message.format(embedded=EMBEDDED))
+        raise TsugikiError(
+            _("the model's name is empty; give {embedded!r}, a folder, a GGUF file or a hub id", embedded=EMBEDDED)
+        )
     on_hub: Collection[str] = ()
     if _is_local(name):
         folder = local_folder(name)
@@ -163,25 +165,28 @@ def _is_local(name: str) -> bool:
                 hint = (
                     _("it is an adapter; pass its base as --model and this folder as --adapter")
                     if is_adapter
-                    else _("it has no {file}").format(file=MODEL_CONFIG_FILE)
+                    else _("it has no {file}", file=MODEL_CONFIG_FILE)
                 )
-                raise TsugikiError(_("{name} is not a model: {reason}").format(name=name, reason=hint))
+                raise TsugikiError(_("{name} is not a model: {reason}", name=name, reason=hint))
             return True
         if gguf_path(name) is not None:
             return True
         exists = path.exists()
     except (OSError, ValueError) as error:
-        raise TsugikiError(_("no model at {name!r}: {error}").format(name=name, error=error_text(error))) from error
+        raise TsugikiError(_("no model at {name!r}: {error}", name=name, error=error_text(error))) from error
     if exists:
-        message = _("{name} is a file; a model is a folder with {file}, a GGUF file, or a hub id")
-        raise TsugikiError(message.format(name=name, file=MODEL_CONFIG_FILE))
+        message = _(
+            "{name} is a file; a model is a folder with {file}, a GGUF file, or a hub id",
+            name=name,
+            file=MODEL_CONFIG_FILE,
+        )
+        raise TsugikiError(message)
     if path.suffix.lower() == ".gguf":
-        raise TsugikiError(_("no model at {name!r}: there is no such file").format(name=name))
+        raise TsugikiError(_("no model at {name!r}: there is no such file", name=name))
     if name.startswith(("/", ".", "~")):
-        raise TsugikiError(_("no model at {name!r}: there is no such folder").format(name=name))
+        raise TsugikiError(_("no model at {name!r}: there is no such folder", name=name))
     if get_close_matches(name.lower(), [EMBEDDED], cutoff=0.8):
-        message = _("no model called {name!r}; did you mean {embedded!r}?")
-        raise TsugikiError(message.format(name=name, embedded=EMBEDDED))
+        raise TsugikiError(_("no model called {name!r}; did you mean {embedded!r}?", name=name, embedded=EMBEDDED))
     return False
 
 
@@ -207,8 +212,7 @@ def _download(name: str, wanted: Collection[str], revision: str | None = None) -
             revision = folder.name  # the commit, so that all files are of the same one
         return folder
     except Exception as error:  # any error of the network, the hub or the disk
-        message = _("{name} cannot be downloaded: {error}")
-        raise TsugikiError(message.format(name=name, error=error_text(error))) from error
+        raise TsugikiError(_("{name} cannot be downloaded: {error}", name=name, error=error_text(error))) from error
 
 
 def _hub_files(name: str) -> frozenset[str]:
@@ -229,26 +233,32 @@ def _hub_files(name: str) -> frozenset[str]:
     try:
         found = HfApi().model_info(repo_id, revision=revision, timeout=10)
     except GatedRepoError as error:
-        message = _("{name} requires consent: accept its terms on the hub and log in (hf auth login)")
-        raise TsugikiError(message.format(name=name)) from error
+        raise TsugikiError(
+            _("{name} requires consent: accept its terms on the hub and log in (hf auth login)", name=name)
+        ) from error
     except RevisionNotFoundError as error:
-        message = _("{name} has no revision {revision!r} on the hub")
-        raise TsugikiError(message.format(name=repo_id, revision=revision)) from error
+        raise TsugikiError(
+            _("{name} has no revision {revision!r} on the hub", name=repo_id, revision=revision)
+        ) from error
     except (RepositoryNotFoundError, HFValidationError) as error:
-        message = _("no model called {name!r}: it is not {embedded!r}, not a folder or a GGUF file, and not on the hub")
-        raise TsugikiError(message.format(name=name, embedded=EMBEDDED)) from error
+        message = _(
+            "no model called {name!r}: it is not {embedded!r}, not a folder or a GGUF file, and not on the hub",
+            name=name,
+            embedded=EMBEDDED,
+        )
+        raise TsugikiError(message) from error
     except (httpx2.HTTPError, OSError) as error:
         if local_folder(name):
             return frozenset()
         message = _(
             "there is no folder {name!r}, the hub cannot be reached and nothing is cached; check the name and "
-            "the network"
+            "the network",
+            name=name,
         )
-        raise TsugikiError(message.format(name=name)) from error
+        raise TsugikiError(message) from error
     names = frozenset(file.rfilename for file in found.siblings or ())
     if MODEL_CONFIG_FILE not in names:
-        message = _("{name} is not a model: the repository has no {file}")
-        raise TsugikiError(message.format(name=name, file=MODEL_CONFIG_FILE))
+        raise TsugikiError(_("{name} is not a model: the repository has no {file}", name=name, file=MODEL_CONFIG_FILE))
     return names
 
 
@@ -290,11 +300,17 @@ def _hub_entries(name: str) -> dict[str, Entry] | None:
         with hidden_progress_bars():
             found = HfApi().get_safetensors_metadata(repo_id, revision=revision)
     except NotASafetensorsRepoError as error:
-        message = _("{folder} has no safetensors weights: neither {file} nor {index} exists")
-        raise TsugikiError(message.format(folder=name, file=MODEL_FILE, index=MODEL_INDEX_FILE)) from error
+        message = _(
+            "{folder} has no safetensors weights: neither {file} nor {index} exists",
+            folder=name,
+            file=MODEL_FILE,
+            index=MODEL_INDEX_FILE,
+        )
+        raise TsugikiError(message) from error
     except (SafetensorsParsingError, HfHubHTTPError, ValueError, AttributeError, TypeError) as error:
-        message = _("the weights of {name} cannot be read: {error}")
-        raise TsugikiError(message.format(name=name, error=error_text(error))) from error
+        raise TsugikiError(
+            _("the weights of {name} cannot be read: {error}", name=name, error=error_text(error))
+        ) from error
     except (httpx2.HTTPError, OSError):
         return None
     return {
@@ -321,9 +337,12 @@ def read_config(folder: Path, *, trust_remote_code: bool = False) -> PretrainedC
     kind = read_json(folder / MODEL_CONFIG_FILE).get("model_type")
     if isinstance(kind, str) and kind not in CONFIG_MAPPING and not trust_remote_code:
         message = _(
-            "{folder} is a model of the type {kind}, which transformers {version} does not know; a newer release may"
+            "{folder} is a model of the type {kind}, which transformers {version} does not know; a newer release may",
+            folder=folder,
+            kind=error_text(kind, 40),
+            version=__version__,
         )
-        raise TsugikiError(message.format(folder=folder, kind=error_text(kind, 40), version=__version__))
+        raise TsugikiError(message)
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
     if config.model_type == "rwkv":
         # In evaluation mode, RWKV would halve the weights of its later layers, and not those of an adapter in them. The
@@ -346,5 +365,6 @@ def loading_errors(name: str) -> Iterator[None]:
     except BaseException as error:
         if not is_ordinary(error):
             raise
-        message = _("{name} cannot be loaded: {error}")
-        raise TsugikiError(message.format(name=name, error=error_text(error) or type(error).__name__)) from error
+        raise TsugikiError(
+            _("{name} cannot be loaded: {error}", name=name, error=error_text(error) or type(error).__name__)
+        ) from error

@@ -171,8 +171,12 @@ def limit() -> float:
     except ValueError:
         number = -1.0
     if not 0 <= number < 1e9:
-        message = _("{variable} is {text}, which is no number of GB: set how much quantised models may take, or 0")
-        raise TsugikiError(message.format(variable=LIMIT_VARIABLE, text=text))
+        message = _(
+            "{variable} is {text}, which is no number of GB: set how much quantised models may take, or 0",
+            variable=LIMIT_VARIABLE,
+            text=text,
+        )
+        raise TsugikiError(message)
     return number * 1e9
 
 
@@ -215,9 +219,12 @@ def write_entry(entry: Entry, model: nn.Module) -> None:
                 save_file(tensors, temporary / _WEIGHTS)
     except (TsugikiError, OSError) as error:
         message = _(
-            "the quantised model ({size}) is not kept for the next start: {error} ({variable}=0 turns this off)"
+            "the quantised model ({size}) is not kept for the next start: {error} ({variable}=0 turns this off)",
+            size=format_size(size),
+            error=error,
+            variable=LIMIT_VARIABLE,
         )
-        warn_caller(message.format(size=format_size(size), error=error, variable=LIMIT_VARIABLE))
+        warn_caller(message)
 
 
 def place_entry(model: PreTrainedModel, tensors: Mapping[str, Tensor], entry: Entry, dtype: torch.dtype) -> None:

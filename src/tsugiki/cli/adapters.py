@@ -49,8 +49,9 @@ def parse_weights(text: str | None) -> list[float] | None:
     try:
         return [float(number) for number in text.split(",")]
     except ValueError as error:
-        message = _("--weights is {text!r}; pass a number for each adapter, such as 0.7,0.3")
-        raise TsugikiError(message.format(text=text)) from error
+        raise TsugikiError(
+            _("--weights is {text!r}; pass a number for each adapter, such as 0.7,0.3", text=text)
+        ) from error
 
 
 def list_command(
@@ -91,14 +92,16 @@ def list_command(
         )
     for entry in entries:
         if entry.broken:
-            print_line(_("{name} is broken: {broken}").format(name=entry.name, broken=entry.broken))
+            print_line(_("{name} is broken: {broken}", name=entry.name, broken=entry.broken))
     named = ["--library", str(library)] if library else []
     print_next_command("adapters", "show", entries[0].name, *named)
 
 
 def _print_empty(home: Path) -> None:
-    advice = _("no adapters in {home}; `tsugiki adapters add FOLDER` copies one there, such as the folder of a run")
-    print_line(advice.format(home=home))
+    advice = _(
+        "no adapters in {home}; `tsugiki adapters add FOLDER` copies one there, such as the folder of a run", home=home
+    )
+    print_line(advice)
 
 
 def add_command(
@@ -175,12 +178,12 @@ def remove_command(
                 )
             )
         if not typer.confirm(
-            _("Remove {names} permanently?").format(names=summarise_list([folder.name for folder in folders]))
+            _("Remove {names} permanently?", names=summarise_list([folder.name for folder in folders]))
         ):
             raise typer.Exit(1)
     for folder in folders:
         remove_folder(folder)
-        typer.echo(_("removed {folder}").format(folder=folder))
+        typer.echo(_("removed {folder}", folder=folder))
 
 
 def show_command(
@@ -213,7 +216,7 @@ def show_command(
     print_sections(shown)
     if html:
         write_text(html, adapter_page(report))
-        print_line(_("page: {path}").format(path=html))
+        print_line(_("page: {path}", path=html))
     print_next_command("chat", str(folder) if library else adapter)
 
 
@@ -259,7 +262,7 @@ def verify_command(
                 print_line(f"{name}: {problem}")
             advance(1)
     if broken:
-        raise TsugikiError(_("{broken} of {count} adapters have problems").format(broken=broken, count=len(given)))
+        raise TsugikiError(_("{broken} of {count} adapters have problems", broken=broken, count=len(given)))
 
 
 def combine_command(
@@ -328,12 +331,16 @@ def truncate_command(
         raise TsugikiError(_("pass either --rank or --energy"))
     if all(layer.after == layer.before for layer in kept.values()):
         highest = max(layer.before for layer in kept.values())
-        message = _("no layer of {adapter} would get a lower rank (the highest is {highest}); nothing was written")
-        raise TsugikiError(message.format(adapter=adapter, highest=highest))
+        message = _(
+            "no layer of {adapter} would get a lower rank (the highest is {highest}); nothing was written",
+            adapter=adapter,
+            highest=highest,
+        )
+        raise TsugikiError(message)
     settings = {"rank": rank} if energy is None else {"energy": energy}
     provenance = Provenance(operation="truncate", sources=(source_adapter(folder),), settings=settings)
     write_lora_weights(shorter, target, provenance)
-    print_kept(kept, _("overall: {energy:.2%} of the update's energy is kept").format(energy=kept_energy(kept)))
+    print_kept(kept, _("overall: {energy:.2%} of the update's energy is kept", energy=kept_energy(kept)))
     print_written(target)
 
 
@@ -363,7 +370,7 @@ def import_command(
     folder = new_adapter_folder(out, library)
     with ProgressDisplay().stage(_("importing"), None):
         count = import_adapter(file, model, folder)
-    typer.echo(_("{folder}: {count} tensors, for {model}").format(folder=folder, count=count, model=model))
+    typer.echo(_("{folder}: {count} tensors, for {model}", folder=folder, count=count, model=model))
     print_next_command("chat", str(folder))
 
 

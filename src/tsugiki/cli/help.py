@@ -46,7 +46,7 @@ def _translate(place: Any) -> None:
         if isinstance(text := getattr(place, name, None), str):
             message, default = message_of(text)
             translated = _(message) if message else ""
-            setattr(place, name, _(DEFAULT).format(help=translated, value=default) if default else translated)
+            setattr(place, name, _(DEFAULT, help=translated, value=default) if default else translated)
 
 
 class Command(TyperCommand):
@@ -98,7 +98,7 @@ class Command(TyperCommand):
             if cell_len(first + sentence) > columns:
                 break
             first += sentence
-        return _(DEFAULT).format(help=first, value=default) if default else first
+        return _(DEFAULT, help=first, value=default) if default else first
 
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
         """Complete every option, also those that `--help` leaves out."""
@@ -205,7 +205,7 @@ def _with_default(help_text: str, record: str) -> str:
         if part == "required":
             parts.append(_("[required]"))
         elif part.startswith("default: "):
-            parts.append(_("[default: {value}]").format(value=part.removeprefix("default: ")))
+            parts.append(_("[default: {value}]", value=part.removeprefix("default: ")))
         elif part:
             parts.append(f"[{part}]")
     return " ".join([_plain(help_text), *parts])

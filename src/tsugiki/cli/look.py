@@ -63,7 +63,7 @@ def methods_command(
     if name is None:
         print_table(
             methods_table(model),
-            _("trainable parameters: of {model}, with default settings").format(model=model),
+            _("trainable parameters: of {model}, with default settings", model=model),
             _("tsugiki methods NAME describes one method"),
             _("tsugiki methods targets lists the layers that LoRA grafts"),
         )

@@ -54,13 +54,13 @@ def describe_usage_error(error: TyperException) -> str:
         wrong = getattr(error, "option_name", "")
         parameters = context.command.get_params(context)
         known = [flag for parameter in parameters for flag in (*parameter.opts, *parameter.secondary_opts)]
-        problem = _("no such option: {option}").format(option=wrong) + did_you_mean(near_flags(wrong, known))
+        problem = _("no such option: {option}", option=wrong) + did_you_mean(near_flags(wrong, known))
     else:
         problem = _problem(error)
     problem = problem.rstrip("。")  # the brackets belong to the sentence
     if hasattr(getattr(context, "command", None), "commands"):
-        return _("{problem} ({help} lists the commands)").format(problem=problem, help=help_)
-    return _("{problem} ({help} lists the options)").format(problem=problem, help=help_)
+        return _("{problem} ({help} lists the commands)", problem=problem, help=help_)
+    return _("{problem} ({help} lists the options)", problem=problem, help=help_)
 
 
 def with_keyboard_hint(problem: str, words: Iterable[str]) -> str:
@@ -73,8 +73,12 @@ def with_keyboard_hint(problem: str, words: Iterable[str]) -> str:
         typed = typed if typed.isascii() else word
         typed = typed.strip(_QUOTES) if word in problem else typed
         if typed != word:
-            message = _("{problem}; {word} has characters of a Japanese keyboard: type {typed}")
-            return message.format(problem=problem.rstrip("。"), word=word, typed=typed)
+            return _(
+                "{problem}; {word} has characters of a Japanese keyboard: type {typed}",
+                problem=problem.rstrip("。"),
+                word=word,
+                typed=typed,
+            )
     return problem
 
 
@@ -83,10 +87,10 @@ def _problem(error: TyperException) -> str:
     message = error.format_message().rstrip(".")
     for pattern, translation in _MESSAGES:
         if match := re.fullmatch(pattern, message):
-            problem = _(translation).format(**match.groupdict())
+            problem = _(translation, **match.groupdict())
             extra = match.groupdict().get("extra", "").split()
             if extra and PurePath(extra[0]).suffix.lower() in DATA_SUFFIXES:  # the shell has replaced a pattern
-                problem = _("{problem}. {advice}").format(problem=problem, advice=_(SEVERAL_TEXTS))
+                problem = _("{problem}. {advice}", problem=problem, advice=_(SEVERAL_TEXTS))
             return problem
     return message[:1].lower() + message[1:]
 
@@ -112,4 +116,4 @@ def near_flags(wrong: str, known: Iterable[str]) -> list[str]:
 
 def did_you_mean(names: Sequence[str]) -> str:
     """Return a suggestion to append to an error; empty if there is nothing to suggest."""
-    return _("; did you mean {names}?").format(names=_(" or ").join(names)) if names else ""
+    return _("; did you mean {names}?", names=_(" or ").join(names)) if names else ""

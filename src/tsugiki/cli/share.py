@@ -47,7 +47,7 @@ def merge_command(
     folders = [adapter_folder(name) for name in adapter]
     base = model or named_base(folders[0])
     if base is None:
-        raise TsugikiError(_("{adapter} does not name its base; give the base as --model").format(adapter=adapter[0]))
+        raise TsugikiError(_("{adapter} does not name its base; give the base as --model", adapter=adapter[0]))
     merge = Merge(base, folders, parse_weights(weights), allow_base_mismatch, verify)
     print_merge(out, merge_into_folder(merge, out, ProgressDisplay()))
     print_next_command("chat", "--model", str(out))
@@ -132,23 +132,23 @@ def _export_merged(
         written = merge_into_gguf(
             folder, base, gguf, dtype, model_name=model, allow_base_mismatch=allow_base_mismatch, advance=advance
         )
-    message = _("{gguf}: {merged} of {tensors} tensors merged in {dtype}, {size}; for Ollama: {modelfile}")
-    typer.echo(
-        message.format(
-            gguf=gguf,
-            merged=written.merged,
-            tensors=written.tensors,
-            dtype=dtype,
-            size=format_size(written.bytes),
-            modelfile=gguf.with_suffix(".Modelfile"),
-        )
+    message = _(
+        "{gguf}: {merged} of {tensors} tensors merged in {dtype}, {size}; for Ollama: {modelfile}",
+        gguf=gguf,
+        merged=written.merged,
+        tensors=written.tensors,
+        dtype=dtype,
+        size=format_size(written.bytes),
+        modelfile=gguf.with_suffix(".Modelfile"),
     )
+    typer.echo(message)
     if written.bytes > 1.2 * size:
         message = _(
             "the base's file has {base}: merged tensors are never written in fewer than 8 bits, since a small update "
-            "would be lost; the base's file with --lora is smaller, if llama.cpp can load the adapter (no --merged)"
+            "would be lost; the base's file with --lora is smaller, if llama.cpp can load the adapter (no --merged)",
+            base=format_size(size),
         )
-        typer.echo(message.format(base=format_size(size)))
+        typer.echo(message)
     print_next_command("chat", "--model", str(gguf))
 
 
@@ -206,9 +206,9 @@ def push_command(
     named = published_base(folder, base)
     sent = publication(folder, repo_id, named, license_ or None, language or (), card_lang)
     for note in sent.notes:
-        print(_("note: {note}").format(note=note), file=sys.stderr)
+        print(_("note: {note}", note=note), file=sys.stderr)
     for name, size in sent.sizes():
-        print(_("{size:>12,} bytes  {name}").format(size=size, name=name), file=sys.stderr)
+        print(_("{size:>12,} bytes  {name}", size=size, name=name), file=sys.stderr)
     if dry_run:
         typer.echo(sent.card, nl=False)
         print_next_command(*(word for word in sys.argv[1:] if word != "--dry-run"), err=True)
@@ -224,7 +224,7 @@ def push_command(
     )
     if pushed.kept_card:
         note = _("README.md in the repository was written or edited by hand and is kept; --replace-card replaces it")
-        print(_("note: {note}").format(note=note), file=sys.stderr)
+        print(_("note: {note}", note=note), file=sys.stderr)
     typer.echo(f"{pushed.url} ({pushed.commit[:7]}): {_(_OUTCOMES[pushed.outcome])}")
     print_next_command("pull", repo_id)
 
@@ -255,10 +255,16 @@ def pull_command(
     repo_id, at, revision = repo.partition("@")
     check_repo_id(repo_id)
     if at and not revision:
-        raise TsugikiError(_("{repo} has no revision after the @; add one, or remove the @").format(repo=repo))
+        raise TsugikiError(_("{repo} has no revision after the @; add one, or remove the @", repo=repo))
     folder = (library or library_folder()) / check_name(name or repo_id.partition("/")[2])
     commit = pull(repo_id, folder, revision or None)
     base = read_base(folder).name
-    message = _("{folder}: {repo_id} at {commit}, an adapter for {base}")
-    typer.echo(message.format(folder=folder, repo_id=repo_id, commit=commit[:7], base=base or _("an unnamed base")))
+    message = _(
+        "{folder}: {repo_id} at {commit}, an adapter for {base}",
+        folder=folder,
+        repo_id=repo_id,
+        commit=commit[:7],
+        base=base or _("an unnamed base"),
+    )
+    typer.echo(message)
     print_next_command("chat", str(folder) if library else folder.name)

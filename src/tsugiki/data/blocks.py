@@ -209,9 +209,11 @@ def pack(
     if without_target:
         message = _(
             "{without_target}: the prompt alone fills a block of {block_size} tokens, so there is nothing to train "
-            "on; choose a larger {flag:block_size}, or shorten or remove it"
+            "on; choose a larger {flag:block_size}, or shorten or remove it",
+            without_target=summarise_list(without_target),
+            block_size=block_size,
         )
-        raise TsugikiError(message.format(without_target=summarise_list(without_target), block_size=block_size))
+        raise TsugikiError(message)
     all_starts, all_lengths = np.concatenate(starts), np.concatenate(lengths)
     del starts, lengths
     if share_rows:

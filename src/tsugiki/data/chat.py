@@ -95,16 +95,20 @@ def read_template_file(path: Path) -> str:
     """Read a chat template from a UTF-8 file, without running it."""
     try:
         if not path.is_file():
-            raise TsugikiError(_("no chat template at {path}: there is no such file").format(path=path))
+            raise TsugikiError(_("no chat template at {path}: there is no such file", path=path))
         with path.open(encoding="utf-8-sig") as file:
             template = file.read(_MAX_TEMPLATE + 1)
     except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a name that no file can have
         raise unreadable(path, error) from error
     if len(template) > _MAX_TEMPLATE:
-        message = _("the chat template in {path} has more than {max_template:,} characters; use another one")
-        raise TsugikiError(message.format(path=path, max_template=_MAX_TEMPLATE))
+        message = _(
+            "the chat template in {path} has more than {max_template:,} characters; use another one",
+            path=path,
+            max_template=_MAX_TEMPLATE,
+        )
+        raise TsugikiError(message)
     if not template.strip():
-        raise TsugikiError(_("the chat template in {path} is empty; use another one").format(path=path))
+        raise TsugikiError(_("the chat template in {path} is empty; use another one", path=path))
     return template
 
 
@@ -131,12 +135,16 @@ def read_template(tokenizer: PreTrainedTokenizerBase, source: str) -> ChatTempla
     except ValueError as error:
         message = _(
             "{source} is a conversation, but the tokenizer has no chat template; give one with {flag:chat_template}, "
-            "or choose {flag:chat_template default}, a plain one"
+            "or choose {flag:chat_template default}, a plain one",
+            source=source,
         )
-        raise TsugikiError(message.format(source=source)) from error
+        raise TsugikiError(message) from error
     if len(template) > _MAX_TEMPLATE:
-        message = _("the chat template of the tokenizer has more than {max_template:,} characters; replace it")
-        raise TsugikiError(message.format(max_template=_MAX_TEMPLATE))
+        message = _(
+            "the chat template of the tokenizer has more than {max_template:,} characters; replace it",
+            max_template=_MAX_TEMPLATE,
+        )
+        raise TsugikiError(message)
     added = tokenizer.added_tokens_decoder.values()
     special = {token.content for token in added if token.special} | set(tokenizer.all_special_tokens)
     return ChatTemplate(
@@ -166,8 +174,12 @@ def render(template: ChatTemplate, conversation: Conversation, assistant_turns: 
             raise TsugikiError(
                 _(
                     "{source}: turn {number} ({role}) contains {group}, which is a special token of this tokenizer; "
-                    "remove it or the row ({flag:chat_template none} learns prompts and completions as they are)"
-                ).format(source=conversation.source, number=number, role=message.role, group=found.group())
+                    "remove it or the row ({flag:chat_template none} learns prompts and completions as they are)",
+                    source=conversation.source,
+                    number=number,
+                    role=message.role,
+                    group=found.group(),
+                )
             )
     messages = [message.fields for message in rendered]
     template = replace(template, tools=conversation.tools)
@@ -184,9 +196,11 @@ def _check_tools(template: ChatTemplate, turns: Messages, source: str) -> None:
     if name:
         message = _(
             "{source} has {name}, which the chat template leaves out; use a model or a {flag:chat_template} that knows "
-            "them, or leave them out"
+            "them, or leave them out",
+            source=source,
+            name=name,
         )
-        raise TsugikiError(message.format(source=source, name=name))
+        raise TsugikiError(message)
 
 
 def prompt_text(template: ChatTemplate, messages: Messages) -> str:
@@ -201,24 +215,29 @@ def _find_answers(
     if len(messages) > _MAX_TURNS and len(targets) > 1:
         message = _(
             "{source} has {count:,} turns, and {max_turns:,} are the most in which every answer is found; split the "
-            "conversation, or train on the last turn only (assistant_turns: last)"
+            "conversation, or train on the last turn only (assistant_turns: last)",
+            source=source,
+            count=len(messages),
+            max_turns=_MAX_TURNS,
         )
-        raise TsugikiError(message.format(source=source, count=len(messages), max_turns=_MAX_TURNS))
+        raise TsugikiError(message)
     whole, marks = _render(template, messages, source)
     spans: list[_Span] = []
     for index in targets:
-        where = _("{source}: turn {number}").format(source=source, number=index + 1)
+        where = _("{source}: turn {number}", source=source, number=index + 1)
         start, stop, ended = _span(template, messages[: index + 1], whole, marks, where)
         if not ended:
             if index != targets[-1]:
                 message = _(
                     "{where} is not ended by a special token in this chat template, so its end cannot be trained; "
-                    "train on the last turn only (assistant_turns: last)"
+                    "train on the last turn only (assistant_turns: last)",
+                    where=where,
                 )
-                raise TsugikiError(message.format(where=where))
+                raise TsugikiError(message)
             if template.end is None:
-                message = _("{where} has no end: neither the chat template nor the tokenizer has an end token")
-                raise TsugikiError(message.format(where=where))
+                raise TsugikiError(
+                    _("{where} has no end: neither the chat template nor the tokenizer has an end token", where=where)
+                )
             whole = whole[:stop] + template.end
             stop = len(whole)
         spans.append((start, stop))
@@ -245,16 +264,18 @@ def _span(template: ChatTemplate, turns: Messages, whole: str, marks: list[_Span
         if start >= content_stop or not finished.startswith(prompt):
             message = _(
                 "{where}: this chat template renders the answer differently from its own generation prompt, so no "
-                "model could generate it; use a template that marks answers with {{% generation %}}"
+                "model could generate it; use a template that marks answers with {{% generation %}}",
+                where=where,
             )
-            raise TsugikiError(message.format(where=where))
+            raise TsugikiError(message)
         if whole.startswith(finished[:stop]):
             return start, stop, ending is not None
     message = _(
         "{where} is rendered differently by this chat template when more turns follow; train on the last turn only "
-        "(assistant_turns: last)"
+        "(assistant_turns: last)",
+        where=where,
     )
-    raise TsugikiError(message.format(where=where))
+    raise TsugikiError(message)
 
 
 def _tail_length(template: ChatTemplate, turns: Messages, finished: str, where: str) -> int:
@@ -284,11 +305,13 @@ def _render(
         )
     except Exception as error:  # a template is a program and can raise any exception
         what = error_text(error).rstrip(".") or type(error).__name__
-        message = _("{where}: the chat template cannot render the conversation: {what}")
-        raise TsugikiError(message.format(where=where, what=what)) from error
+        raise TsugikiError(
+            _("{where}: the chat template cannot render the conversation: {what}", where=where, what=what)
+        ) from error
     if len(texts[0]) > _MAX_TEXT:
-        message = _("{where}: the chat template renders more than {max_text:,} characters")
-        raise TsugikiError(message.format(where=where, max_text=_MAX_TEXT))
+        raise TsugikiError(
+            _("{where}: the chat template renders more than {max_text:,} characters", where=where, max_text=_MAX_TEXT)
+        )
     return texts[0], marks[0] if marks else []
 
 

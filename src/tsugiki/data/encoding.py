@@ -197,7 +197,9 @@ def _check_end_tokens(tokenizer: PreTrainedTokenizerBase, row: EncodedRecord, so
             if answer.count(answer[-1]) > 1:
                 end = tokenizer.convert_ids_to_tokens(answer[-1])
                 message = _(
-                    "{source} contains {end}, the token that ends an answer; remove it (it is added automatically)"
+                    "{source} contains {end}, the token that ends an answer; remove it (it is added automatically)",
+                    source=source,
+                    end=end,
                 )
-                raise TsugikiError(message.format(source=source, end=end))
+                raise TsugikiError(message)
             answer = []

@@ -40,8 +40,11 @@ def parse_mix(setting: str) -> tuple[str, float]:
     except ValueError:
         number = -1.0
     if not colon or not path or not 0 < number < 1:
-        message = _("mix is {setting}; write PATH:SHARE with a share above 0 and below 1, such as other.txt:0.1")
-        raise TsugikiError(message.format(setting=error_text(repr(setting), 100)))
+        message = _(
+            "mix is {setting}; write PATH:SHARE with a share above 0 and below 1, such as other.txt:0.1",
+            setting=error_text(repr(setting), 100),
+        )
+        raise TsugikiError(message)
     return path, number
 
 

@@ -247,7 +247,7 @@ class Reading:
             (self.without_fields, _("{names}: passed over, because no known field is in it")),
         ]
         found = [
-            _("{names}: read as {encoding}").format(names=summarise_list(names), encoding=encoding)
+            _("{names}: read as {encoding}", names=summarise_list(names), encoding=encoding)
             for encoding, names in self.encodings.items()
         ]
         for facts, message in notes:

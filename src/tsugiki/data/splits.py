@@ -80,16 +80,18 @@ def parse_held_out(
         held_out = float(percent[1]) / 100
     if isinstance(held_out, float | int):
         if not 0 < held_out < 1:
-            message = _("{setting} is {held_out}; a share must be above 0 and below 1")
-            raise TsugikiError(message.format(setting=setting, held_out=held_out))
+            raise TsugikiError(
+                _("{setting} is {held_out}; a share must be above 0 and below 1", setting=setting, held_out=held_out)
+            )
         return float(held_out)
     name, sign, value = held_out.partition("=")
     if not sign or os.path.exists(held_out):  # False also for a condition that is too long for the name of a file
         return Path(held_out)
     if not name.strip() or not normalise_name(value):
         shown = error_text(repr(held_out), 100)
-        message = _("{setting} is {shown}; write a condition as author=… or title=…")
-        raise TsugikiError(message.format(setting=setting, shown=shown))
+        raise TsugikiError(
+            _("{setting} is {shown}; write a condition as author=… or title=…", setting=setting, shown=shown)
+        )
     return FieldCondition(name.strip(), value.strip())
 
 
@@ -143,20 +145,21 @@ def split_records(index: RecordIndex, held_out: Wanted, seed: int, groups: Seque
     if len(index) == 1:
         message = _(
             "{sources} is the only record, so none can be held out; add records, give a held-out file, or train "
-            "without one ({flag:held_out} none)"
+            "without one ({flag:held_out} none)",
+            sources=index.sources[0],
         )
-        raise TsugikiError(message.format(sources=index.sources[0]))
+        raise TsugikiError(message)
     inside = _choose(index, np.arange(len(index)), held_out, seed, groups)
     if len(inside) == len(index):
         why = (
-            _("{field}={value} matches all records").format(field=held_out.field, value=held_out.value)
+            _("{field}={value} matches all records", field=held_out.field, value=held_out.value)
             if isinstance(held_out, FieldCondition)
             else _(
                 "all records are near-duplicates of each other; give a held-out file, or train without one "
                 "({flag:held_out} none)"
             )
         )
-        raise TsugikiError(_("no record is left for training: {why}").format(why=why))
+        raise TsugikiError(_("no record is left for training: {why}", why=why))
     return inside
 
 
@@ -171,7 +174,7 @@ def split_validation(
     inside = _choose(index, among, share, seed, groups)
     if len(inside) in (0, len(among)):
         left = _("training") if len(inside) else _("validation")
-        raise TsugikiError(_("no record is left for {left}: add text, or set validation to none").format(left=left))
+        raise TsugikiError(_("no record is left for {left}: add text, or set validation to none", left=left))
     return inside
 
 
@@ -206,8 +209,9 @@ def split_document(document: Document, fraction: float) -> tuple[Document, Docum
     cut = text.find("\n", middle, len(text) - 1) + 1 or text.rfind("\n", 0, middle) + 1 or middle
     parts = text[:cut], text[cut:]
     if not all(part.strip() for part in parts):
-        message = _("{source} is too short to be split; add text or give a held-out file")
-        raise TsugikiError(message.format(source=document.source))
+        raise TsugikiError(
+            _("{source} is too short to be split; add text or give a held-out file", source=document.source)
+        )
     return Document(parts[0], document.source), Document(parts[1], f"{document.source} (its end)")
 
 
@@ -269,11 +273,19 @@ def _matching(index: RecordIndex, condition: FieldCondition) -> Integers:
         return found
     values = sorted({fields[condition.field] for fields in index.fields if condition.field in fields})
     if values:
-        message = _("no record has {field}={value}; the values are {values}")
-        raise TsugikiError(message.format(field=condition.field, value=condition.value, values=summarise_list(values)))
+        message = _(
+            "no record has {field}={value}; the values are {values}",
+            field=condition.field,
+            value=condition.value,
+            values=summarise_list(values),
+        )
+        raise TsugikiError(message)
     known = sorted({name for fields in index.fields for name in fields})
     if known:
-        message = _("no record has a field {field}; the fields are {known}")
-        raise TsugikiError(message.format(field=condition.field, known=summarise_list(known)))
-    message = _("no record has a field {field}; the data has no fields; hold out a share or a file")
-    raise TsugikiError(message.format(field=condition.field))
+        message = _(
+            "no record has a field {field}; the fields are {known}", field=condition.field, known=summarise_list(known)
+        )
+        raise TsugikiError(message)
+    raise TsugikiError(
+        _("no record has a field {field}; the data has no fields; hold out a share or a file", field=condition.field)
+    )

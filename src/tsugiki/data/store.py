@@ -140,13 +140,12 @@ def open_store(
         store = _read(folder)  # another process may have written it since
         if store is None:
             if folder.exists():
-                warn_caller(_("the cached tokens in {folder} are damaged, and are written again").format(folder=folder))
+                warn_caller(_("the cached tokens in {folder} are damaged, and are written again", folder=folder))
             with new_folder(folder, replace=True) as temporary:
                 _write(temporary, name, records, tokenizer, turns, advance, reading)
             store = _read(folder)
     if store is None:
-        message = _("the tokens in {folder} cannot be read after writing; check the disk")
-        raise TsugikiError(message.format(folder=folder))
+        raise TsugikiError(_("the tokens in {folder} cannot be read after writing; check the disk", folder=folder))
     return store
 
 
@@ -227,8 +226,11 @@ def _write(
             texts.write(b"".join(lines))
             advance(len(batch))
     if without_target:
-        message = _("{without_target}: there is nothing to train on; remove the record, or add an answer")
-        raise TsugikiError(message.format(without_target=summarise_list(without_target)))
+        message = _(
+            "{without_target}: there is nothing to train on; remove the record, or add an answer",
+            without_target=summarise_list(without_target),
+        )
+        raise TsugikiError(message)
     write_json(folder / _READING, asdict(reading))
     digests = {name: file_sha256(folder / name) for name in sorted(_FILES)}
     write_json(folder / "store.json", {"key": key, "digests": digests})

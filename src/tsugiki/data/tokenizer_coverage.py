@@ -29,15 +29,17 @@ class Coverage(NamedTuple):
         notes = []
         if self.unknown > _MOST_UNKNOWN:
             message = _(
-                "{unknown:.1%} of the tokens are unknown: the tokenizer cannot write this text; use another base"
+                "{unknown:.1%} of the tokens are unknown: the tokenizer cannot write this text; use another base",
+                unknown=self.unknown,
             )
-            notes.append(message.format(unknown=self.unknown))
+            notes.append(message)
         if self.pieces > _MOST_PIECES:
             message = _(
                 "{pieces:.0%} of the tokens are parts of characters (bytes), because the tokenizer does not know "
-                "the characters; {flag:add_tokens} makes frequent ones tokens, and another base may know them"
+                "the characters; {flag:add_tokens} makes frequent ones tokens, and another base may know them",
+                pieces=self.pieces,
             )
-            notes.append(message.format(pieces=self.pieces))
+            notes.append(message)
         return notes
 
 

@@ -65,32 +65,37 @@ def export_gguf_adapter(
     lora = read_lora_weights(folder)
     name = model_name or lora.base.name
     if name is None:
-        message = _("{folder} does not name the base that it was trained on; pass it as {flag:model}")
-        raise TsugikiError(message.format(folder=folder))
+        raise TsugikiError(
+            _("{folder} does not name the base that it was trained on; pass it as {flag:model}", folder=folder)
+        )
     why = "" if allow_base_mismatch else why_different(lora.base, named_identity(name))
     if why:
         message = _(
             "{folder} was trained on another base ({trained}) than {given}: {why}; {flag:allow_base_mismatch} "
-            "exports it anyway"
+            "exports it anyway",
+            folder=folder,
+            trained=lora.base.name,
+            given=name,
+            why=why,
         )
-        raise TsugikiError(message.format(folder=folder, trained=lora.base.name, given=name, why=why))
+        raise TsugikiError(message)
     model = load_meta_model(name)
     problems = llama_cpp_incompatibilities(lora, model)
     if problems:
         message = _(
             "pass {flag:merged}, which merges the adapter into a GGUF file of its base; llama.cpp would not compute "
-            "{folder} alone as Tsugiki does: {problems}"
+            "{folder} alone as Tsugiki does: {problems}",
+            folder=folder,
+            problems=sentences(problems),
         )
-        error = MergedOnlyError(message.format(folder=folder, problems=sentences(problems)))
+        error = MergedOnlyError(message)
         error.problems = sentences(problems)
         raise error
     check_gguf_name(out)
     with new_file(out) as temporary:
         alpha = write_gguf_adapter(lora, model, temporary)
     ranks = sorted({layer.r for layer in lora.layers.values()})
-    ranks_text = (
-        str(ranks[0]) if len(ranks) == 1 else _("{lowest} to {highest}").format(lowest=ranks[0], highest=ranks[-1])
-    )
+    ranks_text = str(ranks[0]) if len(ranks) == 1 else _("{lowest} to {highest}", lowest=ranks[0], highest=ranks[-1])
     return AdapterExport(len(lora.layers), ranks_text, alpha, out.stat().st_size)
 
 
@@ -137,12 +142,21 @@ def _check_fit(layers: Mapping[str, LayerFactors], modules: Mapping[str, nn.Modu
         A, B, (inputs, outputs) = layer.A, layer.B, features(modules[path])
         if A.dim() == B.dim() == 2 and (A.shape[1], B.shape[0]) == (inputs, outputs) and len(A) == B.shape[1]:
             continue
-        message = _("has A {first} and B {second}, but the layer has {inputs} inputs, {outputs} outputs")
-        shapes = message.format(first=list(A.shape), second=list(B.shape), inputs=inputs, outputs=outputs)
+        message = _(
+            "has A {first} and B {second}, but the layer has {inputs} inputs, {outputs} outputs",
+            first=list(A.shape),
+            second=list(B.shape),
+            inputs=inputs,
+            outputs=outputs,
+        )
+        shapes = message
         problems.append(f"{path} {shapes}")
     if problems:
-        message = _("the adapter does not fit this base: {problems}; was it trained on another base?")
-        raise TsugikiError(message.format(problems=summarise_list(problems)))
+        message = _(
+            "the adapter does not fit this base: {problems}; was it trained on another base?",
+            problems=summarise_list(problems),
+        )
+        raise TsugikiError(message)
 
 
 def _alpha(layer: LayerFactors) -> float:

@@ -83,8 +83,12 @@ def llama_cpp_architecture(model: nn.Module) -> str:
     architecture = architecture_of(model)
     if architecture is None or architecture.llama_cpp is None:
         known = [name for name, row in ARCHITECTURES.items() if row.llama_cpp is not None]
-        message = _("the layout of {name} in llama.cpp is not known here; known architectures: {known}")
-        raise TsugikiError(message.format(name=model_type(model), known=", ".join(known)))
+        message = _(
+            "the layout of {name} in llama.cpp is not known here; known architectures: {known}",
+            name=model_type(model),
+            known=", ".join(known),
+        )
+        raise TsugikiError(message)
     return architecture.llama_cpp
 
 
@@ -99,12 +103,12 @@ def unsupported_reason(model: PreTrainedModel, path: str) -> str:
     if path not in layers:
         return _("which the base does not have")
     if not is_linear(layers[path]) and not isinstance(layers[path], nn.Embedding):
-        return _("which is a {kind}").format(kind=type(layers[path]).__name__)
+        return _("which is a {kind}", kind=type(layers[path]).__name__)
     names = layer_names(model)
     if path not in names:
         return _("whose weight is shared by the token embedding and the output head")
     name = names[path] or _("it has no name for this layer")
-    return _("whose adapter llama.cpp ignores ({name})").format(name=name)
+    return _("whose adapter llama.cpp ignores ({name})", name=name)
 
 
 def layer_names(model: PreTrainedModel) -> dict[str, str]:

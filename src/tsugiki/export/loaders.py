@@ -25,15 +25,21 @@ def llama_cpp_incompatibilities(lora: LoraWeights, model: PreTrainedModel) -> li
         if path not in names and f"{path}.weight" not in experts:
             unsupported.setdefault(unsupported_reason(model, path), []).append(path)
     problems = [
-        _("it adapts {paths}, {reason}").format(paths=summarise_list(paths), reason=reason)
+        _("it adapts {paths}, {reason}", paths=summarise_list(paths), reason=reason)
         for reason, paths in unsupported.items()
     ]
     if experts:
-        message = _("it adapts parameters such as the weights of experts ({experts}), whose factors are not exported")
-        problems.append(message.format(experts=summarise_list(experts)))
+        message = _(
+            "it adapts parameters such as the weights of experts ({experts}), whose factors are not exported",
+            experts=summarise_list(experts),
+        )
+        problems.append(message)
     if whole:
-        message = _("it trains parameters without LoRA factors ({whole}), which llama.cpp cannot load")
-        problems.append(message.format(whole=summarise_list(whole)))
+        message = _(
+            "it trains parameters without LoRA factors ({whole}), which llama.cpp cannot load",
+            whole=summarise_list(whole),
+        )
+        problems.append(message)
     if any(layer.magnitude is not None for layer in lora.layers.values()):
         problems.append(_("llama.cpp does not support the magnitudes of DoRA"))
     return problems

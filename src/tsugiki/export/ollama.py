@@ -27,7 +27,7 @@ def new_gguf_file(out: Path, modelfile_text: str) -> Iterator[Path]:
 def check_gguf_name(out: Path) -> None:
     """Raise a TsugikiError for a name that does not end as those of GGUF files do."""
     if out.suffix != ".gguf":
-        raise TsugikiError(_("{out}: the name of a GGUF file must end in .gguf").format(out=out))
+        raise TsugikiError(_("{out}: the name of a GGUF file must end in .gguf", out=out))
 
 
 def modelfile(gguf: str, stop: Sequence[str] = (), context: int | None = None) -> str:

@@ -225,15 +225,17 @@ def prompt_masks(base: Any, layout: RowLayout) -> Tensor | dict[str, Tensor]:
     if config._attn_implementation not in _ADDITIVE_MASKS:
         message = _(
             "{kind} attention takes no mask, which packed rows, or padded rows with a soft prompt, need; use "
-            "model.set_attn_implementation('sdpa')"
+            "model.set_attn_implementation('sdpa')",
+            kind=config._attn_implementation,
         )
-        raise TsugikiError(message.format(kind=config._attn_implementation))
+        raise TsugikiError(message)
     if has_unknown_window(base):
         message = _(
             "{kind} has attention for which no mask is known, but packed rows need one, and so does a soft "
-            "prompt with padding on the left; use a batch of single documents padded on the right"
+            "prompt with padding on the left; use a batch of single documents padded on the right",
+            kind=type(base).__name__,
         )
-        raise TsugikiError(message.format(kind=type(base).__name__))
+        raise TsugikiError(message)
     kinds = sorted(set(getattr(config, "layer_types", None) or ()))
     masks = [document_mask(layout, base.dtype, window) for window in attention_windows(base)]
     return dict(zip(kinds, masks, strict=True)) if kinds else masks[0]
@@ -245,8 +247,9 @@ def extend_mask(mask: Any, length: int) -> Tensor:
     It is [rows, tokens] or [rows, 1, queries, keys].
     """
     if not isinstance(mask, Tensor):
-        message = _("a soft prompt takes an attention mask of two or four dimensions, not a {kind}")
-        raise TsugikiError(message.format(kind=type(mask).__name__))
+        raise TsugikiError(
+            _("a soft prompt takes an attention mask of two or four dimensions, not a {kind}", kind=type(mask).__name__)
+        )
     visible = 1 if mask.dim() == 2 or mask.dtype == torch.bool else 0
     return torch.cat([mask.new_full((*mask.shape[:-1], length), visible), mask], dim=-1)
 

@@ -118,8 +118,11 @@ def _mixed_rows(
 ) -> RowAdapters:
     names = [None if name == BASE_ROW else name for name in adapter_names]
     if isinstance(adapter_names, str) or not names or not all(isinstance(name, str | None) for name in names):
-        message = _("adapter_names is {adapter_names!r}; give a list with a name or None for each row of the batch")
-        raise TsugikiError(message.format(adapter_names=adapter_names))
+        message = _(
+            "adapter_names is {adapter_names!r}; give a list with a name or None for each row of the batch",
+            adapter_names=adapter_names,
+        )
+        raise TsugikiError(message)
     adapters = {name: _find_lora_adapter(model, name) for name in names if name is not None}
     neighbours = gcd(*(len(list(run)) for _, run in groupby(names)))
     groups = [None if name is None else adapters[name] for name in names[::neighbours]]
@@ -128,9 +131,10 @@ def _mixed_rows(
         if "experts" in path.split("."):
             message = _(
                 "{path} belongs to one of several experts, which get tokens of several rows mixed; a mixed "
-                "batch is not possible with adapters on experts"
+                "batch is not possible with adapters on experts",
+                path=path,
             )
-            raise TsugikiError(message.format(path=path))
+            raise TsugikiError(message)
         layer: Any = model.get_submodule(path)
         pairs = [None if adapter is None else adapter.pairs.get(path) for adapter in groups]
         layers.append((layer, LayerRowAdapters(path, len(names), RowPairs(pairs, known))))
@@ -143,21 +147,31 @@ def _find_lora_adapter(model: nn.Module, name: str) -> LoraAdapter:
         kind = type(adapter.config).__name__
         message = _(
             "{name!r} is not a LoRA adapter ({kind}) and cannot be used for single rows; set_adapter activates "
-            "it for the whole batch"
+            "it for the whole batch",
+            name=name,
+            kind=kind,
         )
-        raise TsugikiError(message.format(name=name, kind=kind))
+        raise TsugikiError(message)
     if others := adapter.others:
         message = _(
             "{name!r} adapts {path} ({count} such), which is not possible for single rows; set_adapter activates "
-            "it for the whole batch"
+            "it for the whole batch",
+            name=name,
+            path=others[0],
+            count=len(others),
         )
-        raise TsugikiError(message.format(name=name, path=others[0], count=len(others)))
+        raise TsugikiError(message)
     return adapter
 
 
 def _wrong_number(where: str, rows: int, names: int) -> TsugikiError:
-    message = _("{path} got {rows} rows, but {names} adapter names were given; give a name for each row of the batch")
-    return TsugikiError(message.format(path=where, rows=rows, names=names))
+    message = _(
+        "{path} got {rows} rows, but {names} adapter names were given; give a name for each row of the batch",
+        path=where,
+        rows=rows,
+        names=names,
+    )
+    return TsugikiError(message)
 
 
 def _check_input(rows: RowAdapters, model: nn.Module, args: Any, given: Mapping[str, Any]) -> None:
@@ -230,9 +244,10 @@ def _check_order_of_rows(model: Any, state: Graft, rows: RowAdapters) -> None:
     if wrong:
         message = _(
             "{path} gets the tokens before the rows of the batch, so rows cannot have adapters of their own; "
-            "use set_adapter"
+            "use set_adapter",
+            path=wrong[0],
         )
-        raise TsugikiError(message.format(path=wrong[0]))
+        raise TsugikiError(message)
     state.in_order |= unknown.keys()
 
 

@@ -34,8 +34,11 @@ def recompute_blocks(model: nn.Module, count: int) -> None:
     """
     blocks = decoder_blocks(model)
     if count and not blocks:
-        message = _("{model} has no list of blocks, so its activations cannot be recomputed: set recompute to none")
-        raise TsugikiError(message.format(model=type(model).__name__))
+        message = _(
+            "{model} has no list of blocks, so its activations cannot be recomputed: set recompute to none",
+            model=type(model).__name__,
+        )
+        raise TsugikiError(message)
     undo_all(vars(model).pop(_UNDO, []))
     if count:
         undo: list[Undo] = []

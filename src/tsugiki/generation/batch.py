@@ -133,8 +133,10 @@ def find_batch_mode(model: PreTrainedModel, several: bool = True) -> BatchMode:
         alone = [_two_steps(model, [prompt]) for prompt in prompts]
         plain = [_without_cache(model, prompt) for prompt in prompts]
     except Exception as error:  # a model's own code may raise anything
-        message = _("it cannot be served, because it has no ordinary cache of keys and values: {error}")
-        raise TsugikiError(message.format(error=error_text(error))) from error
+        message = _(
+            "it cannot be served, because it has no ordinary cache of keys and values: {error}", error=error_text(error)
+        )
+        raise TsugikiError(message) from error
     rounds_inputs = any(isinstance(module, QuantizedLayer) for module in model.modules())
     same = partial(same_to_rounding, at_least=_ROUNDED if rounds_inputs else 0.0)
     if not all(same(one, other) for one, other in zip(alone, plain, strict=True)):

@@ -65,8 +65,12 @@ def generate_texts(
     rows, context = [prompt_tokens(model, tokenizer, prompt) for prompt in prompts], context_length(model)
     for row in rows:
         if len(row.ids) >= context:
-            message = _("the prompt has {count} tokens; the model's context of {context} leaves no room for more")
-            raise TsugikiError(message.format(count=len(row.ids), context=context))
+            message = _(
+                "the prompt has {count} tokens; the model's context of {context} leaves no room for more",
+                count=len(row.ids),
+                context=context,
+            )
+            raise TsugikiError(message)
     ends = frozenset({document_end(tokenizer)}).union(*(row.ends for row in rows))
     return continue_rows(model, tokenizer, [row.ids for row in rows], max_new_tokens, sampling, ends, emit=emit)
 

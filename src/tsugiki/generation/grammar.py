@@ -162,7 +162,7 @@ class Grammars:
         """Return a matcher of a grammar, which takes up to a second for the first one."""
         library = _llguidance()
         if len(grammar) > _LARGEST:
-            raise _unusable(_("it is too large: more than {count:,} characters").format(count=_LARGEST))
+            raise _unusable(_("it is too large: more than {count:,} characters", count=_LARGEST))
         if self._vocabulary is None:
             self._vocabulary = _Vocabulary(self._tokenizer, self._words)
         compiled = library.LLMatcher(self._vocabulary.native, grammar, log_level=0)
@@ -261,4 +261,4 @@ def _unusable(reason: str) -> TsugikiError:
     """Return the error for a grammar, with the most informative line of the library's message."""
     lines = reason.splitlines() or [""]
     line = next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), lines[0])
-    return TsugikiError(_("the grammar cannot be used: {reason}").format(reason=_(line[:200])))
+    return TsugikiError(_("the grammar cannot be used: {reason}", reason=_(line[:200])))

@@ -76,9 +76,12 @@ def check_fits(model: PreTrainedModel, tokens: int, source: str) -> None:
     if tokens > (context := context_length(model)):
         message = _(
             "{source}: prompt and answer have {tokens:,} tokens or more, above the model's context of {context:,}; "
-            "shorten or remove the prompt"
+            "shorten or remove the prompt",
+            source=source,
+            tokens=tokens,
+            context=context,
         )
-        raise TsugikiError(message.format(source=source, tokens=tokens, context=context))
+        raise TsugikiError(message)
 
 
 def learned_conversations(adapter: Path | None, tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -44,7 +44,7 @@ class Limits:
 
 def waited_too_long(seconds: float) -> WaitedTooLong:
     """Return the error for a request that has waited longer than allowed."""
-    return WaitedTooLong(_("the request waited for more than {seconds:g} s").format(seconds=seconds))
+    return WaitedTooLong(_("the request waited for more than {seconds:g} s", seconds=seconds))
 
 
 def engine_stopped() -> EngineStopped:
@@ -54,8 +54,7 @@ def engine_stopped() -> EngineStopped:
 
 def queue_full(limits: Limits) -> QueueFull:
     """Return the error for requests for which the queue has no place."""
-    message = _("the queue is full ({flag}); try again later")
-    return QueueFull(message.format(flag=flag("max_waiting", str(limits.waiting))))
+    return QueueFull(_("the queue is full ({flag}); try again later", flag=flag("max_waiting", str(limits.waiting))))
 
 
 @dataclass(frozen=True)

@@ -79,8 +79,11 @@ def card_sections(adapter: CardData) -> list[Section]:
     """Return the sections of a card."""
     about = _(
         "An adapter for {base}. It has {parameters:,} parameters ({size}) and is loaded together with the base, whose "
-        "weights do not change."
-    ).format(base=_base_description(adapter.base.name), parameters=adapter.parameters, size=format_size(adapter.size))
+        "weights do not change.",
+        base=_base_description(adapter.base.name),
+        parameters=adapter.parameters,
+        size=format_size(adapter.size),
+    )
     of_run = selected(run_sections(adapter.record), *_OF_RUN) if adapter.record else []
     licence = _(
         "The author has not chosen a licence. Ask for permission before you use the adapter. The base has a separate "

@@ -85,10 +85,10 @@ def push(
         repository = api.model_info(repo_id, timeout=_TIMEOUT)
     names = {file.rfilename for file in repository.siblings or ()}
     if "config.json" in names and ADAPTER_CONFIG_FILE not in names:
-        raise TsugikiError(_("{repo} contains a model; choose another repository for the adapter").format(repo=repo_id))
+        raise TsugikiError(_("{repo} contains a model; choose another repository for the adapter", repo=repo_id))
     if private and not repository.private:
         raise TsugikiError(
-            _("{repo} exists already and is public; make it private on the hub, or omit --private").format(repo=repo_id)
+            _("{repo} exists already and is public; make it private on the hub, or omit --private", repo=repo_id)
         )
     with _hub_errors(repo_id):
         kept_card = CARD_FILE in names and not may_replace_card(_read_text(api, repo_id, CARD_FILE, repository.sha))
@@ -121,8 +121,9 @@ def pull(repo_id: str, out: Path, revision: str | None = None) -> str:
         shutil.rmtree(temporary / ".cache", ignore_errors=True)  # huggingface_hub's metadata of the download
         problems = read_adapter_files(temporary).problems
         if problems:
-            message = _("the adapter in {repo} is not complete: {problems}")
-            raise TsugikiError(message.format(repo=repo_id, problems=summarise_list(problems)))
+            raise TsugikiError(
+                _("the adapter in {repo} is not complete: {problems}", repo=repo_id, problems=summarise_list(problems))
+            )
         if read_config_fields(temporary).get("trainable_token_indices"):  # the adapter may have its own tokenizer
             with _hub_errors(repo_id, revision):
                 for name in names & set(TOKENIZER_FILES) - {CHAT_TEMPLATE_FILE}:
@@ -139,8 +140,9 @@ def refuse_unknown_base(base: str) -> None:
         try:
             _api().model_info(base, timeout=_TIMEOUT)
         except RepositoryNotFoundError as error:
-            message = _("the base {base} is not on the hub; pass its name there as --base, or --base none")
-            raise TsugikiError(message.format(base=base)) from error
+            raise TsugikiError(
+                _("the base {base} is not on the hub; pass its name there as --base, or --base none", base=base)
+            ) from error
 
 
 def is_repo_id(text: str) -> bool:
@@ -158,8 +160,11 @@ def is_repo_id(text: str) -> bool:
 def check_repo_id(repo_id: str) -> None:
     """Check that `repo_id` is a valid repository name of the form USER/NAME."""
     if not is_repo_id(repo_id) or "/" not in repo_id:
-        message = _("{repo!r} is not a repository; pass USER/NAME, such as me/soseki, of letters, digits, -, _ and .")
-        raise TsugikiError(message.format(repo=repo_id))
+        message = _(
+            "{repo!r} is not a repository; pass USER/NAME, such as me/soseki, of letters, digits, -, _ and .",
+            repo=repo_id,
+        )
+        raise TsugikiError(message)
 
 
 def _refuse_no_adapter(repo_id: str, names: set[str]) -> None:
@@ -167,17 +172,13 @@ def _refuse_no_adapter(repo_id: str, names: set[str]) -> None:
         kind = (
             _("it contains a model; pass it as --model")
             if "config.json" in names
-            else _("it has no {file}").format(file=ADAPTER_CONFIG_FILE)
+            else _("it has no {file}", file=ADAPTER_CONFIG_FILE)
         )
-        raise TsugikiError(_("no adapter in {repo}: {reason}").format(repo=repo_id, reason=kind))
+        raise TsugikiError(_("no adapter in {repo}: {reason}", repo=repo_id, reason=kind))
     if ADAPTER_FILE not in names:
         pickled = next((name for name in sorted(names) if name.startswith("adapter_model.")), None)
-        hint = (
-            _("; {name} is not downloaded, because only safetensors are supported").format(name=pickled)
-            if pickled
-            else ""
-        )
-        raise TsugikiError(_("{repo} has no {file}{hint}").format(repo=repo_id, file=ADAPTER_FILE, hint=hint))
+        hint = _("; {name} is not downloaded, because only safetensors are supported", name=pickled) if pickled else ""
+        raise TsugikiError(_("{repo} has no {file}{hint}", repo=repo_id, file=ADAPTER_FILE, hint=hint))
 
 
 def _read_text(api: "HfApi", repo_id: str, name: str, revision: str | None) -> str:
@@ -221,7 +222,8 @@ def _message(error: Exception, repo_id: str, revision: str | None) -> str:
     message = next((_OF_CLASS[kind] for kind in kinds if kind in _OF_CLASS), None)
     if message is None:
         message = next((known for part, known in _OF_TEXT.items() if part in text), _OTHER)
-    return _(_OF_STATUS.get(status, message) if message is _OTHER_STATUS else message).format(
+    return _(
+        _OF_STATUS.get(status, message) if message is _OTHER_STATUS else message,
         repo=repo_id,
         revision=revision,
         status=status,

@@ -65,8 +65,9 @@ def published_base(folder: Path, given: str | None) -> str | None:
         return None
     if given is not None:
         if not is_repo_id(given):
-            message = _("--base {name} is not a hub name; pass one such as openai-community/gpt2, or none")
-            raise TsugikiError(message.format(name=given))
+            raise TsugikiError(
+                _("--base {name} is not a hub name; pass one such as openai-community/gpt2, or none", name=given)
+            )
         return given
     name = read_base(folder).name
     if name is None or name == EMBEDDED:
@@ -122,16 +123,19 @@ def _notes(folder: Path, base: str | None, license_id: str | None, record: RunRe
         name = read_base(folder).name
         notes.append(
             _(
-                "the name of the base, {name}, is not sent, because it is not on the hub; pass its name there as --base"
-            ).format(name=name)
+                "the name of the base, {name}, is not sent, because it is not on the hub; pass its name there as "
+                "--base",
+                name=name,
+            )
             if name
             else _("the card names no base; pass its name on the hub as --base")
         )
     if license_id is None:
         notes.append(_("the card names no licence; pass one as --license, such as apache-2.0"))
     if record is None:
-        message = _("{folder} has no {file}, so the card has no results and no samples")
-        notes.append(message.format(folder=folder, file=RECORD_FILE))
+        notes.append(
+            _("{folder} has no {file}, so the card has no results and no samples", folder=folder, file=RECORD_FILE)
+        )
     return notes
 
 

@@ -36,7 +36,11 @@ def read_only_member(data: bytes, name: str, suffix: str, max_size: int, advice:
                     "{name}: {count} {suffix} file in the zip, expected one; {advice}",
                     "{name}: {count} {suffix} files in the zip, expected one; {advice}",
                     len(members),
-                ).format(name=name, count=len(members), suffix=suffix, advice=advice)
+                    name=name,
+                    count=len(members),
+                    suffix=suffix,
+                    advice=advice,
+                )
             )
         return next(_read(archive, members, min(max_size, _MAX_RATIO * len(data)), name, advice))
 
@@ -51,11 +55,16 @@ def zip_members(path: Path) -> dict[str, bool]:
     for info in members:
         inside = PureWindowsPath(info.filename)  # recognises both separators, and drives
         if inside.is_absolute() or inside.drive or inside.root or ".." in inside.parts:
-            message = _("{path}: the name {name} leads out of the zip, so nothing of it is read")
-            raise TsugikiError(message.format(path=path, name=error_text(repr(info.filename), 80)))
+            message = _(
+                "{path}: the name {name} leads out of the zip, so nothing of it is read",
+                path=path,
+                name=error_text(repr(info.filename), 80),
+            )
+            raise TsugikiError(message)
         if info.flag_bits & 1:
-            message = _("{path}: the zip is protected by a password; unpack it, and give the folder")
-            raise TsugikiError(message.format(path=path))
+            raise TsugikiError(
+                _("{path}: the zip is protected by a password; unpack it, and give the folder", path=path)
+            )
     return {
         info.filename: stat.S_ISLNK(info.external_attr >> 16) for info in sorted(members, key=lambda one: one.filename)
     }
@@ -78,8 +87,9 @@ def _opened(file: IO[bytes], name: str, advice: str) -> Iterator[zipfile.ZipFile
         with zipfile.ZipFile(file) as archive:
             yield archive
     except _DAMAGE as error:
-        message = _("{name}: a damaged zip ({reason}); {advice}")
-        raise TsugikiError(message.format(name=name, reason=error_text(error, 100), advice=advice)) from error
+        raise TsugikiError(
+            _("{name}: a damaged zip ({reason}); {advice}", name=name, reason=error_text(error, 100), advice=advice)
+        ) from error
 
 
 def _read(
@@ -89,14 +99,20 @@ def _read(
     left = limit
     for member in names:
         if archive.getinfo(member).compress_type not in _METHODS:
-            message = _("{name}: the zip is packed with an unusual method; {advice}")
-            raise TsugikiError(message.format(name=name, advice=advice))
+            raise TsugikiError(
+                _("{name}: the zip is packed with an unusual method; {advice}", name=name, advice=advice)
+            )
         with archive.open(member) as file:  # the size in the zip's directory may be wrong
             content = file.read(left + 1)
         left -= len(content)
         if left < 0:
-            message = _("{name}: the zip unpacks to more than {size}; {advice}")
-            raise TsugikiError(message.format(name=name, size=format_size(limit), advice=advice))
+            message = _(
+                "{name}: the zip unpacks to more than {size}; {advice}",
+                name=name,
+                size=format_size(limit),
+                advice=advice,
+            )
+            raise TsugikiError(message)
         yield member, content
 
 

@@ -70,8 +70,7 @@ def check_digest(path: Path) -> bool:
     except OSError:
         return False
     if changed_files(path.parent, {path.name: f"sha256:{written.partition(' ')[0]}"}):
-        message = _("{path} has changed since it was written; restore it, or start another run")
-        raise TsugikiError(message.format(path=path))
+        raise TsugikiError(_("{path} has changed since it was written; restore it, or start another run", path=path))
     return True
 
 
@@ -99,7 +98,7 @@ def read_chunks(file: BinaryIO, length: int) -> Iterator[bytes]:
         chunk = file.read(min(_CHUNK, length))
         if not chunk:
             raise EOFError(
-                _("{name} ends too early: it is incomplete, or it was changed during reading").format(name=file.name)
+                _("{name} ends too early: it is incomplete, or it was changed during reading", name=file.name)
             )
         yield chunk
         length -= len(chunk)
@@ -126,21 +125,19 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Files that the manifest does not list are ignored.
     """
     path = folder / MANIFEST_FILE
-    content = read_json(
-        path, missing=_("{folder} is incomplete: it has no {file}").format(folder=folder, file=MANIFEST_FILE)
-    )
+    content = read_json(path, missing=_("{folder} is incomplete: it has no {file}", folder=folder, file=MANIFEST_FILE))
     # Another spelling of the same values, such as 1E-5 for 1e-5, is a change as well.
     as_written = path.read_bytes() == _to_bytes(content)
     if content.pop("sha256", None) != sha256([_to_bytes(content)]) or not as_written:
-        message = _("{folder} is damaged: {file} has changed since it was written")
-        raise TsugikiError(message.format(folder=folder, file=MANIFEST_FILE))
+        raise TsugikiError(
+            _("{folder} is damaged: {file} has changed since it was written", folder=folder, file=MANIFEST_FILE)
+        )
     if content.get("format") != _FORMAT:
-        raise TsugikiError(_("{path} has a format that this version of Tsugiki cannot read").format(path=path))
+        raise TsugikiError(_("{path} has a format that this version of Tsugiki cannot read", path=path))
     for name, written in content["files"].items():
         problem = _problem(folder / name, written)
         if problem:
-            message = _("{folder} is damaged: {name} {problem}")
-            raise TsugikiError(message.format(folder=folder, name=name, problem=problem))
+            raise TsugikiError(_("{folder} is damaged: {name} {problem}", folder=folder, name=name, problem=problem))
     facts: dict[str, Any] = content["facts"]
     return facts
 
@@ -150,12 +147,12 @@ def _problem(path: Path, written: Mapping[str, Any]) -> str:
     try:
         size = path.stat().st_size
         if size != written["size"]:
-            return _("has {size:,} bytes instead of {expected:,}").format(size=size, expected=written["size"])
+            return _("has {size:,} bytes instead of {expected:,}", size=size, expected=written["size"])
         return "" if file_sha256(path) == written["sha256"] else _("has changed since it was written")
     except FileNotFoundError:
         return _("is missing")
     except OSError as error:
-        return _("cannot be read ({reason})").format(reason=error.strerror or error)
+        return _("cannot be read ({reason})", reason=error.strerror or error)
 
 
 def _to_bytes(content: Mapping[str, Any]) -> bytes:

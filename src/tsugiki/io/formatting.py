@@ -26,7 +26,7 @@ def parse_size(text: str) -> int:
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT])(I?)B\s*", text, re.IGNORECASE)
     if match is None:
-        raise TsugikiError(_("{text!r} is no size; give one such as 8GB").format(text=text))
+        raise TsugikiError(_("{text!r} is no size; give one such as 8GB", text=text))
     number, prefix, binary = match.groups()
     return round(float(number) * float(1024 if binary else 1000) ** (1 + "KMGT".index(prefix.upper())))
 
@@ -34,10 +34,10 @@ def parse_size(text: str) -> int:
 def format_duration(seconds: float) -> str:
     """Format a duration in seconds (below 90 s), minutes (below 90 min) or hours."""
     if seconds < 90:
-        return _("{seconds:.0f} s").format(seconds=seconds)
+        return _("{seconds:.0f} s", seconds=seconds)
     if seconds < 5400:
-        return _("{minutes:.0f} min").format(minutes=seconds / 60)
-    return _("{hours:.1f} h").format(hours=seconds / 3600)
+        return _("{minutes:.0f} min", minutes=seconds / 60)
+    return _("{hours:.1f} h", hours=seconds / 3600)
 
 
 def argument_descriptions(docstring: str) -> Mapping[str, str]:

@@ -34,15 +34,14 @@ def read_json(path: Path, missing: str = "") -> dict[str, Any]:
         with path.open("rb") as file:
             data = file.read(_MAX_SIZE + 1)
         if len(data) > _MAX_SIZE:
-            raise ValueError(_("it has more than {size}").format(size=format_size(_MAX_SIZE)))
+            raise ValueError(_("it has more than {size}", size=format_size(_MAX_SIZE)))
         content = _without_surrogates(parse_json(data.decode("utf-8-sig")))
     except FileNotFoundError as error:
-        raise TsugikiError(missing or _("{path} is missing").format(path=path)) from error
+        raise TsugikiError(missing or _("{path} is missing", path=path)) from error
     except (OSError, ValueError) as error:
-        message = _("{path} cannot be read as JSON: {error}")
-        raise TsugikiError(message.format(path=path, error=error_text(error))) from error
+        raise TsugikiError(_("{path} cannot be read as JSON: {error}", path=path, error=error_text(error))) from error
     if not isinstance(content, dict):
-        raise TsugikiError(_("{path} does not hold a JSON object").format(path=path))
+        raise TsugikiError(_("{path} does not hold a JSON object", path=path))
     return content
 
 
@@ -82,9 +81,10 @@ def in_words(error: json.JSONDecodeError) -> ValueError:
     """Return an error of Python's JSON in the language of the user."""
     problem = _(error.msg.removesuffix(" at").removesuffix(" starting"))
     if error.lineno == 1:
-        return ValueError(_("{error} at character {position}").format(error=problem, position=error.colno))
-    message = _("{error} at character {position} of line {line}")
-    return ValueError(message.format(error=problem, position=error.colno, line=error.lineno))
+        return ValueError(_("{error} at character {position}", error=problem, position=error.colno))
+    return ValueError(
+        _("{error} at character {position} of line {line}", error=problem, position=error.colno, line=error.lineno)
+    )
 
 
 def check_depth(value: Any) -> None:
@@ -115,7 +115,7 @@ def _without_surrogates(value: Any) -> Any:
 def integer(digits: str) -> int:
     """Return the value of an integer of at most 100 digits."""
     if len(digits) > _MAX_DIGITS:
-        raise ValueError(_("an integer has more than {most} digits").format(most=_MAX_DIGITS))
+        raise ValueError(_("an integer has more than {most} digits", most=_MAX_DIGITS))
     return int(digits)
 
 
@@ -124,7 +124,7 @@ def _object(members: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(members)
     if len(found) < len(members):
         name, _count = Counter(name for name, _value in members).most_common(1)[0]
-        raise ValueError(_("an object has {name} twice").format(name=error_text(name, 40)))
+        raise ValueError(_("an object has {name} twice", name=error_text(name, 40)))
     return found
 
 
@@ -168,8 +168,13 @@ def parse_rows(path: Path, content: bytes, kind: type[T]) -> tuple[list[T], list
             try:
                 rows.append(adapter.validate_json(line))
             except ValidationError as error:
-                message = _("{path}:{number} is damaged: {problems}; correct or remove the line")
-                damaged.append(message.format(path=path, number=number, problems=describe_problems(error, ())))
+                message = _(
+                    "{path}:{number} is damaged: {problems}; correct or remove the line",
+                    path=path,
+                    number=number,
+                    problems=describe_problems(error, ()),
+                )
+                damaged.append(message)
     return rows, damaged
 
 

@@ -40,7 +40,7 @@ def locked(path: Path, what: Path) -> Iterator[None]:
             process = "?"
             with suppress(OSError):
                 process = error_text(owner.read_text(encoding="utf-8"), 20)
-            warn_caller(_("waiting for process {process}, which writes {what}").format(process=process, what=what))
+            warn_caller(_("waiting for process {process}, which writes {what}", process=process, what=what))
             stack.enter_context(_held(path, timeout=-1, again=True))
         with suppress(OSError):
             owner.write_text(str(os.getpid()), encoding="utf-8")
@@ -175,19 +175,27 @@ def _is_this_machine(owner: dict[str, Any]) -> bool:
 def _in_use(folder: Path, owner: dict[str, Any]) -> TsugikiError:
     if not owner:
         return TsugikiError(
-            _("{folder} is in use by another process; wait for its end, or choose another folder").format(folder=folder)
+            _("{folder} is in use by another process; wait for its end, or choose another folder", folder=folder)
         )
     process, host, started = (error_text(owner.get(name), 100) for name in ("process", "host", "started"))
     if _is_this_machine(owner):
         return TsugikiError(
             _(
                 "{folder} is in use by process {process}, started at {started}; wait for its end, stop it, or "
-                "choose another folder"
-            ).format(folder=folder, process=process, started=started)
+                "choose another folder",
+                folder=folder,
+                process=process,
+                started=started,
+            )
         )
     return TsugikiError(
         _(
             "{folder} is in use by process {process} on {host}, started at {started}; if it does not run any more, "
-            "delete {file}"
-        ).format(folder=folder, process=process, host=host, started=started, file=folder / OWNER_FILE)
+            "delete {file}",
+            folder=folder,
+            process=process,
+            host=host,
+            started=started,
+            file=folder / OWNER_FILE,
+        )
     )

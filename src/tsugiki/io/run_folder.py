@@ -38,9 +38,11 @@ def refuse_earlier_run(out: Path) -> None:
     if any((out / name).exists() for name in (RECORD_FILE, ADAPTER_FILE, MODEL_FILE)) or checkpoints(out / CHECKPOINTS):
         message = _(
             "{out} already holds a run: choose another {flag:out}, continue it (tsugiki train {flag:resume} {quoted}), "
-            "or replace it with {flag:overwrite}"
+            "or replace it with {flag:overwrite}",
+            out=out,
+            quoted=shlex.quote(str(out)),
         )
-        raise TsugikiError(message.format(out=out, quoted=shlex.quote(str(out))))
+        raise TsugikiError(message)
 
 
 def remove_run(out: Path) -> None:

@@ -68,9 +68,9 @@ def read_shard(path: Path) -> Shard:
             header = start + file.read(int.from_bytes(start, "little"))
         entries = _entries(json.loads(header[8:]), len(header))
     except FileNotFoundError as error:
-        raise TsugikiError(_("{path} is missing").format(path=path)) from error
+        raise TsugikiError(_("{path} is missing", path=path)) from error
     except (OSError, SafetensorError, ValueError) as error:
-        raise TsugikiError(_("{path} is broken: {error}").format(path=path, error=error_text(error))) from error
+        raise TsugikiError(_("{path} is broken: {error}", path=path, error=error_text(error))) from error
     return Shard(path, header, entries)
 
 
@@ -97,8 +97,13 @@ def read_tensor(shard: Shard, key: str) -> Tensor:
     """Read one floating-point tensor."""
     entry = shard.entries[key]
     if entry.dtype not in _DTYPES:
-        message = _("{key} in {path} has the dtype {dtype}, which is not floating-point")
-        raise TsugikiError(message.format(key=key, path=shard.path, dtype=entry.dtype))
+        message = _(
+            "{key} in {path} has the dtype {dtype}, which is not floating-point",
+            key=key,
+            path=shard.path,
+            dtype=entry.dtype,
+        )
+        raise TsugikiError(message)
     buffer = bytearray(entry.end - entry.begin)
     try:
         with shard.path.open("rb") as file:
@@ -107,7 +112,7 @@ def read_tensor(shard: Shard, key: str) -> Tensor:
     except OSError as error:
         raise unreadable(shard.path, error) from error
     if not complete:
-        raise TsugikiError(_("{path} ends too early; it was changed while it was read").format(path=shard.path))
+        raise TsugikiError(_("{path} ends too early; it was changed while it was read", path=shard.path))
     content = torch.frombuffer(buffer, dtype=torch.uint8) if buffer else torch.empty(0, dtype=torch.uint8)
     return content.view(_DTYPES[entry.dtype]).view(entry.shape)
 

@@ -66,7 +66,7 @@ def problem_text(problem: ErrorDetails) -> str:
     known = _PROBLEMS.get(problem["type"])
     if known is None:
         return problem["msg"].removeprefix("Value error, ")
-    return _(known).format(**problem.get("ctx", {}))
+    return _(known, **problem.get("ctx", {}))
 
 
 def describe_problems(error: ValidationError, known_settings: Collection[str]) -> str:
@@ -85,10 +85,10 @@ def describe_problems(error: ValidationError, known_settings: Collection[str]) -
         if problem["type"] == "extra_forbidden":
             message += near_setting(where, known_settings)
         if has_value:
-            message += _(" (got {value})").format(value=error_text(repr(problem["input"]), 100))
+            message += _(" (got {value})", value=error_text(repr(problem["input"]), 100))
         problems.append(f"{where}: {message}" if where else message)
     left = len(problems) - _MAX_PROBLEMS
-    more = [_("and {count:,} more problems").format(count=left)] if left > 0 else []
+    more = [_("and {count:,} more problems", count=left)] if left > 0 else []
     return error_text(sentences(problems[:_MAX_PROBLEMS] + more), LONGEST_MESSAGE)
 
 
@@ -96,4 +96,4 @@ def near_setting(unknown: str, known: Collection[str]) -> str:
     """Return a suggestion to append to the error for an unknown setting; empty if no known one is similar."""
     other = OTHER_NAMES.get(unknown)
     near = [other] if other in known else get_close_matches(unknown, known, n=1)
-    return _("; did you mean {name!r}?").format(name=near[0]) if near else ""
+    return _("; did you mean {name!r}?", name=near[0]) if near else ""

@@ -41,20 +41,21 @@ def read_yaml(path: Path) -> Any:
 def parse_yaml(text: str, name: str) -> Any:
     """Return the value of a text in YAML; errors name its source, such as a path or a flag."""
     if len(text) > _MAX_SIZE:
-        message = _("{name} has more than {most:,} characters, which is too long for settings")
-        raise TsugikiError(message.format(name=name, most=_MAX_SIZE))
+        raise TsugikiError(
+            _("{name} has more than {most:,} characters, which is too long for settings", name=name, most=_MAX_SIZE)
+        )
     try:
         return yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as error:
         if _NAME_WITH_WIDE_COLON.search(text):
-            raise TsugikiError(_(WIDE_COLON).format(path=name)) from error
+            raise TsugikiError(_(WIDE_COLON, path=name)) from error
         mark = error.problem_mark or error.context_mark
-        where = _("line {line}: ").format(line=mark.line + 1) if mark else ""
+        where = _("line {line}: ", line=mark.line + 1) if mark else ""
         message = _("{name} is not YAML: {where}{problem}")
         problem = error_text(_(str(error.problem or error.context)))
         raise TsugikiError(message.format(name=name, where=where, problem=problem)) from error
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # a character code that does not exist
-        raise TsugikiError(_("{name} is not YAML: {error}").format(name=name, error=error_text(error))) from error
+        raise TsugikiError(_("{name} is not YAML: {error}", name=name, error=error_text(error))) from error
 
 
 class _Loader(yaml.SafeLoader):
@@ -66,7 +67,7 @@ class _Loader(yaml.SafeLoader):
             raise _error(_("aliases (*name) are not supported; repeat the value"), event)
         self.depth += 1
         if self.depth > _MAX_DEPTH:
-            raise _error(_("there are more than {most} levels").format(most=_MAX_DEPTH), event)
+            raise _error(_("there are more than {most} levels", most=_MAX_DEPTH), event)
         node: yaml.Node | None = super().compose_node(parent, index)
         self.depth -= 1
         return node
@@ -75,9 +76,7 @@ class _Loader(yaml.SafeLoader):
         mapping: dict[Any, Any] = super().construct_mapping(node, deep=deep)
         for key in mapping:
             if not isinstance(key, str):
-                raise _error(
-                    _("the name {key} is not a text; put it in quotes").format(key=error_text(repr(key), 40)), node
-                )
+                raise _error(_("the name {key} is not a text; put it in quotes", key=error_text(repr(key), 40)), node)
         return mapping
 
     def text(self, node: yaml.Node) -> str:

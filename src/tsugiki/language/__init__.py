@@ -2,7 +2,7 @@
 
 The source is written in English, and a message's English text is its key in the catalogue of another language:
 
-    raise TsugikiError(_("{path}: no such folder").format(path=path))
+    raise TsugikiError(_("{path}: no such folder", path=path))
 
 A message is translated when it is shown or raised, so that the language can be chosen at any time: by the option
 `--lang`, which sets the variable `TSUGIKI_LANG`; by this variable; or by the locale. A server answers each reader in a
@@ -15,7 +15,7 @@ the command line that becomes its flag, and on the server's page, which has no f
 import locale
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
@@ -54,9 +54,7 @@ def language() -> str:
 def choose_language(name: str) -> None:
     """Set the language of this process and of those that it starts; a ValueError if it is not in `LANGUAGES`."""
     if name not in LANGUAGES:
-        raise ValueError(
-            _("no language {name!r}; choose one of: {known}").format(name=name, known=", ".join(LANGUAGES))
-        )
+        raise ValueError(_("no language {name!r}; choose one of: {known}", name=name, known=", ".join(LANGUAGES)))
     os.environ[VARIABLE] = name
 
 
@@ -87,19 +85,21 @@ def flag(name: str, value: str = "") -> str:
     return (_("“{label}: {value}”") if value else _("“{label}”")).format(label=label, value=value)
 
 
-def _(message: str) -> str:
-    """Return a message in the reader's language, still with its placeholders."""
-    return _with_flags(_catalogue(language()).gettext(message))
+def _(message: str, /, **values: object) -> str:
+    """Return a message in the reader's language, with its values; without any, still with its placeholders."""
+    return _filled(_catalogue(language()).gettext(message), values)
 
 
-def ngettext(singular: str, plural: str, count: int) -> str:
-    """Return the form of a message that `count` requires, in the reader's language, still with its placeholders."""
-    return _with_flags(_catalogue(language()).ngettext(singular, plural, count))
+def ngettext(singular: str, plural: str, number: int, /, **values: object) -> str:
+    """Return the form of a message that `number` requires, in the reader's language, with its values as in `_`."""
+    return _filled(_catalogue(language()).ngettext(singular, plural, number), values)
 
 
-def _with_flags(message: str) -> str:
-    """Return a message in which settings are named as the reader sets them."""
-    return _FLAG.sub(lambda found: flag(found[1], found[2] or ""), message) if "{flag:" in message else message
+def _filled(message: str, values: Mapping[str, object]) -> str:
+    """Return a message in which settings are named as the reader sets them, with its values if there are any."""
+    if "{flag:" in message:
+        message = _FLAG.sub(lambda found: flag(found[1], found[2] or ""), message)
+    return message.format(**values) if values else message
 
 
 def marked(message: str) -> str:

@@ -7,7 +7,7 @@ from tsugiki.language import ngettext
 
 def _counted(singular: str, plural: str) -> Callable[[int], str]:
     """Return a function that formats a count with its unit in the reader's language."""
-    return lambda count: ngettext(singular, plural, count).format(count=count)
+    return lambda count: ngettext(singular, plural, count, count=count)
 
 
 documents = _counted("{count:,} document", "{count:,} documents")

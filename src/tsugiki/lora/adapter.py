@@ -93,15 +93,18 @@ class LoraAdapter:
             if isinstance(layer, nn.Conv2d) and layer.groups > 1:
                 message = _(
                     "{path} is a convolution with {groups} groups, into whose kernel no pair can be merged; "
-                    "keep the adapter separate"
+                    "keep the adapter separate",
+                    path=path,
+                    groups=layer.groups,
                 )
-                raise TsugikiError(message.format(path=path, groups=layer.groups))
+                raise TsugikiError(message)
             changes[f"{path}.weight"] = partial(updated_weight, layer, pair)
             if pair.bias is None:
                 continue
             if layer._parameters.get("bias") is None:
-                message = _("lora_bias: {path} has no bias into which one can be merged; keep the adapter")
-                raise TsugikiError(message.format(path=path))
+                raise TsugikiError(
+                    _("lora_bias: {path} has no bias into which one can be merged; keep the adapter", path=path)
+                )
             changes[f"{path}.bias"] = partial(_with_bias, pair)
         of_vectors = {id(vectors): vectors.updated for vectors in self.tokens.values()}
         return changes | {f"{path}.weight": of_vectors[id(vectors)] for path, vectors in self.tokens.items()}
@@ -125,8 +128,9 @@ def new_lora_adapter(model: nn.Module, config: LoraConfig) -> LoraAdapter:
     }
     trained = trained_biases(model, config, targets)
     if config.bias != "none" and not trained:
-        message = _("bias is {bias!r}, but none of these layers has a bias; use bias='none'")
-        raise TsugikiError(message.format(bias=config.bias))
+        raise TsugikiError(
+            _("bias is {bias!r}, but none of these layers has a bias; use bias='none'", bias=config.bias)
+        )
     biases = {path: nn.Parameter(bias.detach().clone()) for path, bias in trained.items()}
     if config.ensure_weight_tying:
         _refuse_to_tie(model, [*pairs, *modules])
@@ -135,9 +139,10 @@ def new_lora_adapter(model: nn.Module, config: LoraConfig) -> LoraAdapter:
     if both:
         message = _(
             "trainable_token_indices trains tokens of {path}, which is in target_modules or modules_to_save, "
-            "too; leave it out of one of them"
+            "too; leave it out of one of them",
+            path=both[0],
         )
-        raise TsugikiError(message.format(path=both[0]))
+        raise TsugikiError(message)
     return LoraAdapter(config, pairs, modules, biases, parameter_pairs, tokens)
 
 
@@ -164,9 +169,10 @@ def _refuse_to_tie(model: nn.Module, changed: Collection[str]) -> None:
         message = _(
             "ensure_weight_tying would adapt {path} and the layers that share its weight as one, which is not "
             "supported; leave it out, or merge the adapter with PEFT (merge_and_unload) and use the result as "
-            "a model"
+            "a model",
+            path=tied[0],
         )
-        raise TsugikiError(message.format(path=tied[0]))
+        raise TsugikiError(message)
 
 
 def _with_bias(pair: LowRank, bias: Tensor) -> Tensor:
@@ -234,19 +240,27 @@ def _check_parameter_settings(path: str, config: LoraConfig) -> None:
     if config.lora_dropout:
         message = _(
             "lora_dropout is {lora_dropout}, and must be 0 for target_parameters: the inputs of {path} are "
-            "multiplied inside its module, where none can be dropped"
+            "multiplied inside its module, where none can be dropped",
+            lora_dropout=config.lora_dropout,
+            path=path,
         )
-        raise TsugikiError(message.format(lora_dropout=config.lora_dropout, path=path))
+        raise TsugikiError(message)
     if config.use_dora or config.lora_bias:
         setting = "use_dora" if config.use_dora else "lora_bias"
-        message = _("{setting} is not defined for target_parameters such as {path}; leave out one of the two")
-        raise TsugikiError(message.format(setting=setting, path=path))
+        message = _(
+            "{setting} is not defined for target_parameters such as {path}; leave out one of the two",
+            setting=setting,
+            path=path,
+        )
+        raise TsugikiError(message)
     if isinstance(config.init_lora_weights, str) and config.init_lora_weights != "gaussian":
         message = _(
             "init_lora_weights {init_lora_weights!r} is for linear layers only; for target_parameters such as "
-            "{path} use True or 'gaussian'"
+            "{path} use True or 'gaussian'",
+            init_lora_weights=config.init_lora_weights,
+            path=path,
         )
-        raise TsugikiError(message.format(init_lora_weights=config.init_lora_weights, path=path))
+        raise TsugikiError(message)
 
 
 def _check_names(model: nn.Module, targets: Collection[str], config: LoraConfig) -> None:
@@ -256,8 +270,11 @@ def _check_names(model: nn.Module, targets: Collection[str], config: LoraConfig)
         raise TsugikiError(
             _(
                 "{setting}: PEFT would take the name of {path} for that of experts ({count} such), so no file that "
-                "it reads could be written; leave it out of the targets, or use LoRA"
-            ).format(setting="use_dora" if config.use_dora else "lora_bias", path=named[0], count=len(named))
+                "it reads could be written; leave it out of the targets, or use LoRA",
+                setting="use_dora" if config.use_dora else "lora_bias",
+                path=named[0],
+                count=len(named),
+            )
         )
 
 
@@ -268,47 +285,73 @@ def _check_fit(path: str, layer: nn.Module, config: LoraConfig) -> None:
     if rank > _MAX_RANK_FACTOR * full_rank:
         message = _(
             "the rank for {path} is {rank}, more than {factor} times the highest that its update can have "
-            "({highest}); lower r or rank_pattern"
+            "({highest}); lower r or rank_pattern",
+            path=path,
+            rank=rank,
+            factor=_MAX_RANK_FACTOR,
+            highest=full_rank,
         )
-        raise TsugikiError(message.format(path=path, rank=rank, factor=_MAX_RANK_FACTOR, highest=full_rank))
+        raise TsugikiError(message)
     weight = layer._parameters.get("weight")
     reads = "DoRA" if config.use_dora else "PiSSA" if str(init).startswith("pissa") else None
     if reads and weight is not None and (not weight.is_floating_point() or weight.itemsize < 2):
         message = _(
             "{setting} reads the weights of its layers, and {path} is quantised by a {kind}; load the base "
-            "unquantised, or use plain LoRA"
+            "unquantised, or use plain LoRA",
+            setting=reads,
+            path=path,
+            kind=kind,
         )
-        raise TsugikiError(message.format(setting=reads, path=path, kind=kind))
+        raise TsugikiError(message)
     decomposes = isinstance(init, str) and init not in ("gaussian", "mica")
     if (config.lora_bias or decomposes) and not is_linear(layer):
         setting = f"init_lora_weights {init!r}" if decomposes else "lora_bias"
-        message = _("{setting} is for linear layers only, and {path} is a {kind}; leave it out of the targets")
-        raise TsugikiError(message.format(setting=setting, path=path, kind=kind))
+        message = _(
+            "{setting} is for linear layers only, and {path} is a {kind}; leave it out of the targets",
+            setting=setting,
+            path=path,
+            kind=kind,
+        )
+        raise TsugikiError(message)
     if str(init).startswith("pissa") and rank > full_rank:
         message = _(
             "init_lora_weights {init!r}: {path} has only {count} principal directions, fewer than rank {rank}; "
-            "lower the rank"
+            "lower the rank",
+            init=init,
+            path=path,
+            count=full_rank,
+            rank=rank,
         )
-        raise TsugikiError(message.format(init=init, path=path, count=full_rank, rank=rank))
+        raise TsugikiError(message)
     if not isinstance(layer, nn.Conv2d):
         return
     if rank % layer.groups:
         message = _(
-            "{path} is a {kind} with {groups} groups, and rank {rank} is not a multiple of that; change the rank"
+            "{path} is a {kind} with {groups} groups, and rank {rank} is not a multiple of that; change the rank",
+            path=path,
+            kind=kind,
+            groups=layer.groups,
+            rank=rank,
         )
-        raise TsugikiError(message.format(path=path, kind=kind, groups=layer.groups, rank=rank))
+        raise TsugikiError(message)
     if config.use_dora and layer.groups > 1:
         message = _(
             "use_dora: {path} is a {kind} with {groups} groups, for which DoRA is not defined; leave it out of "
-            "the targets"
+            "the targets",
+            path=path,
+            kind=kind,
+            groups=layer.groups,
         )
-        raise TsugikiError(message.format(path=path, kind=kind, groups=layer.groups))
+        raise TsugikiError(message)
     if layer.padding_mode != "zeros":
         message = _(
             "{path} is a {kind} with padding_mode {padding_mode!r}, and only 'zeros' is supported; leave it "
-            "out of the targets"
+            "out of the targets",
+            path=path,
+            kind=kind,
+            padding_mode=layer.padding_mode,
         )
-        raise TsugikiError(message.format(path=path, kind=kind, padding_mode=layer.padding_mode))
+        raise TsugikiError(message)
 
 
 def _warn_of_ranks_too_high(targets: Mapping[str, nn.Module], config: LoraConfig) -> None:
@@ -317,6 +360,10 @@ def _warn_of_ranks_too_high(targets: Mapping[str, nn.Module], config: LoraConfig
         highest = min(features(targets[high[0]]))
         message = _(
             "rank {rank} is above the highest rank that the update of {path} can have ({highest}; {count} such "
-            "layers): training works, but rank {highest} can express the same"
+            "layers): training works, but rank {highest} can express the same",
+            rank=config.rank_of(high[0]),
+            path=high[0],
+            highest=highest,
+            count=len(high),
         )
-        warn_caller(message.format(rank=config.rank_of(high[0]), path=high[0], highest=highest, count=len(high)))
+        warn_caller(message)

@@ -121,29 +121,31 @@ class LoraConfig:
         if isinstance(init, str) and re.fullmatch(_INITIALISATIONS, init) is None:
             message = _(
                 "init_lora_weights is {init!r}; choose True, False, 'gaussian', 'orthogonal', 'pissa' or "
-                "'pissa_niter_[number]'"
+                "'pissa_niter_[number]'",
+                init=init,
             )
-            raise TsugikiError(message.format(init=init))
+            raise TsugikiError(message)
         odd = [rank for rank in (self.r, *self.rank_pattern.values()) if rank % 2]
         if init == "orthogonal" and odd:
-            message = _("init_lora_weights 'orthogonal' requires even ranks, and one is {rank}")
-            raise TsugikiError(message.format(rank=odd[0]))
+            raise TsugikiError(_("init_lora_weights 'orthogonal' requires even ranks, and one is {rank}", rank=odd[0]))
         if self.lora_bias and (self.use_dora or not isinstance(self.init_lora_weights, bool)):
             raise TsugikiError(_("lora_bias cannot be combined with use_dora or other initial values; leave one out"))
         if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
             message = _(
                 "layers_to_transform requires a list of target_modules; {target_modules!r} is a pattern, which "
-                "can name the layers itself"
+                "can name the layers itself",
+                target_modules=self.target_modules,
             )
-            raise TsugikiError(message.format(target_modules=self.target_modules))
+            raise TsugikiError(message)
         wanted = self.trainable_token_indices
         lists = wanted.values() if isinstance(wanted, Mapping) else [] if wanted is None else [wanted]
         if any(not ids or min(ids) < 0 or len(set(ids)) < len(ids) for ids in lists):
             message = _(
                 "trainable_token_indices has {value}; give a list of different token ids, or such a list "
-                "for each name of a layer"
+                "for each name of a layer",
+                value=error_text(repr(wanted), 40),
             )
-            raise TsugikiError(message.format(value=error_text(repr(wanted), 40)))
+            raise TsugikiError(message)
         # Each raises an error for a pattern that cannot be used.
         _checked = self._ranks, self._alphas, self._block_lists
 

@@ -117,17 +117,19 @@ def add_adapter(model: nn.Module, adapter: Adapter, name: str, *, base_dropout: 
     state = find_state(model) or Graft()
     check_can_switch(state)
     if name == BASE_ROW:
-        message = _("the name {name!r} is reserved for the base in mixed batches; choose another name")
-        raise TsugikiError(message.format(name=name))
+        raise TsugikiError(
+            _("the name {name!r} is reserved for the base in mixed batches; choose another name", name=name)
+        )
     if name in state.adapters:
-        message = _("the model already holds an adapter called {name!r}; choose another name")
-        raise TsugikiError(message.format(name=name))
+        raise TsugikiError(_("the model already holds an adapter called {name!r}; choose another name", name=name))
     if state.adapters and base_dropout not in (None, state.base_dropout):
         message = _(
             "base_dropout is {base_dropout}, but the adapters of this model were grafted with {used}; remove "
-            "them first, or leave base_dropout out"
+            "them first, or leave base_dropout out",
+            base_dropout=base_dropout,
+            used=state.base_dropout,
         )
-        raise TsugikiError(message.format(base_dropout=base_dropout, used=state.base_dropout))
+        raise TsugikiError(message)
     try:
         if not state.adapters:
             state.base_dropout = bool(base_dropout)
@@ -209,9 +211,10 @@ def _resize_token_embeddings(model: Any, new_num_tokens: int | None = None, *arg
         if changed:
             message = _(
                 "resize_token_embeddings would replace {path}, which is quantised or changed by an adapter; resize the "
-                "vocabulary before you graft"
+                "vocabulary before you graft",
+                path=changed[0],
             )
-            raise TsugikiError(message.format(path=changed[0]))
+            raise TsugikiError(message)
         vars(model).setdefault(WORDS_BEFORE, max(sizes))
     embedding: nn.Module = type(model).resize_token_embeddings(model, new_num_tokens, *args, **settings)
     use_matrix_product(model, state.frozen)

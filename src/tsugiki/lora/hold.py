@@ -130,16 +130,21 @@ def find_adapter(model: nn.Module, name: str) -> Any:
     """Return the adapter called `name`, an object of its method's class."""
     adapters = require_state(model).adapters
     if name not in adapters:
-        message = _("no adapter is called {name!r}; this model holds {adapters}")
-        raise TsugikiError(message.format(name=name, adapters=", ".join(map(repr, adapters))))
+        message = _(
+            "no adapter is called {name!r}; this model holds {adapters}",
+            name=name,
+            adapters=", ".join(map(repr, adapters)),
+        )
+        raise TsugikiError(message)
     return adapters[name]
 
 
 def check_not_merged(state: Graft) -> None:
     """Raise a TsugikiError if an adapter is merged into the base."""
     if state.merged is not None:
-        message = _("adapter {active!r} is merged into the base; call unmerge(model) first")
-        raise TsugikiError(message.format(active=state.active))
+        raise TsugikiError(
+            _("adapter {active!r} is merged into the base; call unmerge(model) first", active=state.active)
+        )
 
 
 def check_thread(state: Graft) -> None:
@@ -318,8 +323,12 @@ def join_adapters(adapters: Mapping[str, object]) -> LoraAdapter:
     for name, adapter in adapters.items():
         if not isinstance(adapter, LoraAdapter):
             kind = type(adapter.config).__name__  # type: ignore[attr-defined]
-            message = _("{name!r} is not a LoRA adapter ({kind}), so it cannot be active together with others")
-            raise TsugikiError(message.format(name=name, kind=kind))
+            message = _(
+                "{name!r} is not a LoRA adapter ({kind}), so it cannot be active together with others",
+                name=name,
+                kind=kind,
+            )
+            raise TsugikiError(message)
         joined.append(adapter)
         for path, pair in adapter.pairs.items():
             pairs.setdefault(path, []).append(pair)
@@ -328,18 +337,24 @@ def join_adapters(adapters: Mapping[str, object]) -> LoraAdapter:
     others = [path for part in joined for path in (*part.modules, *part.parameters, *part.tokens)]
     twice = next((path for path in others if others.count(path) > 1), None)
     if twice is not None:
-        message = _("several of {adapters} replace {path}; only one of them can be active")
-        raise TsugikiError(message.format(adapters=", ".join(adapters), path=twice))
+        message = _(
+            "several of {adapters} replace {path}; only one of them can be active",
+            adapters=", ".join(adapters),
+            path=twice,
+        )
+        raise TsugikiError(message)
     for path, found in pairs.items():
         if len(found) > 1 and any(pair.magnitude is not None or pair.bias is not None for pair in found):
-            message = _("{path} has DoRA or lora_bias, whose updates cannot be added; activate one adapter")
-            raise TsugikiError(message.format(path=path))
+            raise TsugikiError(
+                _("{path} has DoRA or lora_bias, whose updates cannot be added; activate one adapter", path=path)
+            )
         if len({pair.dropout.p for pair in found}) > 1 or (len(found) > 1 and found[0].A.dim() != 2):
             message = _(
                 "the adapters have different dropout for {path}, or it is a convolution, so their updates "
-                "cannot be computed at once; activate one adapter"
+                "cannot be computed at once; activate one adapter",
+                path=path,
             )
-            raise TsugikiError(message.format(path=path))
+            raise TsugikiError(message)
     return LoraAdapter(
         joined[0].config,
         {path: found[0] if len(found) == 1 else JoinedPairs(found) for path, found in pairs.items()},

@@ -45,8 +45,11 @@ def merge(model: nn.Module) -> nn.Module:
         with _updates_of_active_adapter(model) as (updates, undo):
             quantized = [name for name, update in updates.items() if is_quantized_weight(model, name, update)]
             if quantized:
-                message = _("{path} is quantised, so merging would lose part of the update; load the base unquantised")
-                raise TsugikiError(message.format(path=quantized[0]))
+                message = _(
+                    "{path} is quantised, so merging would lose part of the update; load the base unquantised",
+                    path=quantized[0],
+                )
+                raise TsugikiError(message)
             _apply(model, updates, undo)
             state.merged = undo
     return model

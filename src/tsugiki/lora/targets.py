@@ -28,17 +28,21 @@ def find_targets(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
     if both:
         message = _(
             "target_modules and target_parameters both select the weight of {path} ({count} such); leave it "
-            "out of one of the two"
+            "out of one of the two",
+            path=both[0],
+            count=len(both),
         )
-        raise TsugikiError(message.format(path=both[0], count=len(both)))
+        raise TsugikiError(message)
     selected += [name for name, layer in layers.items() if _is_selected_weight(f"{name}.weight", layer, parameters)]
     if not selected and not (parameters and config.target_modules == []):
-        message = _("{targets} matches no layer; {hint}")
-        raise TsugikiError(message.format(targets=_describe(config), hint=list_graftable(layers)))
+        raise TsugikiError(
+            _("{targets} matches no layer; {hint}", targets=_describe(config), hint=list_graftable(layers))
+        )
     wrong = [name for name in selected if not is_graftable(layers[name])]
     if wrong:
         raise TsugikiError(
-            _("{targets} matches {path}, a {kind}, which cannot be grafted ({count} such); {hint}").format(
+            _(
+                "{targets} matches {path}, a {kind}, which cannot be grafted ({count} such); {hint}",
                 targets=_describe(config),
                 path=wrong[0],
                 kind=type(layers[wrong[0]]).__name__,
@@ -66,12 +70,14 @@ def find_target_parameters(model: nn.Module, config: LoraConfig) -> dict[str, tu
     if not selected:
         stacks = stack_endings(dict(base_modules(model)))
         hint = (
-            _("its stacks of matrices are called {stacks}").format(stacks=", ".join(stacks))
+            _("its stacks of matrices are called {stacks}", stacks=", ".join(stacks))
             if stacks
             else _("it has no stack of matrices")
         )
-        message = _("target_parameters={wanted} matches no parameter of the model; {hint}")
-        raise TsugikiError(message.format(wanted=", ".join(wanted), hint=hint))
+        message = _(
+            "target_parameters={wanted} matches no parameter of the model; {hint}", wanted=", ".join(wanted), hint=hint
+        )
+        raise TsugikiError(message)
     found = {name: owned for name, owned in selected.items() if not _is_selected_weight(name, owned[0], wanted)}
     for name, (_other, parameter) in found.items():
         if parameter.dim() not in (2, 3):
@@ -82,11 +88,17 @@ def find_target_parameters(model: nn.Module, config: LoraConfig) -> dict[str, tu
                     "target_parameters selects {name}, which has {count} axes; only a matrix, or a stack of "
                     "matrices, has a low-rank update",
                     parameter.dim(),
-                ).format(name=name, count=parameter.dim())
+                    name=name,
+                    count=parameter.dim(),
+                )
             )
         if not parameter.is_floating_point() or parameter.itemsize < 2:
-            message = _("target_parameters selects {name}, which is quantised ({dtype}); load the base unquantised")
-            raise TsugikiError(message.format(name=name, dtype=parameter.dtype))
+            message = _(
+                "target_parameters selects {name}, which is quantised ({dtype}); load the base unquantised",
+                name=name,
+                dtype=parameter.dtype,
+            )
+            raise TsugikiError(message)
     return found
 
 
@@ -100,9 +112,11 @@ def shortest_target_modules(model: nn.Module, config: LoraConfig, targets: Colle
     if wrong := [name for name in others if matches(name, endings)]:
         message = _(
             "this adapter cannot be saved: target_modules={target_modules} would select other layers than "
-            "those that were grafted, such as {selected}; choose other target_modules"
+            "those that were grafted, such as {selected}; choose other target_modules",
+            target_modules=endings,
+            selected=wrong[0],
         )
-        raise TsugikiError(message.format(target_modules=endings, selected=wrong[0]))
+        raise TsugikiError(message)
     return endings
 
 
@@ -112,8 +126,11 @@ def _select(model: nn.Module, layers: Mapping[str, nn.Module], targets: Names | 
         head = output_head(model)
         return [name for name, layer in layers.items() if is_linear(layer) and layer is not head]
     if targets is not None and "all-linear" in targets and not isinstance(targets, str):
-        message = _("target_modules: 'all-linear' is no name in a list of layers; name them all; {hint}")
-        raise TsugikiError(message.format(hint=list_graftable(layers)))
+        message = _(
+            "target_modules: 'all-linear' is no name in a list of layers; name them all; {hint}",
+            hint=list_graftable(layers),
+        )
+        raise TsugikiError(message)
     if targets is None:
         targets = _default_targets(model)
         names = set(targets)
@@ -162,8 +179,12 @@ def _default_targets(model: nn.Module) -> Sequence[str]:
     row = architecture_of(model)
     targets = default_layers(model) if row is None or row.target_modules is None else row.target_modules
     if not targets:
-        message = _("no default target_modules for {name!r}; name them, or use 'all-linear'; {hint}")
-        raise TsugikiError(message.format(name=model_type(model), hint=list_graftable(dict(base_modules(model)))))
+        message = _(
+            "no default target_modules for {name!r}; name them, or use 'all-linear'; {hint}",
+            name=model_type(model),
+            hint=list_graftable(dict(base_modules(model))),
+        )
+        raise TsugikiError(message)
     return targets
 
 
@@ -172,4 +193,4 @@ def _describe(config: LoraConfig) -> str:
     shown = targets if isinstance(targets, str) or targets is None else ", ".join(targets)
     if config.layers_to_transform is None:
         return f"target_modules={shown}"
-    return f"target_modules={shown}" + _(" in layers {blocks}").format(blocks=config.layers_to_transform)
+    return f"target_modules={shown}" + _(" in layers {blocks}", blocks=config.layers_to_transform)

@@ -50,9 +50,10 @@ def quantize(model: Model, dtype: torch.dtype = torch.bfloat16, base_dtype: Quan
     if torch.accelerator.current_accelerator(check_available=True) is None and not exact_integers():
         message = _(
             "this processor cannot multiply 8-bit integers exactly (it has no VNNI): {base_dtype} saves memory "
-            "here, but it is slow"
+            "here, but it is slow",
+            base_dtype=base_dtype,
         )
-        warn_caller(message.format(base_dtype=base_dtype))
+        warn_caller(message)
     before = count_parameters(model)
     model.requires_grad_(False)
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
@@ -95,9 +96,11 @@ def quantized_layer(path: str, layer: nn.Module, dtype: torch.dtype, kept_as: La
     if not quantized.scale.isfinite().all():
         message = _(
             "{path} has weights that are not finite, so it cannot be stored as {base_dtype}: the file is "
-            "damaged, or the model was trained badly"
+            "damaged, or the model was trained badly",
+            path=path,
+            base_dtype=kept_as,
         )
-        raise TsugikiError(message.format(path=path, base_dtype=kept_as))
+        raise TsugikiError(message)
     return quantized
 
 

@@ -160,9 +160,11 @@ class Bottleneck(nn.Module):
         if h.shape[-1] != self.adapter_down.in_features:
             message = _(
                 "the adapter of width {width} follows a module whose output has width {found}; name modules "
-                "whose output is added to the residual"
+                "whose output is added to the residual",
+                width=self.adapter_down.in_features,
+                found=h.shape[-1],
             )
-            raise TsugikiError(message.format(width=self.adapter_down.in_features, found=h.shape[-1]))
+            raise TsugikiError(message)
         inner = NON_LINEARITIES[self.act](_linear(self.adapter_down, h))
         added = dropout(_linear(self.adapter_up, inner), self.p if self.training else 0.0)
         return (h + self.scaling * added).to(h.dtype)
@@ -203,10 +205,12 @@ def _sublayer_names(model: nn.Module, config: BottleneckConfig) -> dict[str, Nam
         found = set(sublayers.attention if setting == "attention_modules" else sublayers.feedforward)
         names[setting] = shortest_endings(found, (name for name, _ in base_modules(model) if name not in found))
     if not any(names.values()):
-        message = _("{name} has no such sub-layer; {hint}")
-        raise TsugikiError(
-            message.format(name=model_type(model), hint=_(_NAME_MODULES).format(setting=next(iter(names))))
+        message = _(
+            "{name} has no such sub-layer; {hint}",
+            name=model_type(model),
+            hint=_(_NAME_MODULES, setting=next(iter(names))),
         )
+        raise TsugikiError(message)
     return names
 
 
@@ -216,9 +220,14 @@ def _adapted_modules(model: nn.Module, config: BottleneckConfig) -> list[str]:
     for setting, names in _sublayer_names(model, config).items():
         found = [path for path in find_modules(model, names) if split_block(path)[1] not in config.leave_out]
         if names and not found:
-            outside = _(" outside of blocks {blocks}").format(blocks=list(config.leave_out)) if config.leave_out else ""
-            message = _("{setting}={names} matches no module of this model{outside}")
-            raise TsugikiError(message.format(setting=setting, names=names, outside=outside))
+            outside = _(" outside of blocks {blocks}", blocks=list(config.leave_out)) if config.leave_out else ""
+            message = _(
+                "{setting}={names} matches no module of this model{outside}",
+                setting=setting,
+                names=names,
+                outside=outside,
+            )
+            raise TsugikiError(message)
         sublayers += found
     return list(dict.fromkeys(map(_block_of, sublayers))) if config.original_ln_before else sublayers
 
@@ -229,9 +238,10 @@ def _block_of(path: str) -> str:
     if index is None:
         message = _(
             "{path} is not in a numbered block, and original_ln_before (pfeiffer) puts its adapter after the "
-            "block; set original_ln_before to False to have the adapter after the module itself"
+            "block; set original_ln_before to False to have the adapter after the module itself",
+            path=path,
         )
-        raise TsugikiError(message.format(path=path))
+        raise TsugikiError(message)
     return f"{blocks}.{index}".removeprefix(".")
 
 
@@ -264,9 +274,10 @@ def _hidden_size(model: nn.Module, path: str) -> int:
     if not isinstance(width, int):
         message = _(
             "the width of the output of {path} is unknown, because the model has no config.hidden_size; name "
-            "the last linear layer of the module instead"
+            "the last linear layer of the module instead",
+            path=path,
         )
-        raise TsugikiError(message.format(path=path))
+        raise TsugikiError(message)
     return width
 
 
@@ -276,8 +287,7 @@ def _reduction_factor(config: BottleneckConfig, path: str) -> float:
     for key in (str(split_block(path)[1]), "default"):
         if key in config.reduction_factor:
             return config.reduction_factor[key]
-    message = _("reduction_factor has no value for {path}; add its block's index, or 'default'")
-    raise TsugikiError(message.format(path=path))
+    raise TsugikiError(_("reduction_factor has no value for {path}; add its block's index, or 'default'", path=path))
 
 
 def _tensors(model: nn.Module, adapter: BottleneckAdapter) -> dict[str, Tensor]:

@@ -52,8 +52,13 @@ def save_model(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Pat
     largest = torch.finfo(saved_dtype).max
     too_large = [name for name, weight in model.named_parameters() if (weight.detach().abs() > largest).any()]
     if too_large:
-        message = _("{weights}: {dtype} cannot hold values above {largest:,.0f}; the model is saved in float32")
-        warn_caller(message.format(weights=summarise_list(too_large), dtype=dtype, largest=largest))
+        message = _(
+            "{weights}: {dtype} cannot hold values above {largest:,.0f}; the model is saved in float32",
+            weights=summarise_list(too_large),
+            dtype=dtype,
+            largest=largest,
+        )
+        warn_caller(message)
         saved_dtype = torch.float32
     converted = model if saved_dtype == next(model.parameters()).dtype else copy.deepcopy(model).to(saved_dtype)
     with files_into(folder, last="*.safetensors") as temporary:
@@ -74,5 +79,6 @@ def load_weights_into(model: nn.Module, folder: Path) -> None:
     try:
         model.load_state_dict(load_model(str(folder)).state_dict())
     except RuntimeError as error:
-        message = _("{folder} holds a model of another architecture or size: {error}")
-        raise TsugikiError(message.format(folder=folder, error=error_text(error))) from error
+        raise TsugikiError(
+            _("{folder} holds a model of another architecture or size: {error}", folder=folder, error=error_text(error))
+        ) from error

@@ -125,8 +125,9 @@ class Method:
         """Raise a TsugikiError if one of the user's settings differs from the value that the method fixes."""
         for name, value in self.fixed_settings.items():
             if settings.get(name, value) != value:
-                message = _("{name} is {value!r} in this method; remove it from the settings")
-                raise TsugikiError(message.format(name=name, value=value))
+                raise TsugikiError(
+                    _("{name} is {value!r} in this method; remove it from the settings", name=name, value=value)
+                )
 
     def configure(self, settings: Mapping[str, Any]) -> Any:
         """Build the config from the user's settings and the fixed ones."""
@@ -147,8 +148,12 @@ def read_fields(config: type[ConfigT], fields: Mapping[str, Any], harmless: froz
         if name not in known | harmless and value not in (None, False, {}, [])
     ]
     if unknown:
-        message = _("{unknown} is not known to Tsugiki, so it cannot tell whether it changes the result; {hint}")
-        raise TsugikiError(message.format(unknown=", ".join(unknown), hint=_(MERGE_WITH_PEFT)))
+        message = _(
+            "{unknown} is not known to Tsugiki, so it cannot tell whether it changes the result; {hint}",
+            unknown=", ".join(unknown),
+            hint=_(MERGE_WITH_PEFT),
+        )
+        raise TsugikiError(message)
     return config(**{name: value for name, value in fields.items() if name in known and value is not None})
 
 
@@ -166,9 +171,9 @@ def check_shapes(expected: Mapping[str, Sequence[int]], found: Mapping[str, Tens
 
 def shape_problems(expected: Mapping[str, Sequence[int]], found: Mapping[str, Tensor]) -> list[str]:
     """Return the problems for which `check_shapes` raises an error, a clause for each."""
-    missing = [_("{name} is missing").format(name=key) for key in expected if key not in found]
+    missing = [_("{name} is missing", name=key) for key in expected if key not in found]
     return missing + [
-        _("{name} is {shape}, expected {expected}").format(name=key, shape=list(found[key].shape), expected=list(shape))
+        _("{name} is {shape}, expected {expected}", name=key, shape=list(found[key].shape), expected=list(shape))
         for key, shape in expected.items()
         if key in found and list(found[key].shape) != list(shape)
     ]

@@ -115,9 +115,10 @@ def refuse_wrapped(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     if key is not None:
         message = _(
             "{key} is not PEFT's name but that of a tensor in a wrapped model; `tsugiki adapters import FOLDER --model "
-            "BASE --out NAME` converts such a file"
+            "BASE --out NAME` converts such a file",
+            key=error_text(key, 100),
         )
-        raise TsugikiError(message.format(key=error_text(key, 100)))
+        raise TsugikiError(message)
 
 
 def _layer_of(key: str) -> str:

@@ -85,9 +85,10 @@ def _embedded_text(model: PreTrainedModel, config: PromptTuningConfig) -> Tensor
     if int(ids.max()) >= len(embedding.weight):  # type: ignore[arg-type]
         message = _(
             "the tokenizer {path} has tokens that are not in the model's vocabulary; set "
-            "tokenizer_name_or_path to the model's own tokenizer"
+            "tokenizer_name_or_path to the model's own tokenizer",
+            path=config.tokenizer_name_or_path,
         )
-        raise TsugikiError(message.format(path=config.tokenizer_name_or_path))
+        raise TsugikiError(message)
     embedded: Tensor = embedding(ids.to(model.device))
     return embedded
 
@@ -99,8 +100,7 @@ def _tokens(config: PromptTuningConfig, base: str | None) -> list[int]:
         raise TsugikiError(_("the model does not name its tokenizer; set tokenizer_name_or_path"))
     tokens: list[int] = load_tokenizer(name)(config.prompt_tuning_init_text)["input_ids"]
     if not tokens:
-        message = _("prompt_tuning_init_text {text!r} has no tokens")
-        raise TsugikiError(message.format(text=config.prompt_tuning_init_text))
+        raise TsugikiError(_("prompt_tuning_init_text {text!r} has no tokens", text=config.prompt_tuning_init_text))
     return tokens
 
 

@@ -180,10 +180,15 @@ def _selected_parameters(model: nn.Module, config: SelectiveConfig) -> list[str]
     setting = f"target_parameters={_as_text(wanted)}"
     if not found:
         hint = _("; a string is a regular expression for the whole name, a list has endings") * isinstance(wanted, str)
-        message = _("{setting} matches no parameter of this model{hint}; it has {endings}")
-        raise TsugikiError(message.format(setting=setting, hint=hint, endings=_endings(parameters)))
+        message = _(
+            "{setting} matches no parameter of this model{hint}; it has {endings}",
+            setting=setting,
+            hint=hint,
+            endings=_endings(parameters),
+        )
+        raise TsugikiError(message)
     if {id(parameters[name]) for name in found} == {id(parameter) for parameter in parameters.values()}:
-        raise TsugikiError(_("{setting} matches every parameter: that is method full").format(setting=setting))
+        raise TsugikiError(_("{setting} matches every parameter: that is method full", setting=setting))
     return found
 
 
@@ -191,9 +196,10 @@ def _head_parameters(model: nn.Module) -> list[str]:
     head = output_head(model)
     if head is None:
         message = _(
-            "a {kind} does not say which layer is its output head; name the head's parameters with method select"
+            "a {kind} does not say which layer is its output head; name the head's parameters with method select",
+            kind=type(model).__name__,
         )
-        raise TsugikiError(message.format(kind=type(model).__name__))
+        raise TsugikiError(message)
     if not _own(head):
         raise TsugikiError(_("the output head is quantised and cannot train; load the base unquantised"))
     return [f"{path}.{name}" for path, layer in base_modules(model) if layer is head for name, _ in _own(layer)]
@@ -211,21 +217,25 @@ def _target_layers(model: nn.Module, config: LNTuningConfig) -> dict[str, nn.Mod
     if not found:
         norms = sorted({name.rpartition(".")[2] for name, layer in layers.items() if _is_norm(layer)})
         hint = (
-            _("its normalisation layers end in {norms}").format(norms=", ".join(norms))
+            _("its normalisation layers end in {norms}", norms=", ".join(norms))
             if norms
             else _("it has no normalisation layer")
         )
         if wanted is None:
-            raise TsugikiError(_("nothing to train in this model: {hint}").format(hint=hint))
-        message = _("target_modules={targets} matches no layer of this model; {hint}")
-        raise TsugikiError(message.format(targets=_as_text(wanted), hint=hint))
+            raise TsugikiError(_("nothing to train in this model: {hint}", hint=hint))
+        raise TsugikiError(
+            _("target_modules={targets} matches no layer of this model; {hint}", targets=_as_text(wanted), hint=hint)
+        )
     wrong = [name for name, layer in found.items() if not _own(layer) or any(True for _ in layer.children())]
     if wrong:
         message = _(
             "target_modules={targets} matches {path}, a {kind}, which is not a single layer with parameters; "
-            "method select selects parameters by any pattern"
+            "method select selects parameters by any pattern",
+            targets=_as_text(wanted),
+            path=wrong[0],
+            kind=type(found[wrong[0]]).__name__,
         )
-        raise TsugikiError(message.format(targets=_as_text(wanted), path=wrong[0], kind=type(found[wrong[0]]).__name__))
+        raise TsugikiError(message)
     return found
 
 
@@ -241,7 +251,7 @@ def _as_text(wanted: Names | None) -> str:
 def _endings(names: Iterable[str]) -> str:
     """List the last two components of the names, each combination once, for a message."""
     endings = sorted({".".join(name.rsplit(".", 2)[-2:]) for name in names})
-    more = _(" and {count} more").format(count=len(endings) - _MAX_NAMES) if len(endings) > _MAX_NAMES else ""
+    more = _(" and {count} more", count=len(endings) - _MAX_NAMES) if len(endings) > _MAX_NAMES else ""
     return ", ".join(endings[:_MAX_NAMES]) + more
 
 

@@ -124,8 +124,9 @@ def cache_shape(model: "PreTrainedModel", virtual_tokens: int) -> CacheShape:
     context.
     """
     unsuitable = _(
-        "{kind} is not a decoder language model with a KV cache, which a soft prompt needs; use another method"
-    ).format(kind=type(model).__name__)
+        "{kind} is not a decoder language model with a KV cache, which a soft prompt needs; use another method",
+        kind=type(model).__name__,
+    )
     base = decoder_of(model)
     if base is None or getattr(model.config, "is_encoder_decoder", False):
         raise TsugikiError(unsuitable)
@@ -144,9 +145,11 @@ def cache_shape(model: "PreTrainedModel", virtual_tokens: int) -> CacheShape:
         raise TsugikiError(
             _(
                 "num_virtual_tokens is {count}, but the model's context is {context} tokens, of which the text "
-                "needs at least {least}; choose {most} or fewer"
-            ).format(
-                count=virtual_tokens, context=context, least=_MIN_TEXT_TOKENS, most=max(context - _MIN_TEXT_TOKENS, 0)
+                "needs at least {least}; choose {most} or fewer",
+                count=virtual_tokens,
+                context=context,
+                least=_MIN_TEXT_TOKENS,
+                most=max(context - _MIN_TEXT_TOKENS, 0),
             )
         )
     return CacheShape(layers=keys.shape[0], heads=keys.shape[2], width=keys.shape[4])
@@ -285,9 +288,10 @@ def _start_cache(cache: "DynamicCache | None", prompt: KeyValues, rows: int, unl
     if not isinstance(cache, DynamicCache):
         message = _(
             "a soft prompt cannot be put into a cache of fixed length ({kind}); leave cache_implementation "
-            "out, or set it to 'dynamic'"
+            "out, or set it to 'dynamic'",
+            kind=type(cache).__name__,
         )
-        raise TsugikiError(message.format(kind=type(cache).__name__))
+        raise TsugikiError(message)
     if unlimited:
         cache.layers = [DynamicLayer() for _ in prompt]
     for layer, (keys, values) in enumerate(prompt):

@@ -124,9 +124,11 @@ def _check_heads(model: nn.Module, config: SoftPromptConfig) -> None:
     if left_out:
         message = _(
             "modules_to_save leaves out {path}, an output layer of this {kind}, without which PEFT would not "
-            "apply a soft prompt; add it, or leave modules_to_save out"
+            "apply a soft prompt; add it, or leave modules_to_save out",
+            path=left_out[0],
+            kind=type(model).__name__,
         )
-        raise TsugikiError(message.format(path=left_out[0], kind=type(model).__name__))
+        raise TsugikiError(message)
 
 
 def tensors(model: nn.Module, adapter: SoftPromptAdapter) -> dict[str, Tensor]:

@@ -98,9 +98,10 @@ def refuse_offloaded(model: nn.Module) -> None:
         if _holds_offloaded(module):
             message = _(
                 "the weights of {path} are not in memory, because accelerate offloads them, so they cannot be "
-                "adapted; load the model without offloading"
+                "adapted; load the model without offloading",
+                path=path,
             )
-            raise TsugikiError(message.format(path=path))
+            raise TsugikiError(message)
 
 
 @contextmanager

@@ -140,8 +140,9 @@ def _limited(most: int) -> Iterator[None]:
         nonlocal created
         created += 1
         if created > most:
-            message = _("by its config it has more than {most:,} parameter tensors; is the config damaged?")
-            raise TsugikiError(message.format(most=most))
+            raise TsugikiError(
+                _("by its config it has more than {most:,} parameter tensors; is the config damaged?", most=most)
+            )
 
     handle = register_module_parameter_registration_hook(count)
     try:

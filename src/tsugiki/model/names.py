@@ -90,16 +90,25 @@ def _compile(text: str) -> Any:
     import regex  # here, because `tsugiki --help` imports this module
 
     if len(text) > _MAX_LENGTH:
-        message = _("the regular expression {pattern} has {count:,} characters, above {longest:,}")
-        raise TsugikiError(message.format(pattern=_shown(text), count=len(text), longest=_MAX_LENGTH))
+        message = _(
+            "the regular expression {pattern} has {count:,} characters, above {longest:,}",
+            pattern=_shown(text),
+            count=len(text),
+            longest=_MAX_LENGTH,
+        )
+        raise TsugikiError(message)
     if math.prod(map(int, re.findall(r"\{(\d+)", text))) > _MAX_REPEATS:
-        message = _("the regular expression {pattern} repeats too often; use a simpler one, or a list of names")
-        raise TsugikiError(message.format(pattern=_shown(text)))
+        message = _(
+            "the regular expression {pattern} repeats too often; use a simpler one, or a list of names",
+            pattern=_shown(text),
+        )
+        raise TsugikiError(message)
     try:
         return regex.compile(text)
     except (regex.error, RecursionError) as error:
-        message = _("{pattern} is not a regular expression: {error}")
-        raise TsugikiError(message.format(pattern=_shown(text), error=error)) from error
+        raise TsugikiError(
+            _("{pattern} is not a regular expression: {error}", pattern=_shown(text), error=error)
+        ) from error
 
 
 def _in_time(search: Callable[..., object], seconds: float, text: str, name: str) -> bool:
@@ -107,8 +116,12 @@ def _in_time(search: Callable[..., object], seconds: float, text: str, name: str
     try:
         return search(name, timeout=seconds) is not None
     except TimeoutError as error:
-        message = _("the regular expression {pattern} takes too long for {name}; use a simpler one")
-        raise TsugikiError(message.format(pattern=_shown(text), name=_shown(name))) from error
+        message = _(
+            "the regular expression {pattern} takes too long for {name}; use a simpler one",
+            pattern=_shown(text),
+            name=_shown(name),
+        )
+        raise TsugikiError(message) from error
 
 
 def _shown(text: str) -> str:

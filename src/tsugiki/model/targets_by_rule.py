@@ -109,7 +109,7 @@ def reasons_against(model: nn.Module) -> dict[str, str]:
         if _READ_ELSEWHERE.fullmatch(name):
             return _("its weight is read without calling the layer")
         if min(features(layer)) < _FEWEST_FEATURES:
-            return _("fewer than {count} inputs or outputs").format(count=_FEWEST_FEATURES)
+            return _("fewer than {count} inputs or outputs", count=_FEWEST_FEATURES)
         if modules[owner]._parameters.keys() >= _MIXER_PARAMETERS and last != "in_proj":
             return _("its weight is read by a fused kernel on GPUs")
         return ""

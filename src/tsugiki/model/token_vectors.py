@@ -70,14 +70,14 @@ def find_tokens(model: nn.Module, wanted: TokenIndices | None) -> dict[str, Sequ
         if not ends:
             message = _(
                 "a {kind} does not say which layer embeds tokens; name it: "
-                "trainable_token_indices={{'embed_tokens': […]}}"
+                "trainable_token_indices={{'embed_tokens': […]}}",
+                kind=type(model).__name__,
             )
-            raise TsugikiError(message.format(kind=type(model).__name__))
+            raise TsugikiError(message)
         wanted = {ends[0]: wanted}
     missing = [ending for ending in wanted if not any(matches(name, [ending]) for name in layers)]
     if missing:
-        message = _("trainable_token_indices names {name!r}, which the model does not have")
-        raise TsugikiError(message.format(name=missing[0]))
+        raise TsugikiError(_("trainable_token_indices names {name!r}, which the model does not have", name=missing[0]))
     chosen = {
         name: indices  # the embedding first, because shared vectors are stored under its name
         for name in [*ends, *layers]
@@ -87,21 +87,29 @@ def find_tokens(model: nn.Module, wanted: TokenIndices | None) -> dict[str, Sequ
     for name, indices in chosen.items():
         layer = layers[name]
         if not (isinstance(layer, nn.Embedding) or is_linear(layer)):
-            message = _("trainable_token_indices names {name}, a {kind}, which has no vectors of tokens")
-            raise TsugikiError(message.format(name=name, kind=type(layer).__name__))
+            message = _(
+                "trainable_token_indices names {name}, a {kind}, which has no vectors of tokens",
+                name=name,
+                kind=type(layer).__name__,
+            )
+            raise TsugikiError(message)
         if getattr(layer, "bias", None) is not None:
             message = _(
                 "trainable_token_indices names {name}, which has a bias that PEFT would leave out; train it as "
-                "a whole (modules_to_save)"
+                "a whole (modules_to_save)",
+                name=name,
             )
-            raise TsugikiError(message.format(name=name))
+            raise TsugikiError(message)
         rows = len(cast(Tensor, layer.weight))
         if max(indices) >= rows:
             message = _(
                 "trainable_token_indices has token {token}, but the vocabulary has {rows} words; call "
-                "model.resize_token_embeddings({size}) first"
+                "model.resize_token_embeddings({size}) first",
+                token=max(indices),
+                rows=rows,
+                size=max(indices) + 1,
             )
-            raise TsugikiError(message.format(token=max(indices), rows=rows, size=max(indices) + 1))
+            raise TsugikiError(message)
     return chosen
 
 

@@ -22,8 +22,7 @@ def find_modules_to_save(model: nn.Module, wanted: Sequence[str] | None) -> dict
     for ending in saved_endings(model, wanted):
         modules = find_modules(model, [ending])
         if not modules:
-            message = _("modules_to_save names {wanted!r}, which the model does not have")
-            raise TsugikiError(message.format(wanted=ending))
+            raise TsugikiError(_("modules_to_save names {wanted!r}, which the model does not have", wanted=ending))
         found.update(modules)
     return found
 
@@ -38,8 +37,9 @@ def copies_to_save(model: nn.Module, wanted: Sequence[str] | None) -> dict[str, 
     modules = find_modules_to_save(model, wanted)
     for path, module in modules.items():
         if any(isinstance(inner, Wrapper) for inner in module.modules()):
-            message = _("modules_to_save names {path}, inside which another adapter has grafted layers")
-            raise TsugikiError(message.format(path=path))
+            raise TsugikiError(
+                _("modules_to_save names {path}, inside which another adapter has grafted layers", path=path)
+            )
     inside = {f"{path}.{name}": p for path, module in modules.items() for name, p in module.named_parameters()}
     check_trained_parameters(model, inside)
     return {path: _trained_copy(module) for path, module in modules.items()}
@@ -67,8 +67,10 @@ def saved_in_file(model: nn.Module, wanted: Sequence[str] | None, prefix: str, f
         named = [name for name, module in base_modules(model) if name.endswith(ending) and module.state_dict()]
         held = [name for name in named if any(f"{owner}.".startswith(f"{name}.") for owner in owners)]
         if named and not held:
-            message = _("modules_to_save names {ending!r}, and the file has no tensor of {path}")
-            raise TsugikiError(message.format(ending=ending, path=named[0]))
+            message = _(
+                "modules_to_save names {ending!r}, and the file has no tensor of {path}", ending=ending, path=named[0]
+            )
+            raise TsugikiError(message)
         found += [name for name in held if name not in found]
     return found
 
@@ -91,17 +93,18 @@ def check_trained_parameters(model: nn.Module, copies: Mapping[str, nn.Parameter
     """
     quantized = [name for name, parameter in copies.items() if not parameter.is_floating_point()]
     if quantized:
-        message = _("{name} is quantised and cannot train; load the base unquantised")
-        raise TsugikiError(message.format(name=quantized[0]))
+        raise TsugikiError(_("{name} is quantised and cannot train; load the base unquantised", name=quantized[0]))
     shared = shared_parameters(model)
     for path in copies:
         others = [name for name in shared.get(path, ()) if name not in copies]
         if others:
             message = _(
                 "{layer} shares its weight with {other}; the adapter trains a copy for {layer}, and {other} "
-                "keeps the base's"
+                "keeps the base's",
+                layer=path.rpartition(".")[0],
+                other=others[0],
             )
-            warn_caller(message.format(layer=path.rpartition(".")[0], other=others[0]))
+            warn_caller(message)
 
 
 def _trained_copy(module: nn.Module) -> nn.Module:

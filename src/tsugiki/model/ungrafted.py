@@ -103,11 +103,9 @@ def list_graftable(layers: Mapping[str, nn.Module]) -> str:
         return _("the model has no layer that can be grafted")
     stacks = ", ".join(stack_endings(layers))
     hint = (
-        _("; the weights of its experts are parameters (target_parameters: {stacks})").format(stacks=stacks)
-        if stacks
-        else ""
+        _("; the weights of its experts are parameters (target_parameters: {stacks})", stacks=stacks) if stacks else ""
     )
-    return _("these can be grafted: {endings}{hint}").format(endings=", ".join(endings), hint=hint)
+    return _("these can be grafted: {endings}{hint}", endings=", ".join(endings), hint=hint)
 
 
 def _last_components(names: Iterable[str]) -> list[str]:
@@ -153,17 +151,20 @@ def unwrapped_to_graft(model: nn.Module) -> nn.Module:
     """
     while (attribute := _held_in(model)) is not None:
         if attribute in _WHY_NOT:
-            message = _("a {kind} cannot be grafted: {reason}")
-            raise TsugikiError(message.format(kind=type(model).__name__, reason=_(_WHY_NOT[attribute])))
+            raise TsugikiError(
+                _("a {kind} cannot be grafted: {reason}", kind=type(model).__name__, reason=_(_WHY_NOT[attribute]))
+            )
         model = getattr(model, attribute)
     of_peft = [path for path, module in model.named_modules() if _is_of_peft(type(module))]
     if of_peft:
         message = _(
             "this {kind} holds an adapter of PEFT (in {path}), which would be missing in what is saved; load the "
             "base itself, and the adapter by load_adapter(model, folder), or merge the adapter into the base with "
-            "PEFT (PeftModel.from_pretrained(base, folder).merge_and_unload())"
+            "PEFT (PeftModel.from_pretrained(base, folder).merge_and_unload())",
+            kind=type(model).__name__,
+            path=of_peft[0],
         )
-        raise TsugikiError(message.format(kind=type(model).__name__, path=of_peft[0]))
+        raise TsugikiError(message)
     return model
 
 

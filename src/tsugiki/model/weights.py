@@ -120,8 +120,12 @@ def updated_weights(model: nn.Module, updates: Mapping[str, WeightUpdate]) -> di
                     not_finite.append(name)
         weights[name] = merged[key]
     if not_finite:
-        message = _("merging gives values that are not finite in {path} ({count} in all)")
-        raise TsugikiError(message.format(path=not_finite[0], count=len(not_finite)))
+        message = _(
+            "merging gives values that are not finite in {path} ({count} in all)",
+            path=not_finite[0],
+            count=len(not_finite),
+        )
+        raise TsugikiError(message)
     return weights
 
 

@@ -81,7 +81,7 @@ class Preferences:
     def note(self, why: str, rows: Sequence[int], size: int = 0) -> str:
         """Return the sentence on some rows, with the file and the line of each."""
         names = [self.index.sources[row].rpartition(" (")[0] for row in rows]
-        return _(why).format(examples=counts.examples(len(names)), names=summarise_list(names), size=size)
+        return _(why, examples=counts.examples(len(names)), names=summarise_list(names), size=size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +132,7 @@ def open_preferences(
     preferences = Preferences(store, index, good, size, usable, refused)
     if not len(usable):
         why = "; ".join(preferences.note(why, rows) for why, rows in refused.items())
-        raise TsugikiError(_("nothing of the data can be learned: {why}").format(why=why))
+        raise TsugikiError(_("nothing of the data can be learned: {why}", why=why))
     return preferences
 
 
@@ -206,8 +206,10 @@ def pack_preferences(
     tokens = lengths.sum(1)
     fits = tokens <= block_size
     if not fits.any():
-        message = _("nothing of the data fits into a row of {size:,} tokens; choose a larger {flag:block_size}")
-        raise TsugikiError(message.format(size=block_size))
+        message = _(
+            "nothing of the data fits into a row of {size:,} tokens; choose a larger {flag:block_size}", size=block_size
+        )
+        raise TsugikiError(message)
     order, ends = best_fit(tokens[fits].astype(np.int32), block_size)
     records, prompts, lengths = (values[fits][order].ravel() for values in (records, prompts, lengths))
     blocks = Blocks(

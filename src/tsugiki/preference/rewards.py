@@ -89,11 +89,12 @@ def parse_rule(text: str) -> Rule:
     elif kind not in _PREFIXES or not value:
         message = _(
             "{text} is no rule; write regex:PATTERN, schema:FILE.json, field:NAME, FILE.py or command:PROGRAM, after a "
-            "weight if it has one (0.5*regex:…)"
+            "weight if it has one (0.5*regex:…)",
+            text=error_text(repr(text), 100),
         )
-        raise TsugikiError(message.format(text=error_text(repr(text), 100)))
+        raise TsugikiError(message)
     if kind in ("python", "schema") and not Path(value).is_file():
-        raise TsugikiError(_("the rule {path} does not exist").format(path=value))
+        raise TsugikiError(_("the rule {path} does not exist", path=value))
     found = Rule(rule, kind, value, function, weight)
     if not found.is_program:
         _built_in(found)  # the pattern or the schema may be wrong
@@ -104,8 +105,12 @@ def refuse_programs(rules: Any, source: object) -> None:
     """Raise a TsugikiError if a rule that the file `source` names would run code; only a command line or a call may."""
     for text in [rules] if isinstance(rules, str) else rules:
         if parse_rule(str(text)).is_program:
-            message = _("{source} names a rule that runs code, {quoted}: only the command itself may do so")
-            raise TsugikiError(message.format(source=source, quoted=shlex.quote(str(text))))
+            message = _(
+                "{source} names a rule that runs code, {quoted}: only the command itself may do so",
+                source=source,
+                quoted=shlex.quote(str(text)),
+            )
+            raise TsugikiError(message)
 
 
 def absolute_programs(rules: Sequence[str]) -> list[str]:
@@ -180,8 +185,9 @@ def _schema_check(path: str) -> Callable[[str], bool]:
     try:
         kind.check_schema(schema)
     except SchemaError as error:
-        message = _("{path} is no JSON schema: {reason}")
-        raise TsugikiError(message.format(path=path, reason=error_text(error.message))) from error
+        raise TsugikiError(
+            _("{path} is no JSON schema: {reason}", path=path, reason=error_text(error.message))
+        ) from error
     # With a registry of its own, nothing that a schema refers to is downloaded.
     validator = kind(schema, registry=REGISTRY, format_checker=kind.FORMAT_CHECKER)
 

@@ -126,7 +126,7 @@ def info_lines(adapter: AdapterReport) -> list[Row]:
         (_("base"), (info.base.name or _("not named")) + fingerprint),
         (_("method"), info.method + (f", r {ranks_text(info.ranks)}" if info.ranks else "")),
         (_("targets"), ", ".join(info.targets) or "–"),
-        (_("size"), _("{count:,} parameters, {size}").format(count=info.parameters, size=format_size(info.size))),
+        (_("size"), _("{count:,} parameters, {size}", count=info.parameters, size=format_size(info.size))),
         (_("changed"), datetime.fromtimestamp(info.changed).strftime("%Y-%m-%d %H:%M")),
         (_("folder"), str(adapter.folder)),
     ]
@@ -136,7 +136,8 @@ def info_lines(adapter: AdapterReport) -> list[Row]:
         return lines
     lines.append((_("trained on"), record.config.data_text))
     if record.training:
-        text = _("{steps}, {tokens} in {duration}").format(
+        text = _(
+            "{steps}, {tokens} in {duration}",
             steps=counts.steps(record.training.steps),
             tokens=counts.tokens(record.training.tokens),
             duration=format_duration(record.training.seconds),
@@ -170,7 +171,7 @@ def adapter_page(adapter: AdapterReport) -> str:
     """Render the page of an adapter."""
     base = adapter.info.base.name
     usage = section("usage", _("Usage"), adapter_commands(base, adapter.folder, "…"))
-    title = _("Adapter · {name}").format(name=adapter.folder.resolve().name)
+    title = _("Adapter · {name}", name=adapter.folder.resolve().name)
     return whole_page(title, [*adapter_sections(adapter), usage])
 
 
@@ -178,7 +179,7 @@ def adapter_sections(adapter: AdapterReport) -> list[Section]:
     """Return everything that is shown about an adapter, and about its training run."""
     of_run = run_sections(adapter.record) if adapter.record else []
     base = adapter.info.base.name or _("an unnamed base")
-    unmeasured = section("result", "", Lead(_("{method} on {base}.").format(method=adapter.info.method, base=base)))
+    unmeasured = section("result", "", Lead(_("{method} on {base}.", method=adapter.info.method, base=base)))
     return [
         *selected(of_run, "answers", "samples"),
         *(selected(of_run, "result") or [unmeasured]),
@@ -251,7 +252,7 @@ def _layer_parts(layers: Sequence[Layer]) -> Iterator[Part]:
     spectra = [_mean_spectrum(kind, group) for kind, group in kinds.items()]
     yield Curves(_("Singular values relative to the largest, mean"), spectra)
     yield kinds_table(layers)
-    yield Folded(_("all {count:,} layers").format(count=len(layers)), [layers_table(layers)])
+    yield Folded(_("all {count:,} layers", count=len(layers)), [layers_table(layers)])
     yield Sentence(_(_LAYERS_EXPLAINED))
 
 

@@ -63,7 +63,7 @@ def answers_table(names: Sequence[str], results: Sequence[Answers]) -> tuple[Tab
             [
                 name,
                 _("a conversation") if result.as_conversation else _("plain text"),
-                _("{done:,} of {planned:,}").format(done=result.correct, planned=result.questions),
+                _("{done:,} of {planned:,}", done=result.correct, planned=result.questions),
                 f"{result.share:.1%} [{low:.1%}, {high:.1%}]",
                 "–" if result is first else f"{100 * change:+.1f} [{100 * least:+.1f}, {100 * most:+.1f}]",
             ]
@@ -94,12 +94,12 @@ def evaluation_table(names: Sequence[str], results: Sequence[Evaluation]) -> tup
             notes.append(f"{name}: {warning_text(result)}")
         if result.skipped_records:
             skipped = counts.examples(result.skipped_records)
-            message = _("{name}: longer than the context, and not scored: {skipped}")
-            notes.append(message.format(name=name, skipped=skipped))
+            notes.append(_("{name}: longer than the context, and not scored: {skipped}", name=name, skipped=skipped))
         if result.split_windows:
             windows = counts.windows(result.split_windows)
-            message = _("{name}: longer than the context, and scored in pieces: {windows}")
-            notes.append(message.format(name=name, windows=windows))
+            notes.append(
+                _("{name}: longer than the context, and scored in pieces: {windows}", name=name, windows=windows)
+            )
     groups = len(first.independent)
     message = _("{characters} of {documents} in {windows}")
     if groups < len(first.documents):

@@ -35,12 +35,14 @@ def format_change(change: Change, digits: int = 1) -> str:
 def describe_intervals(documents: int) -> str:
     """Return what the brackets in a table are, as a sentence; near-duplicates count as one document."""
     if documents < FEWEST_DOCUMENTS:
-        return _("The text is {documents}, too few for an interval; near-duplicates count as one.").format(
-            documents=counts.documents(documents)
+        return _(
+            "The text is {documents}, too few for an interval; near-duplicates count as one.",
+            documents=counts.documents(documents),
         )
     if documents < FEW_DOCUMENTS:
-        return _("In brackets: 95 % intervals, from only {documents}; more documents make them narrower.").format(
-            documents=counts.documents(documents)
+        return _(
+            "In brackets: 95 % intervals, from only {documents}; more documents make them narrower.",
+            documents=counts.documents(documents),
         )
     return _("In brackets: 95 % intervals over documents.")
 

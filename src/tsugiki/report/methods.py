@@ -65,19 +65,19 @@ def describe_method(name: str, model: str) -> tuple[str, Table, list[str]]:
     guide = _("what it costs and when to use it: docs/methods.md")
     text = "\n\n".join(filter(None, (title, f"    {method.formula}", method.paper, guide))) + "\n"
     notes = [
-        _("{setting} is {value!r} in this method").format(setting=setting, value=value)
+        _("{setting} is {value!r} in this method", setting=setting, value=value)
         for setting, value in method.fixed_settings.items()
     ]
-    facts = _("PEFT reads the file: {reads}; can be merged into the base: {merges}").format(
-        reads=_yes(method.readable_by_peft), merges=_yes(method.mergeable)
+    facts = _(
+        "PEFT reads the file: {reads}; can be merged into the base: {merges}",
+        reads=_yes(method.readable_by_peft),
+        merges=_yes(method.mergeable),
     )
     if method.not_accelerated:
-        facts += _("; not accelerated: {what}").format(what=_(method.not_accelerated))
+        facts += _("; not accelerated: {what}", what=_(method.not_accelerated))
     notes += [
-        _("default learning rate: {rate}").format(rate=_learning_rate(method)),
-        _("trainable parameters of {model}: {count}").format(
-            model=model, count=_count(name, model, load_meta_model(model))
-        ),
+        _("default learning rate: {rate}", rate=_learning_rate(method)),
+        _("trainable parameters of {model}: {count}", model=model, count=_count(name, model, load_meta_model(model))),
         facts,
     ]
     return text, _settings(name, method), notes
@@ -89,7 +89,7 @@ def _learning_rate(method: Method) -> str:
     factor = method.learning_rate_factor
     if factor == 1:
         return _("by the width of the model")
-    return _("by the width of the model, {factor:.2g} times LoRA's").format(factor=factor)
+    return _("by the width of the model, {factor:.2g} times LoRA's", factor=factor)
 
 
 def _trainable(method: Method, config: Any, model: PreTrainedModel) -> str:
@@ -108,7 +108,7 @@ def _count(name: str, model: str, shape: PreTrainedModel) -> str:
     try:
         config = _default_config(name)
     except ValueError as error:
-        return _shorten(_("requires settings: {error}").format(error=error))
+        return _shorten(_("requires settings: {error}", error=error))
     try:
         try:
             return _trainable(method, config, copy.deepcopy(shape))
@@ -117,7 +117,7 @@ def _count(name: str, model: str, shape: PreTrainedModel) -> str:
                 return _("known when the model is loaded")
             return _trainable(method, config, load_model(model))
     except TsugikiError as error:
-        return _shorten(_("does not fit: {error}").format(error=error))
+        return _shorten(_("does not fit: {error}", error=error))
 
 
 def _default_config(name: str) -> Any:
@@ -143,7 +143,7 @@ def _settings(name: str, method: Method) -> Table:
     if not rows:
         return Table([], [])
     section = "lora" if method.config is LoraConfig else "method_config"
-    setting = _("--set NAME=VALUE, or {section}: in the YAML file").format(section=section)
+    setting = _("--set NAME=VALUE, or {section}: in the YAML file", section=section)
     return Table([setting, _("default"), _("meaning")], rows)
 
 
@@ -186,7 +186,7 @@ def targets_table(model: str) -> tuple[Table, list[str]]:
             name,
             str(number),
             f"{inputs} → {outputs}",
-            _("no: {reason}").format(reason=reason) if reason else _("yes"),
+            _("no: {reason}", reason=reason) if reason else _("yes"),
             "–" if reason else f"{number * config.r * (inputs + outputs):,}",
         ]
         for (name, inputs, outputs, reason), number in kinds.items()
@@ -194,9 +194,14 @@ def targets_table(model: str) -> tuple[Table, list[str]]:
     rows += _experts(shape)
     trained = config.r * sum(map(sum, map(features, targets.values())))
     headers = [_("layer"), _("number"), _("inputs → outputs"), _("grafted by default")]
-    headers.append(_("parameters, r={r}").format(r=config.r))
-    line = _("{count} of {all} linear layers, {trained:,} trainable parameters")
-    return Table(headers, rows), [line.format(count=len(targets), all=len(linear), trained=trained)]
+    headers.append(_("parameters, r={r}", r=config.r))
+    line = _(
+        "{count} of {all} linear layers, {trained:,} trainable parameters",
+        count=len(targets),
+        all=len(linear),
+        trained=trained,
+    )
+    return Table(headers, rows), [line]
 
 
 def _experts(model: nn.Module) -> list[list[str]]:

@@ -31,7 +31,7 @@ def pair_table(record: RunRecord) -> Table:
     if both[1].likelier is not None:
         rows.append([_("chosen answer is the likelier one"), *(f"{one.likelier:.1%}" for one in both)])
     if both[1].matched:
-        label = _("at the same length ({pairs})").format(pairs=counts.pairs(both[1].matched))
+        label = _("at the same length ({pairs})", pairs=counts.pairs(both[1].matched))
         rows.append([label, *(f"{one.matched_accuracy:.1%}" for one in both)])
     rows += [
         [_("margin"), *(f"{one.margin:.3f}" for one in both)],
@@ -54,20 +54,26 @@ def pair_notes(record: RunRecord) -> list[Sentence]:
         message = _(
             "The held-out chosen answers have become less likely ({before:.1f} → {after:.1f} nats): the model "
             "forgets how to write them. A larger likelihood in {flag:preference_settings}, or a lower "
-            "{flag:learning_rate}, keeps them."
+            "{flag:learning_rate}, keeps them.",
+            before=start.chosen,
+            after=last.chosen,
         )
-        notes.append(Note(message.format(before=start.chosen, after=last.chosen)))
+        notes.append(Note(message))
     return notes
 
 
 def _lengths(scores: PairScores) -> str:
-    text = _("Chosen answers have {chosen:.1f} tokens on average, rejected ones {rejected:.1f}").format(
-        chosen=scores.chosen_tokens, rejected=scores.rejected_tokens
+    text = _(
+        "Chosen answers have {chosen:.1f} tokens on average, rejected ones {rejected:.1f}",
+        chosen=scores.chosen_tokens,
+        rejected=scores.rejected_tokens,
     )
     if scores.longer_is_chosen is None:
         return f"{text}."
-    return _("{text}; the longer answer is the chosen one in {share:.1%} of the pairs.").format(
-        text=text, share=scores.longer_is_chosen
+    return _(
+        "{text}; the longer answer is the chosen one in {share:.1%} of the pairs.",
+        text=text,
+        share=scores.longer_is_chosen,
     )
 
 
@@ -127,8 +133,9 @@ def scores_table(names: Sequence[str], results: Sequence[TwoScores]) -> tuple[Ta
     notes = [
         _(
             "{pairs}; a pair is right if the chosen answer has the higher log-probability (per token: the higher "
-            "mean). 95 % intervals in brackets"
-        ).format(pairs=counts.pairs(first.pairs)),
+            "mean). 95 % intervals in brackets",
+            pairs=counts.pairs(first.pairs),
+        ),
         _lengths(first),
     ]
     return Table(headers, rows), notes

@@ -16,12 +16,12 @@ def plan_table(plan: Plan) -> Table:
         rows.append(
             [
                 option.base_dtype,
-                _("{count} of {blocks}").format(count=option.recomputed_blocks, blocks=plan.blocks),
+                _("{count} of {blocks}", count=option.recomputed_blocks, blocks=plan.blocks),
                 str(option.micro_batch_size),
                 format_gigabytes(option.peak_memory),
                 _step(option.step_seconds),
                 "–" if option.seconds is None else _range(option.seconds),
-                _("{state}, chosen").format(state=state) if chosen else state,
+                _("{state}, chosen", state=state) if chosen else state,
             ]
         )
     return Table(headers, rows)
@@ -33,10 +33,16 @@ def plan_lines(plan: Plan) -> list[str]:
     where = _("on this machine") if plan.is_here else _("to download")
     free = _("unknown") if plan.available is None else format_gigabytes(plan.available)
     lines = [
-        _("{model}: {parameters:,} parameters, {trainable:,} of them train; files: {size}, {where}").format(
-            model=plan.model, parameters=plan.parameters, trainable=plan.trainable, size=size, where=where
+        _(
+            "{model}: {parameters:,} parameters, {trainable:,} of them train; files: {size}, {where}",
+            model=plan.model,
+            parameters=plan.parameters,
+            trainable=plan.trainable,
+            size=size,
+            where=where,
         ),
-        _("{machine}: {memory}, {disk} of free disk").format(
+        _(
+            "{machine}: {memory}, {disk} of free disk",
             machine=_("another machine") if plan.is_elsewhere else _("this machine"),
             memory=(
                 _("{free} of memory for the run")
@@ -47,11 +53,19 @@ def plan_lines(plan: Plan) -> list[str]:
         ),
     ]
     if plan.head:
-        message = _("with tokens in the text that the base has never written, the output head trains, too: {count:,}")
-        lines.insert(1, message.format(count=plan.trainable + plan.head))
+        message = _(
+            "with tokens in the text that the base has never written, the output head trains, too: {count:,}",
+            count=plan.trainable + plan.head,
+        )
+        lines.insert(1, message)
     if plan.steps is not None:
-        message = _("the run: {steps:,} steps of {rows} rows of {tokens} tokens")
-        lines.append(message.format(steps=plan.steps, rows=plan.batch_size, tokens=plan.tokens))
+        message = _(
+            "the run: {steps:,} steps of {rows} rows of {tokens} tokens",
+            steps=plan.steps,
+            rows=plan.batch_size,
+            tokens=plan.tokens,
+        )
+        lines.append(message)
     names = {
         "process": _("process"),
         "base": _("base"),
@@ -63,7 +77,7 @@ def plan_lines(plan: Plan) -> list[str]:
         "loading": _("while loading"),
     }
     parts = [f"{names[name]} {format_gigabytes(size)}" for name, size in plan.parts.items()]
-    lines.append(_("memory of the first row: {parts}").format(parts=listed(parts)))
+    lines.append(_("memory of the first row: {parts}", parts=listed(parts)))
     return lines
 
 

@@ -49,7 +49,7 @@ def to_terminal(preview: Preview, colours: bool, verbose: bool = True) -> Render
     table.add_column(overflow="fold")
     for label, value in count_lines(preview, verbose):
         table.add_row(label, value)
-    return Group(*parts, table, *(_Note(_("note: {note}").format(note=note)) for note in preview.notes))
+    return Group(*parts, table, *(_Note(_("note: {note}", note=note)) for note in preview.notes))
 
 
 class _Note:
@@ -74,7 +74,7 @@ class _FirstLines:
             yield from line
             yield Segment.line()
         if len(lines) > _LINES:
-            yield Text(_("… and {count:,} more lines of this row").format(count=len(lines) - _LINES), "cyan")
+            yield Text(_("… and {count:,} more lines of this row", count=len(lines) - _LINES), "cyan")
 
 
 def to_html(preview: Preview) -> str:
@@ -107,7 +107,7 @@ def count_lines(preview: Preview, verbose: bool = True) -> list[tuple[str, str]]
         (_("characters per token"), f"{counted.characters_per_token:.2f}"),
         (_("longest record"), listed([counts.tokens(counted.longest_tokens), counted.longest_record])),
         (_("steps"), f"{counted.steps:,}"),
-        (_("training time on this machine"), _("about {duration}").format(duration=format_duration(counted.seconds))),
+        (_("training time on this machine"), _("about {duration}", duration=format_duration(counted.seconds))),
     ]
     return [*data_lines(counted), *more, *groups]
 
@@ -117,21 +117,25 @@ def _short_groups(groups: Sequence[Sequence[str]]) -> list[tuple[str, str]]:
     lines = []
     for group in groups[:_GROUPS]:
         names = [name.rpartition("/")[2] for name in group[:_NAMES]]
-        more = [_("… and {count:,} more").format(count=len(group) - _NAMES)] if len(group) > _NAMES else []
+        more = [_("… and {count:,} more", count=len(group) - _NAMES)] if len(group) > _NAMES else []
         lines.append((_("  group"), " · ".join([*names, *more])))
     return lines
 
 
 def _row_title(row: RowView, preview: Preview) -> str:
     size = preview.counts.block_size
-    return _("row {number} of {rows:,}, {filled} of {size} tokens").format(
-        number=row.number, rows=preview.counts.blocks, filled=size - row.padding, size=size
+    return _(
+        "row {number} of {rows:,}, {filled} of {size} tokens",
+        number=row.number,
+        rows=preview.counts.blocks,
+        filled=size - row.padding,
+        size=size,
     )
 
 
 def padding(row: RowView) -> str:
     """Return the text about the padding of a row."""
-    return _("{tokens} of padding").format(tokens=counts.tokens(row.padding))
+    return _("{tokens} of padding", tokens=counts.tokens(row.padding))
 
 
 def _source(segment: SegmentView) -> str:

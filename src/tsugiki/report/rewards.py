@@ -45,7 +45,7 @@ def reward_parts(record: RunRecord) -> Iterator[Part]:
         last, out = others[-1], record.config.out
         words = "adapters", "combine", f"{out}/rounds/{last.round}", "--weights", f"{last.strength:g}"
         command = shlex.join(["tsugiki", *words, "--out", f"{out}-other"])
-        yield Sentence(_("To choose another round or strength: {command}").format(command=command))
+        yield Sentence(_("To choose another round or strength: {command}", command=command))
     headers = [_("round"), _("characters"), _("pairs"), _("all alike"), _("cut off")]
     headers += [_("CPU s: sampling, scoring,\nlearning, judging")]
     yield Table(headers, [_learned(one) for one in record.rounds])
@@ -75,7 +75,7 @@ def _row(one: RewardRound, is_kept: bool) -> list[str]:
     """Return what was judged of a round, or of a part of its update."""
     rewards = format_with_interval(fmean(one.held_out), mean_interval(one.held_out)) if one.held_out else "–"
     chosen_by = f"{fmean(one.validation):.3f}" if one.validation else "–"
-    name = _("{round}\nkept").format(round=one.name) if is_kept else one.name
+    name = _("{round}\nkept", round=one.name) if is_kept else one.name
     retention = "–" if one.retention is None else f"{one.retention - 1:+.1%}"
     spoiled = f"{fmean(one.spoiled):.0%}" if one.spoiled else "–"
     return [name, rewards, chosen_by, f"{one.distinct:.3f}", spoiled, retention]
@@ -99,8 +99,10 @@ def _curves(record: RunRecord) -> Iterator[Curves]:
     if record.weakened:
         whole = record.rounds[record.weakened[0].round]
         rows = [(0, record.rounds[0]), *((round(100 * one.strength), one) for one in (*record.weakened, whole))]
-        caption = _("Reward, forgetting and variety by percent of the update of round {round}")
-        yield Curves(caption.format(round=whole.round), _lines(rows))
+        yield Curves(
+            _("Reward, forgetting and variety by percent of the update of round {round}", round=whole.round),
+            _lines(rows),
+        )
 
 
 def _lines(rows: list[tuple[int, RewardRound]]) -> list[Series]:

@@ -61,8 +61,10 @@ def weights_or_ones(weights: Sequence[float] | None, count: int) -> list[float]:
         return [1.0] * count
     if len(weights) != count or not all(map(math.isfinite, weights)):
         shown = ", ".join(f"{weight:g}" for weight in weights)
-        message = _("the weights are {shown}; pass one finite number for each of the {count} adapters")
-        raise TsugikiError(message.format(shown=shown, count=count))
+        message = _(
+            "the weights are {shown}; pass one finite number for each of the {count} adapters", shown=shown, count=count
+        )
+        raise TsugikiError(message)
     return list(weights)
 
 
@@ -112,20 +114,26 @@ def norm(lora: LoraWeights) -> float:
 def refuse_more_than_updates(lora: LoraWeights, name: str) -> None:
     """Raise a TsugikiError unless an adapter has only low-rank updates of layers, which can be added and scaled."""
     if lora.config.use_dora:
-        raise TsugikiError(_("{name} is a DoRA adapter, whose magnitudes cannot be added or scaled").format(name=name))
+        raise TsugikiError(_("{name} is a DoRA adapter, whose magnitudes cannot be added or scaled", name=name))
     experts = parameter_factors(lora.others)
     if experts:
         message = _(
             "{name} adapts parameters such as the weights of experts ({example}, {count} such tensors), and "
-            "only updates of layers can be added or scaled; merge it into the base"
+            "only updates of layers can be added or scaled; merge it into the base",
+            name=name,
+            example=experts[0],
+            count=len(experts),
         )
-        raise TsugikiError(message.format(name=name, example=experts[0], count=len(experts)))
+        raise TsugikiError(message)
     if lora.others:
         message = _(
             "{name} also trains {example} ({count} such tensors), which replaces a parameter of the base and "
-            "cannot be added or scaled"
+            "cannot be added or scaled",
+            name=name,
+            example=next(iter(lora.others)),
+            count=len(lora.others),
         )
-        raise TsugikiError(message.format(name=name, example=next(iter(lora.others)), count=len(lora.others)))
+        raise TsugikiError(message)
 
 
 def _refuse_different_bases(adapters: Sequence[WeightedAdapter]) -> None:
@@ -137,9 +145,14 @@ def _refuse_different_bases(adapters: Sequence[WeightedAdapter]) -> None:
         if why:
             message = _(
                 "{one} and {two} were trained on different bases ({first} and {second}; {why}); "
-                "{flag:allow_base_mismatch} combines them anyway"
+                "{flag:allow_base_mismatch} combines them anyway",
+                one=one.name,
+                two=two.name,
+                first=a.name,
+                second=b.name,
+                why=why,
             )
-            raise TsugikiError(message.format(one=one.name, two=two.name, first=a.name, second=b.name, why=why))
+            raise TsugikiError(message)
 
 
 def _terms(adapters: Sequence[WeightedAdapter]) -> dict[str, list[_Term]]:
@@ -151,7 +164,8 @@ def _terms(adapters: Sequence[WeightedAdapter]) -> dict[str, list[_Term]]:
             first = terms.setdefault(path, [term])[0]
             if _shape(first.layer) != _shape(layer):
                 raise TsugikiError(
-                    _("{path} is {described} in {first} and {other} in {second}: they are of different bases").format(
+                    _(
+                        "{path} is {described} in {first} and {other} in {second}: they are of different bases",
                         path=path,
                         described=_described(first.layer),
                         first=first.adapter,
@@ -171,7 +185,7 @@ def _shape(layer: LayerFactors) -> tuple[object, ...]:
 
 def _described(layer: LayerFactors) -> str:
     shape = f"{[len(layer.B), *layer.A.shape[1:]]}"
-    return _("an embedding {shape}").format(shape=shape) if layer.embedding else shape
+    return _("an embedding {shape}", shape=shape) if layer.embedding else shape
 
 
 def _exact_sum(terms: Sequence[_Term]) -> LayerFactors:

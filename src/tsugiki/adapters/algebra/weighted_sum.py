@@ -42,9 +42,10 @@ def load_weighted_sum(
             message = _(
                 "{folder} has more than low-rank updates of layers (DoRA, experts, trained biases or modules, "
                 "or another method), so it cannot be weighted or added to others; merge it alone and without "
-                "{flag:weights}"
+                "{flag:weights}",
+                folder=folder,
             )
-            raise TsugikiError(message.format(folder=folder))
+            raise TsugikiError(message)
     terms: dict[str, list[tuple[LowRank, float]]] = {}
     for adapter, weight in zip(adapters, weights, strict=True):
         for path, pair in adapter.pairs.items():

@@ -53,7 +53,7 @@ def read_model_header(path: Path) -> GgufHeader:
     header = read_header(path)
     reason = _unsupported_reason(header)
     if reason:
-        raise TsugikiError(_("{path} cannot be used as a base model: {reason}").format(path=path, reason=reason))
+        raise TsugikiError(_("{path} cannot be used as a base model: {reason}", path=path, reason=reason))
     return header
 
 
@@ -102,7 +102,7 @@ def _reading_errors(path: Path) -> Iterator[None]:
     except (OSError, TsugikiError):
         raise
     except Exception as error:
-        raise TsugikiError(_("{path} cannot be read: {error}").format(path=path, error=error_text(error))) from error
+        raise TsugikiError(_("{path} cannot be read: {error}", path=path, error=error_text(error))) from error
 
 
 def not_a_whole_model(header: GgufHeader) -> str | None:
@@ -112,16 +112,16 @@ def not_a_whole_model(header: GgufHeader) -> str | None:
         kind = "mmproj"
     if kind != "model":
         known = _NOT_A_MODEL.get(str(kind))
-        return _(known) if known else _("its type is {kind}").format(kind=error_text(kind, 100))
+        return _(known) if known else _("its type is {kind}", kind=error_text(kind, 100))
     parts = header.metadata.get("split.count", 1)
     if parts not in (0, 1):
         number = header.metadata.get("split.no", 0)
         which = (
-            _("{number:,} of {count:,}").format(number=number + 1, count=parts)
+            _("{number:,} of {count:,}", number=number + 1, count=parts)
             if isinstance(parts, int) and isinstance(number, int)
             else _("of several")
         )
-        return _("it is part {which}; join the parts first (llama-gguf-split --merge)").format(which=which)
+        return _("it is part {which}; join the parts first (llama-gguf-split --merge)", which=which)
     if not header.metadata.get("tokenizer.ggml.model") or "tokenizer.ggml.tokens" not in header.metadata:
         return _("it has no tokenizer")
     return None if header.tensors else _("it has no tensors (it is a vocabulary only)")
@@ -134,17 +134,21 @@ def _unsupported_reason(header: GgufHeader) -> str | None:
     supported = sorted({*VERIFIED, *UNVERIFIED})
     if header.architecture not in supported:
         name = error_text(header.architecture, 100) or _("not named")
-        return _("its architecture ({name}) is not supported; these are: {supported}").format(
-            name=name, supported=", ".join(supported)
+        return _(
+            "its architecture ({name}) is not supported; these are: {supported}",
+            name=name,
+            supported=", ".join(supported),
         )
     scaling = header.setting("rope.scaling.type", "none")
     if header.architecture in VERIFIED and scaling not in ("none", "linear"):
-        return _("its RoPE scaling ({scaling}) is not supported in GGUF files").format(scaling=error_text(scaling, 100))
+        return _("its RoPE scaling ({scaling}) is not supported in GGUF files", scaling=error_text(scaling, 100))
     tokenizer = header.metadata["tokenizer.ggml.model"]
     if tokenizer not in SUPPORTED_TOKENIZERS:
         known = _(" and ").join(SUPPORTED_TOKENIZERS)
-        return _("its tokenizer has the type {tokenizer}, and {known} are supported").format(
-            tokenizer=error_text(tokenizer, 100), known=known
+        return _(
+            "its tokenizer has the type {tokenizer}, and {known} are supported",
+            tokenizer=error_text(tokenizer, 100),
+            known=known,
         )
     return _unsupported_quantisation(header.tensors)
 
@@ -159,8 +163,10 @@ def _unsupported_quantisation(tensors: tuple[GgufTensor, ...]) -> str | None:
             dequantize(np.zeros((1, GGML_QUANT_SIZES[type][1]), np.uint8), type)
         except NotImplementedError:
             names = [tensor.name for tensor in tensors if tensor.type == type]
-            return _("the gguf package cannot dequantise {name}, the type of {names}").format(
-                name=type.name, names=summarise_list(names)
+            return _(
+                "the gguf package cannot dequantise {name}, the type of {names}",
+                name=type.name,
+                names=summarise_list(names),
             )
     return None
 
@@ -197,9 +203,11 @@ def _read_config(path: Path, header: GgufHeader, folder: Path) -> PretrainedConf
     config = AutoConfig.from_pretrained(folder, gguf_file=str(path.resolve()))
     if header.architecture not in VERIFIED:
         message = _(
-            "{name}: the architecture {architecture}, as transformers reads it, was not compared with llama.cpp's"
+            "{name}: the architecture {architecture}, as transformers reads it, was not compared with llama.cpp's",
+            name=path.name,
+            architecture=header.architecture,
         )
-        warn_caller(message.format(name=path.name, architecture=header.architecture))
+        warn_caller(message)
         return config
     for name, value in _ignored_settings(header, config).items():
         setattr(config, name, value)
@@ -251,8 +259,9 @@ def _read_vector(path: Path, header: GgufHeader, name: str) -> list[float]:
 
     tensor = next(tensor for tensor in header.tensors if tensor.name == name)
     if tensor.type.name != "F32":
-        message = _("{path} cannot be read: {name} is {kind}, not F32")
-        raise TsugikiError(message.format(path=path, name=name, kind=tensor.type.name))
+        raise TsugikiError(
+            _("{path} cannot be read: {name} is {kind}, not F32", path=path, name=name, kind=tensor.type.name)
+        )
     values = np.fromfile(path, np.dtype("<f4"), prod(tensor.shape), offset=tensor.begin)
     return [float(value) for value in values]
 
@@ -304,17 +313,21 @@ def _check_tensors(path: Path, header: GgufHeader, model: PreTrainedModel) -> No
     for name, theirs in names.items():
         shape, expected = shapes.get(theirs), tuple(parameters[name].shape)
         if shape is not None and sorted(shape) != sorted(expected):  # GPT-2's matrices are transposed
-            error = _("{name} is {shape}, and by its settings {expected}").format(
-                name=theirs, shape=list(shape), expected=list(expected)
+            error = _(
+                "{name} is {shape}, and by its settings {expected}",
+                name=theirs,
+                shape=list(shape),
+                expected=list(expected),
             )
-            raise TsugikiError(_("{path} cannot be read: {error}").format(path=path, error=error))
+            raise TsugikiError(_("{path} cannot be read: {error}", path=path, error=error))
 
 
 def refuse_missing(path: Path, missing: Sequence[str]) -> None:
     """Raise a TsugikiError if parameters are missing in a file."""
     if missing:
-        message = _("{path} is not a complete model: it has no {missing}")
-        raise TsugikiError(message.format(path=path, missing=summarise_list(missing)))
+        raise TsugikiError(
+            _("{path} is not a complete model: it has no {missing}", path=path, missing=summarise_list(missing))
+        )
 
 
 def _check_all_tensors_read(path: Path, header: GgufHeader, names: set[str]) -> None:
@@ -324,8 +337,12 @@ def _check_all_tensors_read(path: Path, header: GgufHeader, names: set[str]) -> 
     read = set(llama_cpp_names(header.architecture, header.setting("block_count"), names).values())
     ignored = [tensor.name for tensor in header.tensors if tensor.name not in {*read, _ROPE_FACTORS}]
     if ignored:
-        message = _("{path} cannot be read: transformers would ignore {ignored}")
-        raise TsugikiError(message.format(path=path, ignored=summarise_list(sorted(ignored))))
+        message = _(
+            "{path} cannot be read: transformers would ignore {ignored}",
+            path=path,
+            ignored=summarise_list(sorted(ignored)),
+        )
+        raise TsugikiError(message)
 
 
 BYTE_LEVEL, SENTENCEPIECE = "gpt2", "llama"
@@ -380,9 +397,11 @@ def _set_splitting(backend: "Tokenizer", pre: str, file: str) -> None:
     elif pre not in (*_AS_GPT2, *_SPLIT_BY_TRANSFORMERS):
         message = _(
             "{file} splits text before tokenisation in a way that Tsugiki does not know ({value}); it is split "
-            "as for GPT-2, and some tokens may differ from llama.cpp's"
+            "as for GPT-2, and some tokens may differ from llama.cpp's",
+            file=file,
+            value=pre or _("unnamed"),
         )
-        warn_caller(message.format(file=file, value=pre or _("unnamed")))
+        warn_caller(message)
 
 
 def _set_space_marks(backend: "Tokenizer", prefix: bool) -> None:

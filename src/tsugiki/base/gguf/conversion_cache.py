@@ -82,7 +82,7 @@ def _compute_digests(path: Path, header: GgufHeader) -> dict[str, str]:
             combined = combined_digest(tensors)
             return {"file": tensor_digest(file, 0, header.size, combined), "tensors": combined}
     except (OSError, EOFError) as error:
-        raise TsugikiError(_("{path} cannot be read: {error}").format(path=path, error=error)) from error
+        raise TsugikiError(_("{path} cannot be read: {error}", path=path, error=error)) from error
 
 
 def _convert(path: Path, header: GgufHeader, folder: Path) -> None:
@@ -92,8 +92,8 @@ def _convert(path: Path, header: GgufHeader, folder: Path) -> None:
     size = sum(prod(tensor.shape) for tensor in header.tensors) * conversion_dtype(header).itemsize
     check_room(folder.parent, size)
     display = ProgressDisplay()
-    label = _("converting {name} ({size})").format(name=path.name, size=format_size(path.stat().st_size))
+    label = _("converting {name} ({size})", name=path.name, size=format_size(path.stat().st_size))
     if display.is_quiet:
-        display.print(_("{label}; the result is cached for later runs").format(label=label))
+        display.print(_("{label}; the result is cached for later runs", label=label))
     with display.stage(label, len(header.tensors)) as advance:
         write_folder(path, header, folder, lambda: advance(1))

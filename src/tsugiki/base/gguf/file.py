@@ -77,8 +77,7 @@ def read_header(path: Path) -> GgufHeader:
     """Read the header of a GGUF file, and check that the file is long enough for all of its tensors."""
     try:
         if not is_gguf(path):
-            message = _("{path} is not a GGUF file: it does not begin with the letters GGUF")
-            raise TsugikiError(message.format(path=path))
+            raise TsugikiError(_("{path} is not a GGUF file: it does not begin with the letters GGUF", path=path))
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _parse(path, data)
     except OSError as error:
@@ -110,8 +109,9 @@ class _Cursor:
         """Move forward by `length` bytes and return the position before."""
         begin, self.position = self.position, self.position + length
         if self.position > len(self.data):
-            message = _("{path} is truncated or damaged: it ends within its header; download it again")
-            raise TsugikiError(message.format(path=self.path))
+            raise TsugikiError(
+                _("{path} is truncated or damaged: it ends within its header; download it again", path=self.path)
+            )
         return begin
 
     def numbers(self, format: str, count: int = 1) -> tuple[Any, ...]:
@@ -134,22 +134,32 @@ class _Cursor:
         if type == _STRING:
             return self.text()
         if type != _ARRAY:
-            message = _("{path} is damaged: its header has a value of the unknown type {type}")
-            raise TsugikiError(message.format(path=self.path, type=type))
+            raise TsugikiError(
+                _("{path} is damaged: its header has a value of the unknown type {type}", path=self.path, type=type)
+            )
         element, count = self.number("I"), self.number("Q")
         if element in _NUMBERS:
             return list(self.numbers(_NUMBERS[element], count))
         if element != _STRING:
-            message = _("{path} is damaged: its header has a list of the unknown type {element}")
-            raise TsugikiError(message.format(path=self.path, element=element))
+            message = _(
+                "{path} is damaged: its header has a list of the unknown type {element}",
+                path=self.path,
+                element=element,
+            )
+            raise TsugikiError(message)
         return [self.text() for _ in range(count)]
 
     def tensor(self) -> tuple[str, tuple[int, ...], int, int]:
         """Read the name, shape, type number and offset of a tensor."""
         name, dimensions = self.text(), self.number("I")
         if dimensions > _MAX_DIMENSIONS:
-            message = _("{path} is damaged: {name} has {dimensions:,} dimensions")
-            raise TsugikiError(message.format(path=self.path, name=error_text(name, 100), dimensions=dimensions))
+            message = _(
+                "{path} is damaged: {name} has {dimensions:,} dimensions",
+                path=self.path,
+                name=error_text(name, 100),
+                dimensions=dimensions,
+            )
+            raise TsugikiError(message)
         shape = self.numbers("Q", dimensions)[::-1]
         return name, shape, self.number("I"), self.number("Q")
 
@@ -160,8 +170,13 @@ def _parse(path: Path, data: mmap.mmap) -> GgufHeader:
     cursor = _Cursor(path, data)
     version = cursor.number("I")
     if version not in _VERSIONS:
-        message = _("{path} has version {version} of the GGUF format; versions {versions}, little-endian, can be read")
-        raise TsugikiError(message.format(path=path, version=version, versions=_(" and ").join(map(str, _VERSIONS))))
+        message = _(
+            "{path} has version {version} of the GGUF format; versions {versions}, little-endian, can be read",
+            path=path,
+            version=version,
+            versions=_(" and ").join(map(str, _VERSIONS)),
+        )
+        raise TsugikiError(message)
     tensor_count, value_count = cursor.numbers("Q", 2)
     metadata: dict[str, Any] = {}
     spans: dict[str, tuple[int, int]] = {}
@@ -172,8 +187,7 @@ def _parse(path: Path, data: mmap.mmap) -> GgufHeader:
     descriptions = [cursor.tensor() for _ in range(tensor_count)]
     alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
     if not isinstance(alignment, int) or alignment < 1:
-        message = _("{path} is damaged: its alignment is {alignment!r}")
-        raise TsugikiError(message.format(path=path, alignment=alignment))
+        raise TsugikiError(_("{path} is damaged: its alignment is {alignment!r}", path=path, alignment=alignment))
     start = -(-cursor.position // alignment) * alignment
     tensors = []
     for name, shape, number, offset in descriptions:
@@ -181,20 +195,29 @@ def _parse(path: Path, data: mmap.mmap) -> GgufHeader:
             type = GGMLQuantizationType(number)
         except ValueError as error:
             message = _(
-                "{path}: {name} has a quantisation (type {number}) that the installed gguf package does not know"
+                "{path}: {name} has a quantisation (type {number}) that the installed gguf package does not know",
+                path=path,
+                name=error_text(name, 100),
+                number=number,
             )
-            raise TsugikiError(message.format(path=path, name=error_text(name, 100), number=number)) from error
+            raise TsugikiError(message) from error
         block, size = GGML_QUANT_SIZES[type]
         begin = start + offset
         tensors.append(GgufTensor(name, type, shape, begin, begin + prod(shape) // block * size))
     expected = max((tensor.end for tensor in tensors), default=0)
     if expected > len(data):
-        message = _("{path} is truncated: it has {count:,} of {expected:,} bytes; download it again")
-        raise TsugikiError(message.format(path=path, count=len(data), expected=expected))
+        message = _(
+            "{path} is truncated: it has {count:,} of {expected:,} bytes; download it again",
+            path=path,
+            count=len(data),
+            expected=expected,
+        )
+        raise TsugikiError(message)
     in_order = sorted(tensors, key=lambda tensor: (tensor.begin, tensor.end))
     for first, second in pairwise(in_order):  # reading the same bytes for thousands of tensors would take hours
         if second.begin < first.end:
             names = summarise_list([first.name, second.name])
-            message = _("{path} is damaged: the values of {names} overlap; download it again")
-            raise TsugikiError(message.format(path=path, names=names))
+            raise TsugikiError(
+                _("{path} is damaged: the values of {names} overlap; download it again", path=path, names=names)
+            )
     return GgufHeader(metadata, tuple(tensors), start, spans)

@@ -61,8 +61,11 @@ def holds_completions(data: Data, columns: Columns = NO_COLUMNS) -> bool:
 
 def _checked(record: Record) -> Record:
     if ANSWER not in record.fields:
-        message = _("{source} is a text, not rows of answers; give a table with prompt, chosen and rejected")
-        raise TsugikiError(message.format(source=record.source))
+        message = _(
+            "{source} is a text, not rows of answers; give a table with prompt, chosen and rejected",
+            source=record.source,
+        )
+        raise TsugikiError(message)
     return record
 
 
@@ -89,8 +92,11 @@ def _two_answers(row: Mapping[str, Any], source: str, reading: Reading) -> dict[
     chosen, rejected = row["chosen"], row["rejected"]
     prompt = next((row[name] for name in PROMPTS if row.get(name) is not None), None)
     if isinstance(chosen, list) != isinstance(rejected, list):
-        message = _("{source}: one of chosen and rejected is a list of messages, the other is not; write both alike")
-        raise TsugikiError(message.format(source=source))
+        message = _(
+            "{source}: one of chosen and rejected is a list of messages, the other is not; write both alike",
+            source=source,
+        )
+        raise TsugikiError(message)
     if isinstance(chosen, list):
         turns = zip(chosen[:-1], rejected[:-1], strict=False)  # at least the last turn is an answer
         begin = sum(1 for _pair in takewhile(lambda pair: pair[0] == pair[1], turns))
@@ -118,8 +124,12 @@ def _label(label: Any, source: str) -> str:
     """Return good or bad for a label, which a `.csv` file has as a text."""
     found = LABELS.get(str(label).strip().casefold())
     if found is None:
-        message = _("{source} has {label} as label; it must be true for a good answer, or false for a bad one")
-        raise TsugikiError(message.format(source=source, label=error_text(repr(label), 40)))
+        message = _(
+            "{source} has {label} as label; it must be true for a good answer, or false for a bad one",
+            source=source,
+            label=error_text(repr(label), 40),
+        )
+        raise TsugikiError(message)
     return found
 
 
@@ -184,9 +194,10 @@ def _prompt_row(fields: Mapping[str, str], source: str) -> PromptRow:
         return PromptRow(_asks(row.pop("prompt", None)), row, source)
     except ValueError as error:
         message = _(
-            "{source} has no prompt: a column with texts, or with lists of messages for the assistant to answer"
+            "{source} has no prompt: a column with texts, or with lists of messages for the assistant to answer",
+            source=source,
         )
-        raise TsugikiError(message.format(source=source)) from error
+        raise TsugikiError(message) from error
 
 
 def _role(turn: Any) -> str | None:

@@ -61,8 +61,13 @@ def detect_encoding(open_file: Callable[[], BinaryIO], name: str, usual: Callabl
         if line is None:
             return encoding
         invalid = max(invalid, line)
-    message = _("{path}:{first_invalid} is not text in {encodings}; convert the file to UTF-8")
-    raise TsugikiError(message.format(path=name, first_invalid=invalid, encodings=_(ENCODINGS)))
+    message = _(
+        "{path}:{first_invalid} is not text in {encodings}; convert the file to UTF-8",
+        path=name,
+        first_invalid=invalid,
+        encodings=_(ENCODINGS),
+    )
+    raise TsugikiError(message)
 
 
 _SAMPLE = 4096  # bytes, an even number

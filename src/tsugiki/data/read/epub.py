@@ -44,7 +44,7 @@ def read_epub(path: Path) -> Book:
     chapters = list(dict.fromkeys(_chapters(package, posixpath.dirname(package_name))))  # each once, as EPUB requires
     missing = next((name for name in chapters if name not in names), None)
     if missing is not None:
-        raise _damaged(path, _("{name} is missing in it").format(name=error_text(missing, 80)))
+        raise _damaged(path, _("{name} is missing in it", name=error_text(missing, 80)))
     texts = [html_text(_decode(content, path)) for _name, content in read_zip(path, chapters, _MAX_SIZE)]
     authors = dict.fromkeys(_metadata(package, "creator"))
     title = next(iter(_metadata(package, "title")), "")
@@ -58,16 +58,17 @@ def _refuse_drm(path: Path, names: Collection[str]) -> None:
         methods = {element.get("Algorithm", "") for element in encryption if _tag(element) == "EncryptionMethod"}
         protected = not methods <= _FONT_METHODS
     if protected:
-        message = _("{path} is protected by DRM, so its text cannot be read; use a file without DRM")
-        raise TsugikiError(message.format(path=path))
+        raise TsugikiError(
+            _("{path} is protected by DRM, so its text cannot be read; use a file without DRM", path=path)
+        )
 
 
 def _xml(path: Path, name: str, names: Collection[str]) -> ElementTree.Element:
     if name not in names:
-        raise _damaged(path, _("{name} is missing in it").format(name=error_text(name, 80) or "package.opf"))
+        raise _damaged(path, _("{name} is missing in it", name=error_text(name, 80) or "package.opf"))
     content = next(iter(read_zip(path, [name], _MAX_SIZE)))[1]
     if b"<!ENTITY" in content:  # entities can grow without limit, and no package file needs them
-        raise _damaged(path, _("{name} defines entities").format(name=error_text(name, 80)))
+        raise _damaged(path, _("{name} defines entities", name=error_text(name, 80)))
     try:
         return ElementTree.fromstring(content)
     except (ElementTree.ParseError, ValueError, LookupError) as error:
@@ -75,7 +76,7 @@ def _xml(path: Path, name: str, names: Collection[str]) -> ElementTree.Element:
 
 
 def _damaged(path: Path, reason: str) -> TsugikiError:
-    return TsugikiError(_("{path} is no readable EPUB file: {reason}; get it again").format(path=path, reason=reason))
+    return TsugikiError(_("{path} is no readable EPUB file: {reason}; get it again", path=path, reason=reason))
 
 
 def _tag(element: ElementTree.Element) -> str:

@@ -181,15 +181,18 @@ def _sources(data: Data, reading: Reading) -> list[_File | str]:
 def _expand(given: str | Path) -> list[Path | str]:
     """Return the files and folders that a text names, or the name of a data set."""
     if str(given).startswith(("http:/", "https:/")):  # a `Path` has only one of the two slashes
-        message = _("{data} is a web address; download the file, or use tsugiki aozora for works of Aozora Bunko")
-        raise TsugikiError(message.format(data=error_text(given, 200)))
+        message = _(
+            "{data} is a web address; download the file, or use tsugiki aozora for works of Aozora Bunko",
+            data=error_text(given, 200),
+        )
+        raise TsugikiError(message)
     path = _local_path(given)
     if path.exists() or isinstance(given, Path):
         return [path]
     if any(mark in given for mark in "*?["):
         matches = sorted(glob.glob(str(path), recursive=True))
         if not matches:
-            raise TsugikiError(_("no file matches {pattern}").format(pattern=error_text(given, 200)))
+            raise TsugikiError(_("no file matches {pattern}", pattern=error_text(given, 200)))
         return [Path(match) for match in matches]
     if is_dataset_name(given) and Path(given.partition(":")[0]).suffix.lower() not in DATA_SUFFIXES:
         return [given]
@@ -201,8 +204,9 @@ def _local_path(data: str | Path) -> Path:
         path = Path(data).expanduser()
         path.exists()
     except (OSError, ValueError, RuntimeError) as error:  # a name that is too long, a home folder that does not exist
-        message = _("no data at {data}: {error}")
-        raise TsugikiError(message.format(data=error_text(data, 100), error=error_text(error, 100))) from error
+        raise TsugikiError(
+            _("no data at {data}: {error}", data=error_text(data, 100), error=error_text(error, 100))
+        ) from error
     return path
 
 
@@ -214,8 +218,7 @@ def _files(root: Path, reading: Reading) -> list[_File]:
         names = {path: path.relative_to(root).as_posix() for path in inside}
         files = [_File(path, name, False) for path, name in names.items() if _is_data(name, DATA_SUFFIXES)]
         if not files:
-            message = _("{root} contains no {suffixes} or {last} file")
-            raise TsugikiError(message.format(root=root, suffixes=others, last=last))
+            raise TsugikiError(_("{root} contains no {suffixes} or {last} file", root=root, suffixes=others, last=last))
         read = {file.path for file in files}
         reading.passed_over += [str(path) for path, name in names.items() if path not in read and not _is_beside(name)]
         return files
@@ -226,8 +229,9 @@ def _files(root: Path, reading: Reading) -> list[_File]:
         raise TsugikiError(message.format(root=root))
     if root.suffix.lower() not in DATA_SUFFIXES:
         kind = root.suffix or _("a file without a suffix")
-        message = _(_HOW_TO_SAVE.get(root.suffix.lower(), _OTHER_KIND))
-        raise TsugikiError(message.format(root=root, kind=kind, suffixes=others, last=last))
+        raise TsugikiError(
+            _(_HOW_TO_SAVE.get(root.suffix.lower(), _OTHER_KIND), root=root, kind=kind, suffixes=others, last=last)
+        )
     return [_File(root, root.name, True)]
 
 
@@ -362,8 +366,10 @@ def _read_zip(path: Path, wanted: Wanted, reading: Reading) -> Iterator[Record]:
     chosen = [name for name, is_link in members.items() if _is_data(name, _FROM_STREAM) and not is_link]
     if not chosen:
         raise NotDataError(
-            _("{path} contains no {known} file; unpack it, and give the folder").format(
-                path=path, known=", ".join(_FROM_STREAM)
+            _(
+                "{path} contains no {known} file; unpack it, and give the folder",
+                path=path,
+                known=", ".join(_FROM_STREAM),
             )
         )
     others = set(members).difference(chosen)
@@ -417,8 +423,14 @@ def _records_of_rows(rows: NumberedRows, name: str, wanted: Wanted, reading: Rea
             unused = unused_columns(row, schema, wanted.keys)
             reading.unused += [column for column in unused if column not in reading.unused]
         if schema != expected:
-            message = _("{where} has {schema}, but line {first} has {expected}; put them in separate files")
-            raise TsugikiError(message.format(where=where, schema=schema, first=first, expected=expected))
+            message = _(
+                "{where} has {schema}, but line {first} has {expected}; put them in separate files",
+                where=where,
+                schema=schema,
+                first=first,
+                expected=expected,
+            )
+            raise TsugikiError(message)
         yield from wanted.read(row, where, reading)
     if expected is None and null is not None:
         raise null
@@ -440,4 +452,4 @@ def _refuse_empty(records: Iterable[Record], data: Data) -> Iterator[Record]:
         empty = False
         yield record
     if empty:
-        raise TsugikiError(_("{data} is empty: there is no text to train on").format(data=describe_data(data)))
+        raise TsugikiError(_("{data} is empty: there is no text to train on", data=describe_data(data)))

@@ -52,11 +52,18 @@ def jsonl_rows(open_file: OpenFile, name: str, encoding: str) -> NumberedRows:
             try:
                 row = parse_json(line.rstrip("\n"))
             except ValueError as error:
-                message = _("{path}:{number} cannot be read as JSON: {error}; correct or remove the line")
-                raise TsugikiError(message.format(path=name, number=number, error=error)) from error
+                message = _(
+                    "{path}:{number} cannot be read as JSON: {error}; correct or remove the line",
+                    path=name,
+                    number=number,
+                    error=error,
+                )
+                raise TsugikiError(message) from error
             if not isinstance(row, dict):
-                message = _('{path}:{number} is not a JSON object; write each line as {{"text": "…"}}')
-                raise TsugikiError(message.format(path=name, number=number))
+                message = _(
+                    '{path}:{number} is not a JSON object; write each line as {{"text": "…"}}', path=name, number=number
+                )
+                raise TsugikiError(message)
             yield number, row
 
 
@@ -68,22 +75,29 @@ def json_rows(open_file: OpenFile, name: str, encoding: str) -> NumberedRows:
     with open_file() as file:
         data = file.read(_MAX_JSON + 1)
     if len(data) > _MAX_JSON:
-        message = _("{name} has more than {size}, and a .json file is read whole; make it a .jsonl file")
-        raise TsugikiError(message.format(name=name, size=format_size(_MAX_JSON)))
+        message = _(
+            "{name} has more than {size}, and a .json file is read whole; make it a .jsonl file",
+            name=name,
+            size=format_size(_MAX_JSON),
+        )
+        raise TsugikiError(message)
     text = decode_as(data, encoding)
     del data
     try:
         for number, value in enumerate(_json_values(text), 1):
             if not isinstance(value, dict):
                 raise NotDataError(
-                    _('{name}: element {number} is not a JSON object; write each one as {{"text": "…"}}').format(
-                        name=name, number=number
+                    _(
+                        '{name}: element {number} is not a JSON object; write each one as {{"text": "…"}}',
+                        name=name,
+                        number=number,
                     )
                 )
             yield number, value
     except ValueError as error:
-        message = _("{name} is not JSON: {reason}; correct the file")
-        raise TsugikiError(message.format(name=name, reason=error_text(error, 100))) from error
+        raise TsugikiError(
+            _("{name} is not JSON: {reason}; correct the file", name=name, reason=error_text(error, 100))
+        ) from error
 
 
 def _json_values(text: str) -> Iterator[Any]:
@@ -126,9 +140,12 @@ def csv_rows(
             except csv.Error as error:
                 message = _(
                     "{path}:{number} is not a CSV row: {error}; put cells that contain commas, quotes or line ends "
-                    "in double quotes, and double the quotes inside"
+                    "in double quotes, and double the quotes inside",
+                    path=name,
+                    number=number,
+                    error=error,
                 )
-                raise TsugikiError(message.format(path=name, number=number, error=error)) from error
+                raise TsugikiError(message) from error
             if not any(cells):
                 continue
             if header is None:
@@ -139,9 +156,13 @@ def csv_rows(
             if len(cells) != len(header):
                 message = _(
                     "{path}:{number} has {count} cells, but the first line names {columns} columns; put cells that "
-                    "contain commas or line ends in double quotes"
+                    "contain commas or line ends in double quotes",
+                    path=name,
+                    number=number,
+                    count=len(cells),
+                    columns=len(header),
                 )
-                raise TsugikiError(message.format(path=name, number=number, count=len(cells), columns=len(header)))
+                raise TsugikiError(message)
             yield number, dict(zip(header, cells, strict=True))
 
 
@@ -149,8 +170,10 @@ def _header(cells: list[str], where: str) -> list[str]:
     names = [cell.strip() for cell in cells]
     name, times = Counter(names).most_common(1)[0]
     if times > 1:
-        message = _("{where} names the column {name} twice; rename one of them")
-        raise TsugikiError(message.format(where=where, name=error_text(repr(name), 100)))
+        message = _(
+            "{where} names the column {name} twice; rename one of them", where=where, name=error_text(repr(name), 100)
+        )
+        raise TsugikiError(message)
     return names
 
 
@@ -174,8 +197,7 @@ def parquet_rows(path: Path, wanted: Wanted) -> NumberedRows:
         import pyarrow as arrow
         import pyarrow.parquet as parquet
     except ImportError as error:
-        message = _("{path}: reading .parquet requires pyarrow: {extra}")
-        raise TsugikiError(message.format(path=path, extra=EXTRA)) from error
+        raise TsugikiError(_("{path}: reading .parquet requires pyarrow: {extra}", path=path, extra=EXTRA)) from error
     try:
         with parquet.ParquetFile(path) as file:
             texts = (arrow.string(), arrow.large_string())
@@ -185,8 +207,10 @@ def parquet_rows(path: Path, wanted: Wanted) -> NumberedRows:
             limit = _MIN_UNPACKED + _MAX_RATIO * size
             largest, total, values = _unpacked_sizes(file.metadata, names)
             too_large = _(
-                "{path} unpacks to more than {ratio} times its size, which no text does; use another file"
-            ).format(path=path, ratio=_MAX_RATIO)
+                "{path} unpacks to more than {ratio} times its size, which no text does; use another file",
+                path=path,
+                ratio=_MAX_RATIO,
+            )
             if total > limit or values > _MIN_VALUES + size // _MIN_VALUE:
                 raise TsugikiError(too_large)
             # A value can be repeated by a reference to a dictionary, so each row can have the largest size.
@@ -199,8 +223,12 @@ def parquet_rows(path: Path, wanted: Wanted) -> NumberedRows:
                         raise TsugikiError(too_large)
                     yield number, row
     except (arrow.ArrowException, ValueError, TypeError, OverflowError) as error:  # Python cannot hold some dates
-        message = _("{path} cannot be read as Parquet: {error_line}; export the file again")
-        raise TsugikiError(message.format(path=path, error_line=error_text(error).rstrip(".;"))) from error
+        message = _(
+            "{path} cannot be read as Parquet: {error_line}; export the file again",
+            path=path,
+            error_line=error_text(error).rstrip(".;"),
+        )
+        raise TsugikiError(message) from error
 
 
 def _columns_to_read(source: str, kinds: Mapping[str, bool], wanted: Wanted) -> list[str]:
@@ -210,8 +238,11 @@ def _columns_to_read(source: str, kinds: Mapping[str, bool], wanted: Wanted) -> 
     if not names:
         raise NotDataError(
             _(
-                "{path} has none of the columns {known}; it has {names}; give its names as {flag:columns text=NAME}"
-            ).format(path=source, known=known_fields(wanted.keys), names=summarise_list([*kinds]) or _("nothing"))
+                "{path} has none of the columns {known}; it has {names}; give its names as {flag:columns text=NAME}",
+                path=source,
+                known=known_fields(wanted.keys),
+                names=summarise_list([*kinds]) or _("nothing"),
+            )
         )
     return names
 
@@ -267,21 +298,25 @@ def dataset_rows(data: str, wanted: Wanted) -> NumberedRows:
 def _load_dataset(data: str) -> Any:
     """Load a split of a data set from the hub; `datasets` caches it and, since version 4, executes no code from it."""
     name, _colon, split = data.partition(":")
-    missing = _("there is no file or folder {name}").format(name=name)
+    missing = _("there is no file or folder {name}", name=name)
     try:
         import datasets
     except ImportError as error:
-        message = _("{missing}; to read a data set of that name from the hub: {extra}")
-        raise TsugikiError(message.format(missing=missing, extra=EXTRA)) from error
+        raise TsugikiError(
+            _("{missing}; to read a data set of that name from the hub: {extra}", missing=missing, extra=EXTRA)
+        ) from error
     try:
         return datasets.load_dataset(name, split=split or "train")
     except datasets.exceptions.DatasetNotFoundError as error:
-        message = _("{missing}, and no data set of that name on the hub; check the spelling")
-        raise TsugikiError(message.format(missing=missing)) from error
+        raise TsugikiError(
+            _("{missing}, and no data set of that name on the hub; check the spelling", missing=missing)
+        ) from error
     except ConnectionError as error:
-        message = _("{missing}, and the hub cannot be reached to look for a data set of that name")
-        raise TsugikiError(message.format(missing=missing)) from error
+        raise TsugikiError(
+            _("{missing}, and the hub cannot be reached to look for a data set of that name", missing=missing)
+        ) from error
     except Exception as error:  # an unknown split, several configurations, a damaged file
         what = error_text(error.__cause__ or error).rstrip(".;")
-        message = _("the data set {data} cannot be read: {what}; choose another split or data set")
-        raise TsugikiError(message.format(data=data, what=what)) from error
+        raise TsugikiError(
+            _("the data set {data} cannot be read: {what}; choose another split or data set", data=data, what=what)
+        ) from error

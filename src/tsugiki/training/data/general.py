@@ -38,11 +38,11 @@ class GeneralQuestions:
     @property
     def note(self) -> str:
         """What will be mixed in, before the base has answered."""
-        message = _(
+        return _(
             "so that less is forgotten, the base's own answers to general questions ({count:,}) are learned as well; "
-            "{flag:mix none} leaves them out"
+            "{flag:mix none} leaves them out",
+            count=len(self.learned),
         )
-        return message.format(count=len(self.learned))
 
     @property
     def known(self) -> Path:

@@ -42,7 +42,7 @@ def document_notes(config: RunConfig, is_one: bool) -> Iterator[str]:
     """Yield whether the data are one document, whose end is held out."""
     if is_one:
         share = share_of(parse_held_out(config.held_out))
-        yield _("one document: its last {held_out:.0%} is held out").format(held_out=share)
+        yield _("one document: its last {held_out:.0%} is held out", held_out=share)
 
 
 def repeat_notes(train: Part, validation: Part | None, repeated: Repeated, of_validation: Repeated) -> Iterator[str]:
@@ -104,11 +104,11 @@ def question_notes(train: Part, parts: Sequence[Part], held_out: Part) -> Iterat
     here = np.concatenate([train.kept, *(part.kept for part in parts if part.corpus is train.corpus)])
     common = int(np.count_nonzero(questions[here]) - np.count_nonzero(rare(questions)[here]))
     if common and len(held_out.rows) and held_out.corpus is train.corpus:
-        message = _(
+        yield _(
             "{records} ask a question that more than a tenth of the records ask, such as a greeting: they are split "
-            "one by one, so some held-out answers are to questions that are trained on"
+            "one by one, so some held-out answers are to questions that are trained on",
+            records=counts.records(common),
         )
-        yield message.format(records=counts.records(common))
 
 
 def near_notes(config: RunConfig, corpus: Corpus, has_answers: bool, held_out: Part) -> Iterator[str]:
@@ -149,8 +149,11 @@ def known_notes(summary: SplitSummary) -> Iterator[str]:
 
 def mix_notes(mixed: Mixed, path: str) -> Iterator[str]:
     """Yield how much of what is learned is from the file of another text."""
-    yield _("{share:.1%} of the tokens in the loss are from {path} ({records})").format(
-        share=mixed.share, path=path, records=counts.records(len(mixed.taken))
+    yield _(
+        "{share:.1%} of the tokens in the loss are from {path} ({records})",
+        share=mixed.share,
+        path=path,
+        records=counts.records(len(mixed.taken)),
     )
 
 
@@ -162,8 +165,11 @@ def unfit_notes(
     for part, rows in unfit.items():
         preferences, every = answers[part]
         if len(rows) and len(rows) == len(every):
-            message = _("none of the {part} pairs fits into a row of {size:,} tokens, so none is scored")
-            yield message.format(part=names[part], size=size)
+            yield _(
+                "none of the {part} pairs fits into a row of {size:,} tokens, so none is scored",
+                part=names[part],
+                size=size,
+            )
         elif len(rows):
             yield preferences.note(TOO_LONG, rows.tolist(), size)
 
@@ -171,14 +177,14 @@ def unfit_notes(
 def row_notes(summary: DataSummary, model: str) -> Iterator[str]:
     """Yield whether each document has rows of its own, and what is cut off at the end of a row."""
     if summary.document_masking == "separate_rows":
-        message = _(
+        yield _(
             "{model} cannot mask documents in the same row from each other: each document has separate rows, which "
-            "are padded"
+            "are padded",
+            model=model,
         )
-        yield message.format(model=model)
     if summary.cut_records:
-        message = _("longer than a row of {size} tokens: {examples}; {tokens} at their ends are cut off")
-        yield message.format(
+        yield _(
+            "longer than a row of {size} tokens: {examples}; {tokens} at their ends are cut off",
             size=summary.block_size,
             examples=counts.examples(summary.cut_records),
             tokens=counts.tokens(summary.cut_tokens),
@@ -188,5 +194,7 @@ def row_notes(summary: DataSummary, model: str) -> Iterator[str]:
 def length_notes(summary: DataSummary, index: RecordIndex) -> Iterator[str]:
     """Yield whether there is little text; questions alone are to be learned by heart."""
     if summary.train.characters < LITTLE_TEXT and not index.questions.all():
-        message = _("the training text is short ({characters}): it is soon learned by heart")
-        yield message.format(characters=counts.characters(summary.train.characters))
+        yield _(
+            "the training text is short ({characters}): it is soon learned by heart",
+            characters=counts.characters(summary.train.characters),
+        )

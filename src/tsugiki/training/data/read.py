@@ -73,9 +73,10 @@ def read_answers_of(
     if preferences.size == 1 and config.preference != "kto":
         message = _(
             "the data have single answers with a label, and the loss {name} needs pairs, which have chosen and "
-            "rejected; {flag:preference kto} takes single answers"
+            "rejected; {flag:preference kto} takes single answers",
+            name=config.preference,
         )
-        raise TsugikiError(message.format(name=config.preference))
+        raise TsugikiError(message)
     return preferences
 
 

@@ -171,10 +171,12 @@ def need_of(
     except BaseException as error:
         if not is_ordinary(error):
             raise
-        message = _("{model}: blocks of this model cannot be measured ({error})")
-        raise TsugikiError(
-            message.format(model=config.model, error=error_text(error) or type(error).__name__)
-        ) from error
+        message = _(
+            "{model}: blocks of this model cannot be measured ({error})",
+            model=config.model,
+            error=error_text(error) or type(error).__name__,
+        )
+        raise TsugikiError(message) from error
     del sample
     if trains_all:
         base = shapes.parameters * itemsize if itemsize < 4 else 0

@@ -71,21 +71,27 @@ def fact_notes(facts: Facts) -> Iterator[str]:
     if facts.dtype_seconds is not None and facts.dtype == "int8":
         yield _(
             "base in int8: a sample of it trains {gain:.1f} times as fast here as in bf16 ({flag:base_dtype bf16} "
-            "turns this off)"
-        ).format(gain=facts.dtype_seconds["bf16"] / facts.dtype_seconds["int8"])
+            "turns this off)",
+            gain=facts.dtype_seconds["bf16"] / facts.dtype_seconds["int8"],
+        )
     if facts.memory is None:
         return
     need, free = format_gigabytes(facts.memory.peak), format_gigabytes(facts.memory.available)
     if not facts.memory.fits:
         yield _(
             "memory: this run needs about {need}, and {free} are free; `tsugiki plan` shows what fits, and {flag:fit} "
-            "takes it"
-        ).format(need=need, free=free)
+            "takes it",
+            need=need,
+            free=free,
+        )
     elif facts.memory.recomputed_blocks and facts.memory.is_automatic:
         yield _(
             "memory: about {need} of {free}; the activations of {count} blocks are computed again in the backward "
-            "pass, because all of them do not fit"
-        ).format(need=need, free=free, count=facts.memory.recomputed_blocks)
+            "pass, because all of them do not fit",
+            need=need,
+            free=free,
+            count=facts.memory.recomputed_blocks,
+        )
 
 
 def load_dtype(config: RunConfig, device: torch.device | None = None) -> BaseDtype:

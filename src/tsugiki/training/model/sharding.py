@@ -61,8 +61,11 @@ def shard(model: nn.Module, device: torch.device, compute_dtype: torch.dtype | N
     except RuntimeError as error:  # of torch 2.10, whose FSDP asks for gradients of all that it splits
         if "floating point" not in str(error):
             raise
-        message = _("torch {version} cannot split integer weights: install a newer one, or use --base-dtype bf16")
-        raise TsugikiError(message.format(version=torch.__version__)) from error
+        message = _(
+            "torch {version} cannot split integer weights: install a newer one, or use --base-dtype bf16",
+            version=torch.__version__,
+        )
+        raise TsugikiError(message) from error
     model.to(device)  # what is not split: the adapter, and buffers
     return trainable_parameters(model)
 
@@ -90,9 +93,11 @@ def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
     if missing:
         message = _(
             "{missing} is not in the optimiser ({count} such) and would not train: make the optimiser after the "
-            "model is on its device and sharded"
+            "model is on its device and sharded",
+            missing=missing[0],
+            count=len(missing),
         )
-        raise TsugikiError(message.format(missing=missing[0], count=len(missing)))
+        raise TsugikiError(message)
 
 
 def whole_state(model: nn.Module, keep: bool) -> dict[str, Tensor]:

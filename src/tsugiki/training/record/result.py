@@ -155,7 +155,8 @@ def warning_text(result: Evaluation) -> str:
         "{count:,} unknown token: the bits per character are too low",
         "{count:,} unknown tokens: the bits per character are too low",
         result.unknown_tokens,
-    ).format(count=result.unknown_tokens)
+        count=result.unknown_tokens,
+    )
 
 
 def summarise(

@@ -414,8 +414,7 @@ class RunRecord(BaseModel):
     def folder(self) -> Path:
         """Return the folder of the run. A record that was pushed to the hub does not name it."""
         if self.config.out is None:
-            message = _("this {record_file} does not name the folder of its run")
-            raise TsugikiError(message.format(record_file=RECORD_FILE))
+            raise TsugikiError(_("this {record_file} does not name the folder of its run", record_file=RECORD_FILE))
         return Path(self.config.out)
 
     def write(self, folder: Path) -> None:
@@ -444,7 +443,7 @@ class RunRecord(BaseModel):
 def finished(record: RunRecord) -> tuple[TrainingFigures, Parameters]:
     """Return the results of a run, which must have finished."""
     if record.status != "finished" or record.training is None or record.parameters is None:
-        raise TsugikiError(_("the run in {out} has not finished").format(out=record.config.out))
+        raise TsugikiError(_("the run in {out} has not finished", out=record.config.out))
     return record.training, record.parameters
 
 
@@ -459,8 +458,9 @@ def samples_by_prompt(record: RunRecord) -> dict[str, list[Sample]]:
 def read_record(folder: Path) -> RunRecord:
     """Read the record of the run in a folder."""
     path = folder / RECORD_FILE
-    message = _("{folder} holds no run: it has no {file}")
-    return parse_record(read_json(path, missing=message.format(folder=folder, file=RECORD_FILE)), path)
+    return parse_record(
+        read_json(path, missing=_("{folder} holds no run: it has no {file}", folder=folder, file=RECORD_FILE)), path
+    )
 
 
 def parse_record(fields: dict[str, Any], path: Path) -> RunRecord:
@@ -468,16 +468,26 @@ def parse_record(fields: dict[str, Any], path: Path) -> RunRecord:
     number = fields.get("format")
     if number != FORMAT:
         shown = error_text(repr(number), 100)
-        message = _("{path} has format {shown}; this version of Tsugiki reads format {format}")
-        raise TsugikiError(message.format(path=path, shown=shown, format=FORMAT))
+        message = _(
+            "{path} has format {shown}; this version of Tsugiki reads format {format}",
+            path=path,
+            shown=shown,
+            format=FORMAT,
+        )
+        raise TsugikiError(message)
     if len(to_json_text({"config": fields.get("config")})) > _MAX_CONFIG:
-        message = _("{path} is not the record of a run: config has more than {max_config:,} characters")
-        raise TsugikiError(message.format(path=path, max_config=_MAX_CONFIG))
+        message = _(
+            "{path} is not the record of a run: config has more than {max_config:,} characters",
+            path=path,
+            max_config=_MAX_CONFIG,
+        )
+        raise TsugikiError(message)
     try:
         return RunRecord.model_validate(fields)
     except ValidationError as error:
         problem = error.errors()[0]
         where = error_text(".".join(map(str, problem["loc"])), 100)
         what = error_text(problem["msg"].removeprefix("Value error, ").lower())
-        message = _("{path} is not the record of a run: {where}: {what}")
-        raise TsugikiError(message.format(path=path, where=where, what=what)) from error
+        raise TsugikiError(
+            _("{path} is not the record of a run: {where}: {what}", path=path, where=where, what=what)
+        ) from error

@@ -184,8 +184,7 @@ def smallest_need(plan: Plan) -> str:
     least = min(plan.options, key=lambda option: option.peak_memory)
     return _(
         "{model} does not fit in the memory: the smallest way needs {need} (base_dtype {dtype}, "
-        "recompute {recompute}), and {free} are free; choose a smaller model or a smaller {flag:block_size}"
-    ).format(
+        "recompute {recompute}), and {free} are free; choose a smaller model or a smaller {flag:block_size}",
         model=plan.model,
         need=format_gigabytes(least.peak_memory),
         dtype=least.base_dtype,

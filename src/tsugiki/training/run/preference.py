@@ -37,17 +37,19 @@ def preference_notes(name: str, settings: Mapping[str, float]) -> Iterator[str]:
     """Yield notes on a beta that fits other losses, and on a loss that does not keep the text."""
     usual, beta = LOSSES[name].defaults.get("beta"), settings.get("beta")
     if usual and beta is not None and not usual / _UNUSUAL < beta < usual * _UNUSUAL:
-        message = _(
+        yield _(
             "beta is {beta:g}; for {name}, {usual:g} is usual, because losses that compare log-probabilities per token "
-            "need a beta that is about 50 times as large as those that compare whole answers"
+            "need a beta that is about 50 times as large as those that compare whole answers",
+            beta=beta,
+            name=name,
+            usual=usual,
         )
-        yield message.format(beta=beta, name=name, usual=usual)
     if not settings["likelihood"] and not LOSSES[name].contains_likelihood:
-        message = _(
+        yield _(
             "{name} without the likelihood of the chosen answers: small models then forget how to write; "
-            "{flag:preference_settings likelihood=1} keeps the text"
+            "{flag:preference_settings likelihood=1} keeps the text",
+            name=name,
         )
-        yield message.format(name=name)
 
 
 def add_reference(start: Start, base: Base, answers: Mapping[str, AnswerRows], ready: Ready) -> Ready:

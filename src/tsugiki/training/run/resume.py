@@ -64,8 +64,13 @@ def earlier_run(name: str, config: RunConfig) -> RunRecord | None:
     record = read_record(out)
     changed = changed_settings(record.config.to_dict(), config.to_record())
     if changed:
-        message = _("{name}: {out} holds a run with other settings: {changed}; delete it or rename this one")
-        raise TsugikiError(message.format(name=name, out=out, changed=changed))
+        message = _(
+            "{name}: {out} holds a run with other settings: {changed}; delete it or rename this one",
+            name=name,
+            out=out,
+            changed=changed,
+        )
+        raise TsugikiError(message)
     return record
 
 
@@ -81,8 +86,7 @@ def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any], may_chan
     compared = (name for name in {**new, **old} if name != "out" and name not in may_change)
     changed = [name for name in compared if new.get(name) != old.get(name)]
     return ", ".join(
-        _("{name} (was {old!r}, now {new!r})").format(name=name, old=old.get(name), new=new.get(name))
-        for name in changed
+        _("{name} (was {old!r}, now {new!r})", name=name, old=old.get(name), new=new.get(name)) for name in changed
     )
 
 
@@ -96,8 +100,7 @@ def resumed(settings: dict[str, Any], out: Path) -> tuple[RunRecord, Path | None
     # A checkpoint has a digest of its settings, and `run.json` has none.
     changed = changed_settings(kept.config.to_dict() if kept else recorded, settings, _MAY_CHANGE)
     if changed:
-        message = _("the run in {out} was started with other settings: {changed}")
-        raise TsugikiError(message.format(out=out, changed=changed))
+        raise TsugikiError(_("the run in {out} was started with other settings: {changed}", out=out, changed=changed))
     if record.status == "finished" and not _has_other_length(recorded, settings):
         steps = record.resolved_settings.get("steps", record.training.steps if record.training else 0)
         message = _(
@@ -139,7 +142,7 @@ def recorded_run(out: Path) -> RunRecord:
         kept = _record_of(checkpoint)
         if checkpoint is None or kept is None:
             raise
-        warn_caller(_("{error}; the run continues from {name}").format(error=error, name=checkpoint.folder.name))
+        warn_caller(_("{error}; the run continues from {name}", error=error, name=checkpoint.folder.name))
         return kept
 
 

@@ -149,8 +149,11 @@ def check_rules(start: Start, rules: Sequence[Rule]) -> None:
     """Check that the rules are those with which the run was started, and write the record of a new run."""
     before, folder, now = start.before.get("rules"), start.out / ROUNDS, [rule.identity() for rule in rules]
     if before and (changed := sorted({*before} ^ {*now})):
-        message = _("the rules have changed since the run was started: {names}; start another run for other rules")
-        raise TsugikiError(message.format(names=summarise_list(changed)))
+        message = _(
+            "the rules have changed since the run was started: {names}; start another run for other rules",
+            names=summarise_list(changed),
+        )
+        raise TsugikiError(message)
 
     def begin() -> None:
         if start.overwrite:
@@ -310,9 +313,11 @@ class Rounds:
             message = _(
                 "no round has a higher validation reward than the start without more than {most:.0%} more loss on the "
                 "retention text ({flag:reward_settings forgetting}), or answers that repeat themselves or are empty, "
-                "also with a part of its update; {out} has figures and adapters of all rounds"
+                "also with a part of its update; {out} has figures and adapters of all rounds",
+                most=self.numbers.forgetting,
+                out=out,
             )
-            raise TsugikiError(message.format(most=self.numbers.forgetting, out=out))
+            raise TsugikiError(message)
         return record
 
     def ask(
@@ -436,8 +441,11 @@ class Rounds:
         for place, rule in enumerate(self.rules):
             given = {answer.scores[place] for one in answers for answer in one.answers}
             if len(given) == 1:
-                message = _("the rule {rule} gives {score} to all answers of this round, so it teaches nothing")
-                yield message.format(rule=rule.text, score=given.pop())
+                yield _(
+                    "the rule {rule} gives {score} to all answers of this round, so it teaches nothing",
+                    rule=rule.text,
+                    score=given.pop(),
+                )
 
 
 def _samples(judged: Sequence[RewardRound]) -> list[Sample]:

@@ -172,11 +172,11 @@ def run_all(runs: Mapping[str, RunConfig]) -> dict[str, RunRecord]:
             continue
         with started(config, resume=before is not None) as start:
             texts = texts or read_texts(start)
-            start.display.print(_("{number} of {count}: {name}").format(number=number, count=len(runs), name=name))
+            start.display.print(_("{number} of {count}: {name}", number=number, count=len(runs), name=name))
             try:
                 _train_with(bases, start, texts)
             except TsugikiError as error:
-                raise TsugikiError(_("{name}: {error}").format(name=name, error=error)) from error
+                raise TsugikiError(_("{name}: {error}", name=name, error=error)) from error
             records[name], done, left = start.record, done + 1, left - 1
             start.display.print(_result_line(name, start.record, time.monotonic() - begun, done, left))
     check_same_inputs(records)
@@ -225,9 +225,9 @@ def check_same_inputs(records: Mapping[str, RunRecord]) -> None:
     """Check that finished runs had the same training and held-out texts, and the same base."""
     first, *others = records
     changed = [name for name in others if _texts(records[name]) != _texts(records[first])]
-    _refuse(changed, _("the data have changed since {first} was trained").format(first=first))
+    _refuse(changed, _("the data have changed since {first} was trained", first=first))
     changed = [name for name in others if _is_other_base(records[first], records[name])]
-    _refuse(changed, _("the base model has changed since {first} was trained").format(first=first))
+    _refuse(changed, _("the base model has changed since {first} was trained", first=first))
 
 
 def _is_finished(record: RunRecord | None) -> bool:
@@ -240,14 +240,18 @@ def _result_line(name: str, record: RunRecord, seconds: float, done: int, left: 
     `seconds` is the time of the `done` runs in this process, and `left` runs are left.
     """
     before, after = record.evaluations[0], record.evaluations[-1]
-    line = _("{name}: held-out loss {before:.4f} → {after:.4f} ({change:+.1%})").format(
-        name=name, before=before.loss, after=after.loss, change=change_of_loss(before, after).relative
+    line = _(
+        "{name}: held-out loss {before:.4f} → {after:.4f} ({change:+.1%})",
+        name=name,
+        before=before.loss,
+        after=after.loss,
+        change=change_of_loss(before, after).relative,
     )
     if not left:
         return line
     time_left = format_duration(seconds / done * left)
-    return line + ngettext("; {count} run left, about {time}", "; {count} runs left, about {time}", left).format(
-        count=left, time=time_left
+    return line + ngettext(
+        "; {count} run left, about {time}", "; {count} runs left, about {time}", left, count=left, time=time_left
     )
 
 
@@ -257,11 +261,13 @@ def _check_unchanged(config: RunConfig, records: Mapping[str, RunRecord]) -> Non
     digest, base = data_digest(config, tokenizer, key), named_identity(config.model)
     digests = {name: record.data.digest for name, record in records.items() if record.data is not None}
     changed = [name for name, before in digests.items() if before != digest]
-    message = _("{data}, other data or the tokenizer has changed since they were trained")
-    _refuse(changed, message.format(data=describe_data(config.data)))
+    _refuse(
+        changed,
+        _("{data}, other data or the tokenizer has changed since they were trained", data=describe_data(config.data)),
+    )
     bases = {name: record.base for name, record in records.items() if record.base is not None}
     changed = [name for name, before in bases.items() if why_different(before, base)]
-    _refuse(changed, _("{model} has changed since they were trained").format(model=config.model))
+    _refuse(changed, _("{model} has changed since they were trained", model=config.model))
 
 
 def _texts(record: RunRecord) -> tuple[str | None, str] | None:
@@ -274,5 +280,6 @@ def _is_other_base(one: RunRecord, other: RunRecord) -> bool:
 
 def _refuse(names: list[str], why: str) -> None:
     if names:
-        message = _("{names}: {why}; delete these runs, or choose another out")
-        raise TsugikiError(message.format(names=summarise_list(names), why=why))
+        raise TsugikiError(
+            _("{names}: {why}; delete these runs, or choose another out", names=summarise_list(names), why=why)
+        )

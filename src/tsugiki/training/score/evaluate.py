@@ -91,9 +91,10 @@ def evaluate(
     if not sequences:
         message = _(
             "everything to evaluate on is longer than the model's context of {context} tokens; shorten it, or take a "
-            "base with a longer context"
+            "base with a longer context",
+            context=context,
         )
-        raise TsugikiError(message.format(context=context))
+        raise TsugikiError(message)
     nll = score_sequences(model, sequences, advance, accelerator)
     unknown = tokenizer.unk_token_id
     return summarise(

@@ -79,8 +79,7 @@ def read_questions(path: Path) -> list[Question]:
     except OSError as error:
         raise unreadable(path, error) from error
     if not questions:
-        message = _("{path} is empty: write one question in each line, with prompt and expected")
-        raise TsugikiError(message.format(path=path))
+        raise TsugikiError(_("{path} is empty: write one question in each line, with prompt and expected", path=path))
     return questions
 
 
@@ -136,21 +135,29 @@ def answer_questions(
 def _question(row: Mapping[str, Any], source: str) -> Question:
     mode: Any = row.get("mode") or ("choice" if row.get("choices") is not None else "exact")
     if mode not in get_args(Mode):
-        message = _("{source} has the unknown mode {mode}; use one of {get_args}")
-        raise TsugikiError(
-            message.format(source=source, mode=error_text(repr(mode), 40), get_args=", ".join(get_args(Mode)))
+        message = _(
+            "{source} has the unknown mode {mode}; use one of {get_args}",
+            source=source,
+            mode=error_text(repr(mode), 40),
+            get_args=", ".join(get_args(Mode)),
         )
+        raise TsugikiError(message)
     if row.get("expected") is None:
-        message = _("{source} has no expected; add the expected answer, a text or a list of texts")
-        raise TsugikiError(message.format(source=source))
+        raise TsugikiError(
+            _("{source} has no expected; add the expected answer, a text or a list of texts", source=source)
+        )
     expected = row["expected"]
     answers = _texts([expected] if isinstance(expected, str) else expected, f"{source}: expected")
     choices: tuple[str, ...] = ()
     if mode == "choice":
         choices = _choices(row.get("choices"), answers, source)
     elif row.get("choices") is not None:
-        message = _("{source} has choices and mode {mode}; leave out one of the two, or use mode choice")
-        raise TsugikiError(message.format(source=source, mode=mode))
+        message = _(
+            "{source} has choices and mode {mode}; leave out one of the two, or use mode choice",
+            source=source,
+            mode=mode,
+        )
+        raise TsugikiError(message)
     if mode == "regex":
         for expression in answers:
             try:
@@ -168,11 +175,15 @@ def _asked(row: Mapping[str, Any], source: str) -> Completion | Conversation:
     fields: dict[str, Any] = {"prompt": given, "completion": _ANY_ANSWER}
     if not isinstance(given, str):
         if not isinstance(given, list) or not given:
-            message = _('{source} has no prompt; add a text, or a list of messages like {{"role": …, "content": …}}')
-            raise TsugikiError(message.format(source=source))
+            message = _(
+                '{source} has no prompt; add a text, or a list of messages like {{"role": …, "content": …}}',
+                source=source,
+            )
+            raise TsugikiError(message)
         if isinstance(given[-1], Mapping) and given[-1].get("role") == "assistant":
-            message = _("{source} ends with a turn of the assistant; put its text into expected")
-            raise TsugikiError(message.format(source=source))
+            raise TsugikiError(
+                _("{source} ends with a turn of the assistant; put its text into expected", source=source)
+            )
         fields = {"messages": [*given, {"role": "assistant", "content": _ANY_ANSWER}]}
     record = read_row({**fields, "tools": row.get("tools")}, source)
     assert isinstance(record, Completion | Conversation)
@@ -181,20 +192,23 @@ def _asked(row: Mapping[str, Any], source: str) -> Completion | Conversation:
 
 def _choices(given: Any, expected: tuple[str, ...], source: str) -> tuple[str, ...]:
     if given is None:
-        message = _("{source} has mode choice but no choices; add a list of two or more texts")
-        raise TsugikiError(message.format(source=source))
+        raise TsugikiError(_("{source} has mode choice but no choices; add a list of two or more texts", source=source))
     choices = _texts(given, f"{source}: choices")
     if len(set(choices)) < len(choices) or len(choices) < 2:
-        raise TsugikiError(_("{source}: choices must be two or more different texts").format(source=source))
+        raise TsugikiError(_("{source}: choices must be two or more different texts", source=source))
     if unknown := [answer for answer in expected if answer not in choices]:
-        message = _("{source}: expected is {unknown}, which is none of the choices")
-        raise TsugikiError(message.format(source=source, unknown=error_text(repr(unknown[0]), 80)))
+        message = _(
+            "{source}: expected is {unknown}, which is none of the choices",
+            source=source,
+            unknown=error_text(repr(unknown[0]), 80),
+        )
+        raise TsugikiError(message)
     return choices
 
 
 def _texts(given: Any, where: str) -> tuple[str, ...]:
     if not isinstance(given, list) or not given or not all(isinstance(text, str) and text.strip() for text in given):
-        raise TsugikiError(_("{where} must be a text that is not empty, or a list of such texts").format(where=where))
+        raise TsugikiError(_("{where} must be a text that is not empty, or a list of such texts", where=where))
     for text in given:
         read_row({"text": text}, where)  # refuses text that tokenizers cannot read
     return tuple(given)

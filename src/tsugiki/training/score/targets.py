@@ -69,8 +69,9 @@ def evaluation_targets(models: Sequence[str], adapters: Sequence[str]) -> list[E
         folder = adapter_folder(adapter)
         base = models[0] if len(models) == 1 else named_base(folder)
         if not base:
-            message = _("{adapter} does not name its base; give the base as the only --model")
-            raise TsugikiError(message.format(adapter=adapter))
+            raise TsugikiError(
+                _("{adapter} does not name its base; give the base as the only --model", adapter=adapter)
+            )
         if not models and EvaluationTarget(base) not in found:
             found.append(EvaluationTarget(base))
         found.append(EvaluationTarget(base, folder, adapter))
@@ -126,9 +127,12 @@ def score_pairs_with_targets(
             longest = int((store.offsets[1:] - store.offsets[:-1]).max())
             if longest > context_length(model):
                 message = _(
-                    "an answer with its prompt has {tokens:,} tokens, and the context of {model} is {context:,}"
+                    "an answer with its prompt has {tokens:,} tokens, and the context of {model} is {context:,}",
+                    tokens=longest,
+                    model=target.model,
+                    context=context_length(model),
                 )
-                raise TsugikiError(message.format(tokens=longest, model=target.model, context=context_length(model)))
+                raise TsugikiError(message)
             size = max(_PAIR_ROW, int(np.diff(store.offsets[::2])[rows].max()))
             masking = detect_document_masking(model, size)
             shared = shares_prompts(model, masking, size)

@@ -135,7 +135,7 @@ def load_training_state(folder: Path) -> tuple[dict[str, Any], dict[str, Any], d
     """Read the state dicts of the optimiser and of the schedule, and the fields of `Progress`."""
     fields = read_json(
         folder / _TRAINING,
-        missing=_("{folder} is not a checkpoint: it has no {file}").format(folder=folder, file=_TRAINING),
+        missing=_("{folder} is not a checkpoint: it has no {file}", folder=folder, file=_TRAINING),
     )
     optimizer: dict[str, Any] = {"state": {}, "param_groups": fields["optimizer"]["param_groups"]}
     for key, value in {**_load(folder / _OPTIMIZER), **fields["optimizer"]["state"]}.items():
@@ -159,11 +159,15 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
             continue
         for other, problem in damaged.items():
             _set_aside(other)
-            warn_caller(_("{problem}; the run continues from {name}").format(problem=problem, name=path.name))
+            warn_caller(_("{problem}; the run continues from {name}", problem=problem, name=path.name))
         return intact
     if damaged:
-        message = _("no checkpoint in {folder} can be used: {values}; remove them to train again from the first step")
-        raise TsugikiError(message.format(folder=folder, values=summarise_list(list(damaged.values()))))
+        message = _(
+            "no checkpoint in {folder} can be used: {values}; remove them to train again from the first step",
+            folder=folder,
+            values=summarise_list(list(damaged.values())),
+        )
+        raise TsugikiError(message)
     return None
 
 
@@ -186,13 +190,19 @@ def _set_aside(folder: Path) -> None:
     except FileNotFoundError:  # another process of the run has renamed it
         pass
     except OSError as error:
-        message = _("{folder} is damaged and cannot be renamed: {strerror}")
-        raise TsugikiError(message.format(folder=folder, strerror=error.strerror or error)) from error
+        raise TsugikiError(
+            _("{folder} is damaged and cannot be renamed: {strerror}", folder=folder, strerror=error.strerror or error)
+        ) from error
 
 
 def _load(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        message = _("{path} is broken: {error}; delete {parent} to continue from an earlier one")
-        raise TsugikiError(message.format(path=path, error=error, parent=path.parent)) from error
+        message = _(
+            "{path} is broken: {error}; delete {parent} to continue from an earlier one",
+            path=path,
+            error=error,
+            parent=path.parent,
+        )
+        raise TsugikiError(message) from error

@@ -177,8 +177,9 @@ def not_finite(loss: float, step: int, rate: float, is_scaled: bool) -> TsugikiE
 
 def overflow(step: int) -> TsugikiError:
     """Return the error for gradients that are too large for float16 even with the smallest scale."""
-    message = _("fp16 cannot hold the gradients at step {step}: compute in fp32 (base_dtype, compute_dtype)")
-    return TsugikiError(message.format(step=step))
+    return TsugikiError(
+        _("fp16 cannot hold the gradients at step {step}: compute in fp32 (base_dtype, compute_dtype)", step=step)
+    )
 
 
 def _assign_gradients(weights: Sequence[Tensor], device: torch.device, more: int) -> Tensor:

@@ -162,7 +162,7 @@ class TrainingLoop:
         """Write a checkpoint, and return the exception that ends the run."""
         step = self.progress.step
         self._save()
-        written = _("a checkpoint of step {step} of {steps} was written").format(step=step, steps=self.steps)
+        written = _("a checkpoint of step {step} of {steps} was written", step=step, steps=self.steps)
         return Interrupted(number, written if step else _("no step was done"))
 
     def train_step(self, stop: bool = False) -> None:

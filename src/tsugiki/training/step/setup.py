@@ -119,8 +119,10 @@ def _schedule(optimizer: torch.optim.Optimizer, config: RunConfig, steps: int, w
     except (ValueError, TypeError) as error:
         raise TsugikiError(f"lr_scheduler_type: {error_text(error)}") from error
     if not isinstance(schedule, LambdaLR):
-        message = _("lr_scheduler_type {lr_scheduler_type} depends on evaluations; choose another one")
-        raise TsugikiError(message.format(lr_scheduler_type=kind))
+        message = _(
+            "lr_scheduler_type {lr_scheduler_type} depends on evaluations; choose another one", lr_scheduler_type=kind
+        )
+        raise TsugikiError(message)
     return schedule
 
 

@@ -95,8 +95,10 @@ def sampling_note(loss: SampledTextLoss) -> str:
     """Return the sentence that says how much of the vocabulary a step computes, and how to compute all of it."""
     return _(
         "each step computes the logits of {part:,} of {whole:,} tokens: those of the text, likely ones, and a sample "
-        "of the others ({flag:softmax full} computes all)"
-    ).format(part=len(loss.kept) + loss.drawn, whole=len(loss.kept) + len(loss.others))
+        "of the others ({flag:softmax full} computes all)",
+        part=len(loss.kept) + loss.drawn,
+        whole=len(loss.kept) + len(loss.others),
+    )
 
 
 def derived_seed(*numbers: int) -> int:

@@ -84,10 +84,11 @@ def start_accelerator(
         port = os.environ.get("MASTER_PORT")
         if "EADDRINUSE" in str(error):
             message = _(
-                "port {port} of this machine is in use: choose another one (torchrun --master-port, or MASTER_PORT)"
+                "port {port} of this machine is in use: choose another one (torchrun --master-port, or MASTER_PORT)",
+                port=port,
             )
-            raise TsugikiError(message.format(port=port)) from error
-        raise TsugikiError(_("cannot start on {kind}: {error}").format(kind=kind, error=error_text(error))) from error
+            raise TsugikiError(message) from error
+        raise TsugikiError(_("cannot start on {kind}: {error}", kind=kind, error=error_text(error))) from error
     # Threads of a connection that is still open while the interpreter ends can abort the process.
     atexit.unregister(_disconnect)
     atexit.register(_disconnect)
@@ -102,8 +103,9 @@ def _disconnect() -> None:
 def require_one_process(command: str) -> None:
     """Check that a command that consists of several runs was not started in several processes."""
     if several_processes():
-        message = _("{command} runs in one process: start it without torchrun or accelerate launch")
-        raise TsugikiError(message.format(command=command))
+        raise TsugikiError(
+            _("{command} runs in one process: start it without torchrun or accelerate launch", command=command)
+        )
 
 
 def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T:
@@ -150,9 +152,11 @@ def check_agreement(accelerator: Accelerator, facts: Mapping[str, object]) -> No
         if different:
             message = _(
                 "process {number} differs from process 0 in {different}: start all processes with the same "
-                "command, and give all machines the same files"
+                "command, and give all machines the same files",
+                number=number,
+                different=summarise_list(different),
             )
-            raise TsugikiError(message.format(number=number, different=summarise_list(different)))
+            raise TsugikiError(message)
 
 
 def check_shared(accelerator: Accelerator, file: Path) -> None:
@@ -173,9 +177,11 @@ def check_shared(accelerator: Accelerator, file: Path) -> None:
         raise OtherProcessError
     message = _(
         "process {number} does not find the {file} that process 0 has written: all processes need the same folder "
-        "{flag:out}, under the same path, on a file system that their machines share"
+        "{flag:out}, under the same path, on a file system that their machines share",
+        number=everywhere.index(False),
+        file=file,
     )
-    raise TsugikiError(message.format(number=everywhere.index(False), file=file))
+    raise TsugikiError(message)
 
 
 def _content(file: Path) -> bytes | None:
@@ -247,8 +253,12 @@ def device_type(name: DeviceName) -> str:
     if name == "auto":
         return next(filter(has_device, _IS_AVAILABLE))
     if not has_device(name):
-        message = _("device {name}: torch finds none on this machine; it requires {requirements}")
-        raise TsugikiError(message.format(name=name, requirements=_(_REQUIREMENTS[name])))
+        message = _(
+            "device {name}: torch finds none on this machine; it requires {requirements}",
+            name=name,
+            requirements=_(_REQUIREMENTS[name]),
+        )
+        raise TsugikiError(message)
     return name
 
 
@@ -257,21 +267,30 @@ def _check_engines() -> None:
     if used:
         message = _(
             "accelerate is configured for {used}, which the training loop of Tsugiki does not use: start without "
-            "it, and with {flag:shard fsdp} if the base does not fit on one device"
+            "it, and with {flag:shard fsdp} if the base does not fit on one device",
+            used=used[0],
         )
-        raise TsugikiError(message.format(used=used[0]))
+        raise TsugikiError(message)
 
 
 def _check_trackers(names: Sequence[str]) -> None:
     known = {str(kind) for kind in LoggerType.list()}
     unknown = [name for name in names if name not in known]
     if unknown:
-        message = _("report_to: no tracker is called {unknown}; accelerate has {known}")
-        raise TsugikiError(message.format(unknown=", ".join(unknown), known=", ".join(sorted(known))))
+        message = _(
+            "report_to: no tracker is called {unknown}; accelerate has {known}",
+            unknown=", ".join(unknown),
+            known=", ".join(sorted(known)),
+        )
+        raise TsugikiError(message)
     missing = [name for name in names if name != "all" and name not in map(str, get_available_trackers())]
     if missing:
-        message = _("report_to: {missing} is not installed (pip install {packages})")
-        raise TsugikiError(message.format(missing=", ".join(missing), packages=" ".join(missing)))
+        message = _(
+            "report_to: {missing} is not installed (pip install {packages})",
+            missing=", ".join(missing),
+            packages=" ".join(missing),
+        )
+        raise TsugikiError(message)
 
 
 def launch(processes: int, arguments: Sequence[str]) -> int:
@@ -304,9 +323,11 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
         if failure.exitcode < 0:
             message = _(
                 "process {rank} of the run was ended by {signal_name}, so the others were ended too: continue from "
-                "the last checkpoint with {flag:resume}"
+                "the last checkpoint with {flag:resume}",
+                rank=rank,
+                signal_name=failure.signal_name(),
             )
-            raise TsugikiError(message.format(rank=rank, signal_name=failure.signal_name())) from error
+            raise TsugikiError(message) from error
         return failure.exitcode
     except SignalException as error:
         return 128 + error.sigval.value

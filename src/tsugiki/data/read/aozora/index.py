@@ -88,16 +88,15 @@ def read_index(data: bytes, name: str) -> list[IndexEntry]:
     The index has a row for each person of a work. These rows become one entry, whose origin is the first row.
     """
     if data.lstrip()[:1] == b"<":
-        message = _("{name}: a web page, not the index; download {index}.zip again")
-        raise TsugikiError(message.format(name=name, index=INDEX))
+        raise TsugikiError(_("{name}: a web page, not the index; download {index}.zip again", name=name, index=INDEX))
     if data[:2] == b"PK":
-        advice = _("download {index}.zip again").format(index=INDEX)
+        advice = _("download {index}.zip again", index=INDEX)
         member, data = read_only_member(data, name, ".csv", _MAX_SIZE, advice)
         name = f"{name}/{member}"
     works: dict[str, IndexEntry] = {}
     people: dict[str, dict[Person, None]] = {}  # without repetitions, in the order of the rows
     lines = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig", newline="")
-    advice = _("this is not Aozora Bunko's index; download {index}.zip again").format(index=INDEX)
+    advice = _("this is not Aozora Bunko's index; download {index}.zip again", index=INDEX)
     for row, origin in _rows(csv.reader(lines), name, _COLUMNS, advice):
         path = _below_root(row[_URL])
         key = path or row[_WORK]
@@ -145,24 +144,37 @@ def _rows(table: "Reader", name: str, columns: Sequence[str], advice: str) -> It
     try:
         header = next(table, [])
         if absent := [column for column in columns if column not in header]:
-            message = _("{name}: no column {absent}; {advice}")
-            raise TsugikiError(message.format(name=name, absent=summarise_list(absent), advice=advice))
+            raise TsugikiError(
+                _("{name}: no column {absent}; {advice}", name=name, absent=summarise_list(absent), advice=advice)
+            )
         line = table.line_num + 1
         for number, cells in enumerate(table, 1):
             if number > _MAX_ROWS:
-                message = _("{name}: more than {max_rows:,} rows; {advice}")
-                raise TsugikiError(message.format(name=name, max_rows=_MAX_ROWS, advice=advice))
+                raise TsugikiError(
+                    _("{name}: more than {max_rows:,} rows; {advice}", name=name, max_rows=_MAX_ROWS, advice=advice)
+                )
             if cells:
                 if len(cells) != len(header):
-                    message = _("{name}: line {line} has {count} cells instead of {expected}; {advice}")
-                    raise TsugikiError(
-                        message.format(name=name, line=line, count=len(cells), expected=len(header), advice=advice)
+                    message = _(
+                        "{name}: line {line} has {count} cells instead of {expected}; {advice}",
+                        name=name,
+                        line=line,
+                        count=len(cells),
+                        expected=len(header),
+                        advice=advice,
                     )
-                yield dict(zip(header, cells, strict=True)), _("{name}: line {line}").format(name=name, line=line)
+                    raise TsugikiError(message)
+                yield dict(zip(header, cells, strict=True)), _("{name}: line {line}", name=name, line=line)
             line = table.line_num + 1
     except (csv.Error, UnicodeDecodeError) as error:
-        message = _("{name}: line {line} cannot be read ({error}); {advice}")
-        raise TsugikiError(message.format(name=name, line=line, error=error_text(error), advice=advice)) from error
+        message = _(
+            "{name}: line {line} cannot be read ({error}); {advice}",
+            name=name,
+            line=line,
+            error=error_text(error),
+            advice=advice,
+        )
+        raise TsugikiError(message) from error
 
 
 def _below_root(url: str) -> str:
@@ -198,7 +210,7 @@ def parse_role(name: str) -> Role:
         if name in (japanese, role):
             return role
     known = ", ".join(f"{role} ({japanese})" for japanese, role in ROLES.items())
-    raise TsugikiError(_("--role {name}: unknown role; choose from {known}").format(name=name, known=known))
+    raise TsugikiError(_("--role {name}: unknown role; choose from {known}", name=name, known=known))
 
 
 def select(entries: list[IndexEntry], query: Query) -> list[IndexEntry]:
@@ -216,8 +228,9 @@ def select(entries: list[IndexEntry], query: Query) -> list[IndexEntry]:
         chosen = [entry for entry in chosen if entry.kana in (None, query.kana)]
     free = [entry for entry in chosen if entry.free]
     if chosen and not free:
-        message = _("only works under copyright match {options}; they are never used")
-        raise TsugikiError(message.format(options=_options(query)))
+        raise TsugikiError(
+            _("only works under copyright match {options}; they are never used", options=_options(query))
+        )
     if not free:
         raise no_work(query)
     first: dict[str, IndexEntry] = {}
@@ -229,8 +242,10 @@ def select(entries: list[IndexEntry], query: Query) -> list[IndexEntry]:
 def _by_person(entries: list[IndexEntry], query: Query) -> list[IndexEntry]:
     people = [person for entry in entries for person in entry.people if person.name]
     if query.role != "author" and all(person.role == "author" for person in people):
-        message = _("--role {role}: this source names only authors; put Aozora Bunko's index into the folder")
-        raise TsugikiError(message.format(role=query.role))
+        message = _(
+            "--role {role}: this source names only authors; put Aozora Bunko's index into the folder", role=query.role
+        )
+        raise TsugikiError(message)
     if not people:
         return entries
     if query.author is None:
@@ -243,10 +258,14 @@ def _by_person(entries: list[IndexEntry], query: Query) -> list[IndexEntry]:
         return chosen
     others = sorted({person.role for person in people if person.id in ids})
     if others:
-        message = _("{author} is not {role} in this source, but {others}; use {flag:role} {other}")
-        raise TsugikiError(
-            message.format(author=query.author, role=query.role, others=_(" and ").join(others), other=others[0])
+        message = _(
+            "{author} is not {role} in this source, but {others}; use {flag:role} {other}",
+            author=query.author,
+            role=query.role,
+            others=_(" and ").join(others),
+            other=others[0],
         )
+        raise TsugikiError(message)
     raise no_author(query, {person.name for person in people if person.name and person.role == query.role})
 
 
@@ -256,12 +275,15 @@ def no_author(query: Query, names: Iterable[str]) -> TsugikiError:
     near = difflib.get_close_matches(normalise_name(query.author or ""), known, n=3, cutoff=0.4)
     if near:
         names = ", ".join(known[name] for name in near)
-        advice = _("did you mean {names}?").format(names=names)
+        advice = _("did you mean {names}?", names=names)
     else:
         advice = _("give the full name; Aozora Bunko has authors whose copyright has expired")
     return TsugikiError(
-        _("no {role} {author} in this source; {advice}").format(
-            role=_role_name(query.role), author=query.author, advice=advice
+        _(
+            "no {role} {author} in this source; {advice}",
+            role=_role_name(query.role),
+            author=query.author,
+            advice=advice,
         )
     )
 
@@ -275,7 +297,7 @@ def no_work(query: Query) -> TsugikiError:
     """Return the error for a query that no work matches."""
     options = _options(query)
     if options:
-        return TsugikiError(_("no work matches {options}; remove an option").format(options=options))
+        return TsugikiError(_("no work matches {options}; remove an option", options=options))
     return TsugikiError(_("no works in this source"))
 
 

@@ -80,8 +80,9 @@ class Site:
                     status = response.status_code
                     content = _read(response, url) if response.is_success else b""
             except (httpx2.RequestError, httpx2.InvalidURL) as error:
-                problem = _("cannot be reached ({error}); check the address and the network").format(
-                    error=error or type(error).__name__
+                problem = _(
+                    "cannot be reached ({error}); check the address and the network",
+                    error=error or type(error).__name__,
                 )
             else:
                 if response.is_success:
@@ -89,17 +90,13 @@ class Site:
                     return content
                 if status in (404, 410):
                     self._next = time.monotonic() + self.pause
-                    raise FileMissing(
-                        _("{url}: the site answers {status}; try again later").format(url=url, status=status)
-                    )
-                problem = _("the site answers {status}").format(status=status)
+                    raise FileMissing(_("{url}: the site answers {status}; try again later", url=url, status=status))
+                problem = _("the site answers {status}", status=status)
                 if status < 500 and status != 429:
                     break
             self._next = time.monotonic() + self.pause * 2**attempt
         raise SiteUnreachable(
-            _("{url}: {problem}; run the command again later (downloaded files are kept)").format(
-                url=url, problem=problem
-            )
+            _("{url}: {problem}; run the command again later (downloaded files are kept)", url=url, problem=problem)
         )
 
 
@@ -117,6 +114,7 @@ def _read(response: "httpx2.Response", url: str) -> bytes:
     for chunk in response.iter_bytes():
         content += chunk
         if len(content) > MAX_ZIP:
-            message = _("{url} has more than {max_zip}; exclude this work")
-            raise TsugikiError(message.format(url=url, max_zip=format_size(MAX_ZIP)))
+            raise TsugikiError(
+                _("{url} has more than {max_zip}; exclude this work", url=url, max_zip=format_size(MAX_ZIP))
+            )
     return bytes(content)

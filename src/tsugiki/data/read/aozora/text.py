@@ -53,8 +53,9 @@ def read_text_file(data: bytes, name: str, encoding: Encoding | None = None) -> 
     """Read the clean text, the title and the author of a work that is not in a zip; arguments as for `read_work`."""
     source = _decode(data, name, encoding)
     if not is_work(source):
-        message = _("{name}: neither the header nor the footer of Aozora Bunko is in it; exclude this file")
-        raise TsugikiError(message.format(name=name))
+        raise TsugikiError(
+            _("{name}: neither the header nor the footer of Aozora Bunko is in it; exclude this file", name=name)
+        )
     return clean_work(source, name)
 
 
@@ -64,7 +65,7 @@ def clean_work(source: str, name: str) -> CleanText:
     title, author = title_and_author(header)
     text, unresolved = plain_text(body)
     if not text:
-        raise TsugikiError(_("{name}: no text between the header and the footer; exclude this work").format(name=name))
+        raise TsugikiError(_("{name}: no text between the header and the footer; exclude this work", name=name))
     return CleanText(title, author, text, unresolved)
 
 
@@ -253,13 +254,17 @@ def _decode(data: bytes, name: str, encoding: Encoding | None) -> str:
             continue
         found: Encoding = "utf-8" if codec == "utf-8-sig" else "shift_jis"
         if encoding not in (None, found) and not data.isascii():
-            message = _("{name}: the index says {encoding}, the text is {found}; download both again")
-            raise TsugikiError(message.format(name=name, encoding=encoding, found=found))
+            message = _(
+                "{name}: the index says {encoding}, the text is {found}; download both again",
+                name=name,
+                encoding=encoding,
+                found=found,
+            )
+            raise TsugikiError(message)
         if codec == "cp932":
             text = text.translate(_VENDOR)
         return text.replace("\r\n", "\n").replace("\r", "\n")
-    message = _("{name}: the text is neither Shift_JIS nor UTF-8; convert it to one of them")
-    raise TsugikiError(message.format(name=name))
+    raise TsugikiError(_("{name}: the text is neither Shift_JIS nor UTF-8; convert it to one of them", name=name))
 
 
 def _split(source: str) -> tuple[list[str], str]:

@@ -68,9 +68,10 @@ class MirrorFolder:
     def __init__(self, root: Path) -> None:
         if not (root / "cards").is_dir():
             message = _(
-                "{root}: there is no folder cards/ in it; give the folder that contains cards/, or the URL of a site"
+                "{root}: there is no folder cards/ in it; give the folder that contains cards/, or the URL of a site",
+                root=root,
             )
-            raise TsugikiError(message.format(root=root))
+            raise TsugikiError(message)
         self.root = root
 
     def entries(self) -> list[IndexEntry]:
@@ -93,17 +94,17 @@ class MirrorFolder:
         try:
             path = (self.root / entry.path).resolve(strict=True)
         except FileNotFoundError as error:
-            raise FileMissing(
-                _("{path}: no such file; complete the mirror").format(path=self.root / entry.path)
-            ) from error
+            raise FileMissing(_("{path}: no such file; complete the mirror", path=self.root / entry.path)) from error
         except OSError as error:
             raise unreadable(entry.path, error) from error
         except (ValueError, RuntimeError) as error:  # a null character in the name, a circle of symbolic links
-            message = _("{path!r}: {error}; correct the list of works")
-            raise TsugikiError(message.format(path=entry.path, error=error_text(error))) from error
+            raise TsugikiError(
+                _("{path!r}: {error}; correct the list of works", path=entry.path, error=error_text(error))
+            ) from error
         if not path.is_relative_to(self.root.resolve()) or not path.is_file():
-            message = _("{path} is not a file in {root}; correct the list of works")
-            raise TsugikiError(message.format(path=entry.path, root=self.root))
+            raise TsugikiError(
+                _("{path} is not a file in {root}; correct the list of works", path=entry.path, root=self.root)
+            )
         return _content(path, entry.path)
 
 
@@ -116,12 +117,15 @@ class LooseFiles:
         self.files: list[Path] = []
         for path in paths:
             if not path.exists():
-                raise TsugikiError(_("{path}: there is no such file or folder").format(path=path))
+                raise TsugikiError(_("{path}: there is no such file or folder", path=path))
             inside = sorted(path.rglob("*")) if path.is_dir() else [path]
             self.files += [file for file in inside if file.suffix.lower() in (".zip", ".txt") and file.is_file()]
         if not self.files:
-            message = _("{paths}: no .zip or .txt file; give works as Aozora Bunko distributes them")
-            raise TsugikiError(message.format(paths=summarise_list([str(path) for path in paths])))
+            message = _(
+                "{paths}: no .zip or .txt file; give works as Aozora Bunko distributes them",
+                paths=summarise_list([str(path) for path in paths]),
+            )
+            raise TsugikiError(message)
 
     def entries(self) -> list[IndexEntry]:
         """Return an entry for each file; title and author are read from the texts."""
@@ -144,8 +148,9 @@ def _content(path: Path, name: str) -> bytes:
     except OSError as error:
         raise unreadable(name, error) from error
     if len(data) > MAX_ZIP:
-        message = _("{path} has more than {max_zip}; exclude this work")
-        raise TsugikiError(message.format(path=name, max_zip=format_size(MAX_ZIP)))
+        raise TsugikiError(
+            _("{path} has more than {max_zip}; exclude this work", path=name, max_zip=format_size(MAX_ZIP))
+        )
     return data
 
 
@@ -185,8 +190,7 @@ def read_entries(
         except FileMissing as error:
             reason = error_text(f"{entry.origin}: {error}" if entry.origin else error, _LONGEST_REASON)
             if missing is None:
-                message = _("{reason}, or skip such works with --skip-missing")
-                raise TsugikiError(message.format(reason=reason)) from error
+                raise TsugikiError(_("{reason}, or skip such works with --skip-missing", reason=reason)) from error
             missing(reason)
         except TsugikiError as error:
             reason = error_text(error, _LONGEST_REASON)  # it can contain a path from the list of works
@@ -202,8 +206,7 @@ def read_entries(
     if found:
         return
     if failed and not authors:
-        message = _("no work could be read, {failed} failed; the first: {first}")
-        raise TsugikiError(message.format(failed=failed, first=first))
+        raise TsugikiError(_("no work could be read, {failed} failed; the first: {first}", failed=failed, first=first))
     if query.author is not None and normalise_name(query.author) not in map(normalise_name, authors):
         raise no_author(query, authors)
     raise no_work(query)
@@ -211,10 +214,11 @@ def read_entries(
 
 def _read(source: WorkSource, entry: IndexEntry) -> Work:
     if not entry.path:
-        raise TsugikiError(_("{origin}: {title} has no text file").format(origin=entry.origin, title=entry.title))
+        raise TsugikiError(_("{origin}: {title} has no text file", origin=entry.origin, title=entry.title))
     if "://" in entry.path:
-        message = _("{origin}: {path} is at another site, which is not supported")
-        raise TsugikiError(message.format(origin=entry.origin, path=entry.path))
+        raise TsugikiError(
+            _("{origin}: {path} is at another site, which is not supported", origin=entry.origin, path=entry.path)
+        )
     name = source.prefix + entry.path
     read = read_text_file if entry.path.lower().endswith(".txt") else read_work
     clean = read(source.fetch(entry), name, entry.encoding)
