@@ -1,7 +1,6 @@
 """Continue the run that a folder holds: with the same settings, base and data as before."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ from tsugiki.io.file_names import MANIFEST_FILE, RECORD_FILE
 from tsugiki.io.json import flat
 from tsugiki.io.run_folder import CHECKPOINTS
 from tsugiki.language import _
-from tsugiki.lora.config import LoraConfig
 from tsugiki.training.record.run_record import RecordedConfig, RunRecord, parse_record, read_record
 from tsugiki.training.settings.config import RunConfig
 from tsugiki.training.step.checkpoint import Checkpoint, load_training_state, newest_checkpoint
@@ -80,9 +78,6 @@ def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any], may_chan
     `may_change` has the full names of settings that are not compared.
     """
     old, new = flat(before), flat(now)
-    if "lora.r" in old:  # settings of LoRA that are newer than the run have their defaults
-        defaults = {f"lora.{field.name}": field.default for field in fields(LoraConfig)}
-        old = {name: value for name, value in defaults.items() if value is not MISSING} | old
     compared = (name for name in {**new, **old} if name != "out" and name not in may_change)
     changed = [name for name in compared if new.get(name) != old.get(name)]
     return ", ".join(
