@@ -117,7 +117,14 @@ def check_weights(name: str, entries: Mapping[str, Entry], config: PretrainedCon
     Of quantised models only the format is checked, since the tensors in their files differ from the model's.
     """
     if quantised := quantization_settings(config):
-        _check_format(name, error_text(quantised.get("quant_method", ""), 40))
+        if (method := error_text(quantised.get("quant_method", ""), 40)) and method not in DEQUANTIZED:
+            message = _(
+                "{name} is quantised ({method}), and this format cannot be read; load the model that it was made from, "
+                "in int8 or nf4 if memory is short",
+                name=name,
+                method=method,
+            )
+            raise TsugikiError(message)
         return
     try:
         model = meta_model(config, most_tensors=2 * len(entries) + _SPARE_TENSORS)
@@ -154,18 +161,6 @@ def quantization_settings(config: object) -> dict[str, Any]:
     found = getattr(config, "quantization_config", None) or {}
     settings: dict[str, Any] = found if isinstance(found, dict) else found.to_dict()
     return settings
-
-
-def _check_format(name: str, method: str) -> None:
-    """Check that the quantisation of a model's weights can be undone."""
-    if method and method not in DEQUANTIZED:
-        message = _(
-            "{name} is quantised ({method}), and this format cannot be read; load the model that it was made from, "
-            "in int8 or nf4 if memory is short",
-            name=name,
-            method=method,
-        )
-        raise TsugikiError(message)
 
 
 def check_all_used(name: str, model: PreTrainedModel, unused: Collection[str]) -> None:

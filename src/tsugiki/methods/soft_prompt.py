@@ -242,7 +242,8 @@ def _prepend_prompt(
     text = kwargs["input_ids"] if kwargs.get("input_ids") is not None else kwargs.get("inputs_embeds")
     if text is None:
         return (), kwargs  # the decoder raises its own error
-    if base.training and torch.is_grad_enabled() and _uses_checkpointing(base):
+    recomputes = any(getattr(module, "gradient_checkpointing", False) for module in base.modules())
+    if base.training and torch.is_grad_enabled() and recomputes:
         raise TsugikiError(
             _(
                 "gradient checkpointing drops the KV cache, which holds the soft prompt; call "
@@ -267,11 +268,6 @@ def _prepend_prompt(
     if "use_cache" in names and kwargs.get("use_cache") is None:
         kwargs["use_cache"] = getattr(base.config, "use_cache", True)
     return (), kwargs
-
-
-def _uses_checkpointing(base: nn.Module) -> bool:
-    """Return whether activations are recomputed in the backward pass."""
-    return any(getattr(module, "gradient_checkpointing", False) for module in base.modules())
 
 
 def _start_cache(cache: "DynamicCache | None", prompt: KeyValues, rows: int, unlimited: bool) -> "DynamicCache":

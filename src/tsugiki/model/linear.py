@@ -92,7 +92,8 @@ def is_hooked(layer: nn.Module, equivalent: Callable[..., Tensor] | None = None)
     """
     if layer._forward_hooks or layer._forward_pre_hooks:
         hooks = [*layer._forward_hooks.values(), *layer._forward_pre_hooks.values()]
-        if any(is_quantized(layer) or not _is_of_deepspeed(hook) for hook in hooks):
+        modules = [str(getattr(hook, "__module__", "")) for hook in hooks]
+        if is_quantized(layer) or not all(module.startswith("deepspeed.") for module in modules):
             return True
     replaced = vars(layer).get("forward")
     function = getattr(replaced, "func", replaced)
@@ -162,7 +163,8 @@ def has_product(layer: nn.Module) -> bool:
     kind: type = type(layer)
     if kind is nn.Linear or kind is _conv1d_class():
         weight = layer._parameters.get("weight")
-        return weight is not None and _is_dense(weight) and not weight.requires_grad
+        # A subclass of a quantisation library, or of FSDP, is no ordinary parameter.
+        return type(weight) is nn.Parameter and not weight.requires_grad
     return _implements_quantized_linear(kind)
 
 
@@ -240,15 +242,6 @@ def _multiplies_by(layer: nn.Linear, in_features: int, out_features: int) -> boo
         return False
     expected = F.linear(x, weight, bias)
     return isinstance(y, Tensor) and y.shape == expected.shape and torch.allclose(y, expected, rtol=1e-3, atol=1e-3)
-
-
-def _is_of_deepspeed(hook: Callable[..., object]) -> bool:
-    return str(getattr(hook, "__module__", "")).startswith("deepspeed.")
-
-
-def _is_dense(weight: nn.Parameter) -> bool:
-    """Return whether the weight is an ordinary parameter, not a subclass of a quantisation library or of FSDP."""
-    return type(weight) is nn.Parameter
 
 
 @cache

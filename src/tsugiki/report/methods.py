@@ -139,7 +139,8 @@ def _settings(name: str, method: Method) -> Table:
         if field.name not in method.fixed_settings:
             default = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
             value = default if defaults is None else getattr(defaults, field.name)
-            rows.append([field.name, _value_text(value), _meaning(meanings.get(field.name, ""))])
+            shown = "–" if value in (None, dataclasses.MISSING) else str(value)
+            rows.append([field.name, shown, _meaning(meanings.get(field.name, ""))])
     if not rows:
         return Table([], [])
     section = "lora" if method.config is LoraConfig else "method_config"
@@ -152,10 +153,6 @@ def _meaning(description: str) -> str:
     text = (description[:1].upper() + description[1:]).replace("[", r"\[")
     shown = _(text) if text else ""
     return description if shown == text else shown.replace(r"\[", "[")
-
-
-def _value_text(value: object) -> str:
-    return "–" if value is None or value is dataclasses.MISSING else str(value)
 
 
 def _yes(fact: bool) -> str:

@@ -194,17 +194,6 @@ def samples_vocabulary(
     return int(is_target(blocks, vocabulary_of(model)).sum()) + _LIKELY + _DRAWN <= most
 
 
-@dataclass(frozen=True)
-class SampledTokens:
-    """The tokens whose logits the steps of a run compute."""
-
-    kept: Tensor
-    """The ids of those that every step computes, int64, in ascending order."""
-    drawn: int
-    """How many others each step draws."""
-    vocabulary: int
-
-
 def sampled_tokens(
     config: RunConfig,
     adapter_config: Any,
@@ -212,15 +201,17 @@ def sampled_tokens(
     blocks: Blocks,
     probabilities: Tensor,
     in_shards: bool,
-) -> SampledTokens | None:
-    """Return the tokens for a model that was made trainable; None if it does not support sampled softmax.
+) -> tuple[Tensor, int] | None:
+    """Return the ids of the tokens whose logits every step computes, int64, and how many others each step draws.
+
+    The model was made trainable. The result is None if it does not support sampled softmax.
 
     `probabilities` are the mean ones of the base on a sample of the data; `in_shards`: the weights will be split over
     processes. If the settings ask for sampled softmax, the model must support it.
     """
     is_lora = isinstance(adapter_config, LoraConfig)
     if is_lora and not in_shards and has_chunked_loss(model) and can_sample(head_of(model)):
-        return SampledTokens(kept_tokens(blocks, probabilities, _LIKELY), _DRAWN, vocabulary_of(model))
+        return kept_tokens(blocks, probabilities, _LIKELY), _DRAWN
     if config.softmax is None:
         return None
     message = _(

@@ -4,6 +4,7 @@ import time
 from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,13 +36,13 @@ from tsugiki.training.choose.output_head import (
     predict_sample,
     sampled_tokens,
     samples_vocabulary,
+    vocabulary_of,
     with_output_head,
 )
 from tsugiki.training.measure.dtype_speed import rows_at_once
 from tsugiki.training.measure.facts import Facts
 from tsugiki.training.model.trainable import make_trainable, trained_tokens
 from tsugiki.training.record.run_record import (
-    DataSummary,
     Parameters,
     RecordedBase,
     RunRecord,
@@ -156,7 +157,8 @@ def choose_loss(start: Start, base: Base, layers: Layers, predictions: BasePredi
     )
     if tokens is None:
         return TextLoss()
-    return SampledTextLoss(tokens.kept.to(start.device), tokens.vocabulary, tokens.drawn, start.config.seed)
+    kept, drawn = tokens
+    return SampledTextLoss(kept.to(start.device), vocabulary_of(base.model), drawn, start.config.seed)
 
 
 def choose_numbers(start: Start, facts: Facts, base: Base, layers: Layers, loss: StepLoss) -> Choices:
@@ -164,17 +166,13 @@ def choose_numbers(start: Start, facts: Facts, base: Base, layers: Layers, loss:
     made trainable.
     """
     config, blocks, processes = start.config, base.data.blocks, start.accelerator.num_processes
-
-    def rows_in_the_time() -> int:
-        return _rows_in_time(start, facts.micro_batch_size, base, loss)
-
     choices = choices_for(
         config,
         base.model,
         len(blocks),
         blocks.block_size,
         start.before,
-        rows_in_the_time,
+        partial(_rows_in_time, start, facts.micro_batch_size, base, loss),
         processes,
         learns_answers=base.data.summary.learns_answers,
         has_validation=bool(base.data.validation_windows),
@@ -289,11 +287,7 @@ def describe(start: Start, base: Base, ready: Ready) -> None:
     identity = identity_of(model)  # of the base, whose weights the adapter does not change
     record.base = RecordedBase(name=config.model, dtype=str(model.dtype), code=code, **dict(identity))
     record.data = base.data.summary
-    if base_before is not None and (
-        _is_other_base(base_before, record.base)
-        or data_before is None
-        or _compared(data_before) != _compared(record.data)
-    ):
+    if base_before is not None and (_is_other_base(base_before, record.base) or data_before != record.data):
         message = _(
             "{data} or {model} has changed since the run in {out} was started; restore it, or start a new run with "
             "another {flag:out}"
@@ -343,10 +337,3 @@ def _describe_versions(record: RunRecord) -> None:
 
 def _is_other_base(before: RecordedBase, now: RecordedBase) -> bool:
     return bool(why_different(before, now)) or (before.dtype, before.code) != (now.dtype, now.code)
-
-
-def _compared(data: DataSummary) -> dict[str, Any]:
-    """Return the description of data without the fields that older records lack."""
-    return data.model_dump(
-        exclude={"learns_answers", "learns_conversations", "unknown_share", "piece_share", "left_out"}
-    )
