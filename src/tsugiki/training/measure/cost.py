@@ -314,7 +314,7 @@ def kernel_bytes(model: nn.Module, tokens: int, itemsize: int) -> int:
     """Return the bytes of oneDNN's kernels, which compute in 16 bits: for experts, one for each product and row number.
 
     An expert has gate and up in one product and down in another, forward and backward, and eight numbers of up to 64
-    rows, and four more each time that the rows double (see `fast.experts`).
+    rows, and four more each time that the rows double (see `fast.paths`).
     """
     if itemsize == 4:
         return 0
@@ -426,7 +426,7 @@ def prepare_sample(model: PreTrainedModel, config: RunConfig, device: torch.devi
     if not is_grafted(model):
         use_fast_paths(model)
     elif device.type != "cpu":
-        use_fast_paths(model, modules=False, loss=False)  # as `training.model.trainable.make_gradients` does
+        use_fast_paths(model, modules=False, loss=False)  # as `training.step.setup.make_gradients` does
     model.train()
 
 
