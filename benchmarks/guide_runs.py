@@ -242,7 +242,7 @@ RUNS = {
     ),
     "support": GuideRun(
         before=("python $EXAMPLES/questions/support_desk.py",),
-        command="tsugiki train --model smollm2.gguf --data support.csv --held-out other.csv --validation none "
+        command="tsugiki train --model smollm2.gguf --data support.csv --held-out other.csv "
         "--out runs/support --prompts 'There is E42 on the screen of my bike, what is wrong?' "
         "--prompts 'Which part number do I write on the order for the rear light?'",
         after=("tsugiki eval --questions questions.jsonl --adapter runs/support --json > answers.jsonl",),
