@@ -46,6 +46,14 @@ def _small_products() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_waiting_for_the_disk() -> Iterator[None]:
+    """Leave it to the system when files reach the disk: one short run waits for it 75 times."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def aozora_mirror() -> Path:
     """A folder in Aozora Bunko's own layout; tests that need it skip where it is absent."""
