@@ -125,7 +125,7 @@ def load_run_model(start: Start, facts: Facts, new_words: "NewWords | None" = No
     It is moved to the accelerator's device, but not if its weights will be split over the processes.
     """
     config = start.config
-    start.display.announce(_("loading {model}", model=config.model))
+    start.display.announce(_("loading {model}", model=Path(config.model).resolve().name))
     load = partial(load_model, config.model, facts.dtype, trust_remote_code=config.trust_remote_code)
     model = main_first(start.accelerator, load)
     return_freed_memory()  # loading stacks the weights of experts, and frees the unstacked copies

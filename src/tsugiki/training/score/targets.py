@@ -106,7 +106,7 @@ def answer_with_targets(
 ) -> Iterator[Answers]:
     """Let each target, from `loaded_targets`, answer the questions in order, and yield its answers."""
     for target, model, tokenizer in loaded:
-        with progress.stage(str(target), len(questions)) as advance:
+        with progress.stage(Path(str(target)).name, len(questions)) as advance:
             yield answer_questions(model, tokenizer, questions, max_new_tokens, advance)
 
 
