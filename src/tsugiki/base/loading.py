@@ -127,15 +127,18 @@ def _load_by_transformers(
 
 
 def _copy_unstacked(model: PreTrainedModel) -> None:
-    """Copy the small part of a mixture of experts that is mapped from its files, so that they leave the memory.
+    """Copy the weights of a mixture of experts that are mapped from its files, so that the files leave the memory.
 
-    The experts are copies already, because transformers stacks them; to read them, it has touched all of the files.
+    transformers stacks the experts, for which it reads all of the files, and the stacks are copies. Only the other
+    weights are still mapped. A model in which these are half of all weights or more, as in one without experts, stays
+    mapped: copies would take as much memory as the files.
     """
-    experts = {id(stack) for stack in find_stacks(dict(model.named_modules())).values()}
-    small = [parameter for parameter in model.parameters() if id(parameter) not in experts]
-    if 2 * sum(parameter.numel() for parameter in small) < model.num_parameters():
-        for parameter in small:
-            parameter.data = parameter.data.clone()
+    stacks = {id(stack) for stack in find_stacks(dict(model.named_modules())).values()}
+    mapped = [parameter for parameter in model.parameters() if id(parameter) not in stacks]
+    if 2 * sum(parameter.numel() for parameter in mapped) >= model.num_parameters():
+        return
+    for parameter in mapped:
+        parameter.data = parameter.data.clone()
 
 
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

@@ -82,7 +82,8 @@ class Command(TyperCommand):
         console = Console(highlight=False)
         hidden = sum(map(is_hidden, self.get_params(ctx)))
         if hidden or console.width < _NARROW or language() == JAPANESE:
-            _print_list(console, self, ctx)
+            _print_introduction(console, self, ctx)
+            _print_options(console, self, ctx)
         else:
             super().format_help(ctx, formatter)
         if hidden:
@@ -125,7 +126,8 @@ class Group(TyperGroup):
         """Print the help."""
         console = Console(highlight=False)
         if language() == JAPANESE:
-            _print_list(console, self, ctx)
+            _print_introduction(console, self, ctx)
+            _print_options(console, self, ctx)
             _print_commands(console, self)
         else:
             super().format_help(ctx, formatter)
@@ -146,10 +148,15 @@ def new_group(name: str, docstring: str, panel: str, commands: Commands) -> Grou
     return made
 
 
-def _print_list(console: Console, command: Command | Group, context: Any) -> None:
+def _print_introduction(console: Console, command: Command | Group, context: Any) -> None:
+    """Print how a command is called, and what it does."""
     console.print(Text(command.get_usage(context).replace("Usage:", _("Usage:"), 1), style="bold"))
     console.print()
     _print_paragraphs(console, _plain(command.help or ""), 0)
+
+
+def _print_options(console: Console, command: Command | Group, context: Any) -> None:
+    """Print the arguments and options by panel; with the beginnings of their help texts if some are left out."""
     if help_option := command.get_help_option(context):
         help_option.help = _("Show this message and exit.")
     panels: defaultdict[str, list[Any]] = defaultdict(list)

@@ -166,10 +166,11 @@ def split_records(index: RecordIndex, held_out: Wanted, seed: int, groups: Seque
 def split_validation(
     index: RecordIndex, among: Integers, share: Wanted, seed: int, groups: Sequence[Sequence[int]]
 ) -> Integers:
-    """Return the sorted numbers of the validation records among training records; arguments as for `split_records`.
+    """Return the sorted numbers of the records that are chosen for validation from the training records `among`.
 
-    The share is that of the characters of the records `among` which is chosen. With the seed of the held-out records,
-    the order of that choice is continued.
+    A share is one of the characters of the records `among`, not of all records. `seed` orders the records as in
+    `split_records`: with the same seed, those that come next after the held-out records are chosen. The other arguments
+    are also those of `split_records`.
     """
     inside = _choose(index, among, share, seed, groups)
     if len(inside) in (0, len(among)):
@@ -203,10 +204,16 @@ def share_of(wanted: object) -> float | None:
 
 
 def split_document(document: Document, fraction: float) -> tuple[Document, Document]:
-    """Split a single document into its beginning and its last `fraction`, at a line end if there is one."""
+    """Split a single document into its beginning and its last `fraction`.
+
+    The second part begins with the first line that starts after the place of the fraction; if there is none, with the
+    line in which that place is; in a text of one line, at the place itself.
+    """
     text = document.text
-    middle = int(len(text) * (1 - fraction))
-    cut = text.find("\n", middle, len(text) - 1) + 1 or text.rfind("\n", 0, middle) + 1 or middle
+    place = int(len(text) * (1 - fraction))
+    next_line = text.find("\n", place, len(text) - 1) + 1  # 0 if there is no line end, as below
+    same_line = text.rfind("\n", 0, place) + 1
+    cut = next_line or same_line or place
     parts = text[:cut], text[cut:]
     if not all(part.strip() for part in parts):
         raise TsugikiError(

@@ -47,16 +47,17 @@ def use_fused_modules(model: nn.Module, undo: list[Undo]) -> list[str]:
     and activations ("gelu_tanh", "quick_gelu"; also "silu" and "gelu", which a model may compute step by step).
     """
     names: list[str] = []
-    inside: set[nn.Module] = set()
+    # Activations that the fused `forward` of their parent computes; a parent comes before its children.
+    fused_with_parent: set[nn.Module] = set()
     with torch.no_grad(), seeded(0):
         for module in model.modules():
-            if module not in inside and takes_one_tensor(module):
+            if module not in fused_with_parent and takes_one_tensor(module):
                 found = _match_gated(module) or _match_norm(module) or _match_activation(module)
                 if found is not None:
                     replace_forward(module, found.forward, undo)
                     names.append(found.name)
             if replaced_forward(module) in _FORWARDS:
-                inside |= {child for child in module.children() if _may_be_activation(child)}
+                fused_with_parent |= {child for child in module.children() if _may_be_activation(child)}
     return names
 
 

@@ -285,7 +285,9 @@ def _nearest(x: Tensor) -> Tensor:
     then the number is compared with the bound. The result is that of `torch.bucketize`, in half of its time.
     """
     lowest, bounds = _codes_by_upper_half(x.device)
-    upper = x.view(torch.int16)[..., 1::2].to(torch.int32).add_(1 << 15).view(-1)
+    halves = x.view(torch.int16)  # the lower and then the upper half of each number
+    upper = halves[..., 1::2].to(torch.int32).view(-1)
+    upper += 1 << 15  # so that the least int16 has the index 0
     codes = lowest.index_select(0, upper) + (x.view(-1) > bounds.index_select(0, upper))
     return codes.view(len(x), -1)
 

@@ -190,16 +190,23 @@ def parameter_factor_keys(model: nn.Module, paths: Collection[str]) -> dict[str,
 
 
 def _load_tensors(model: nn.Module, adapter: LoraAdapter, file_tensors: Mapping[str, Tensor]) -> None:
+    """Copy the tensors of a file into an adapter. For PiSSA, the file has A above A0, and B next to -B0."""
     layers = dict(base_modules(model))
+    split: set[str] = set()
     for path, pair in adapter.pairs.items():
-        if pair.A0 is not None and pair.B0 is not None:
-            key_A, key_B = factor_keys(path, isinstance(layers[path], nn.Embedding))
-            (A, A0), (B, B0) = file_tensors[key_A].chunk(2), file_tensors[key_B].chunk(2, 1)
-            for target, value in ((pair.A, A), (pair.A0, A0), (pair.B, B), (pair.B0, -B0)):
-                target.copy_(value)
-    # For PiSSA, `_tensors` returns concatenated copies; writing into them has no effect.
+        if pair.A0 is None or pair.B0 is None:
+            continue
+        key_A, key_B = factor_keys(path, isinstance(layers[path], nn.Embedding))
+        A, A0 = file_tensors[key_A].chunk(2)
+        B, negative_B0 = file_tensors[key_B].chunk(2, 1)
+        pair.A.copy_(A)
+        pair.A0.copy_(A0)
+        pair.B.copy_(B)
+        pair.B0.copy_(-negative_B0)
+        split |= {key_A, key_B}
     for key, tensor in _tensors(model, adapter).items():
-        tensor.copy_(file_tensors[key])
+        if key not in split:
+            tensor.copy_(file_tensors[key])
 
 
 def _build_for(model: nn.Module, config: LoraConfig, file_tensors: Mapping[str, Tensor]) -> LoraAdapter:

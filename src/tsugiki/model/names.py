@@ -168,12 +168,18 @@ def shortest_endings(names: Iterable[str], others: Iterable[str]) -> list[str]:
 
 
 def _shorten(names: list[str], others: list[str]) -> set[str]:
+    """Return the endings of the names with the fewest components that end none of `others`; else the whole names."""
     longest = max(name.count(".") for name in names) + 1
     for length in range(1, longest):
-        endings = {".".join(name.split(".")[-length:]) for name in names}
-        if endings.isdisjoint(".".join(name.split(".")[-length:]) for name in others):
+        endings = {_ending(name, length) for name in names}
+        if endings.isdisjoint(_ending(name, length) for name in others):
             return endings
     return set(names)
+
+
+def _ending(name: str, length: int) -> str:
+    """Return the last components of a name, `length` of them."""
+    return ".".join(name.split(".")[-length:])
 
 
 def split_block(name: str) -> tuple[str, int | None, str]:

@@ -32,10 +32,14 @@ from tsugiki.language import _
 
 
 def matrices(layer: LayerFactors) -> tuple[Tensor, Tensor]:
-    """Return B [groups, out / groups, r / groups] and A [groups, r / groups, in] in float64."""
+    """Return B [groups, out / groups, r / groups] and A [groups, r / groups, in] in float64.
+
+    Stored are B [out, r / groups, …] and A [r, in, …] (see `LayerFactors`), with the rows of one group after the other.
+    """
     A, B = layer.A.double().flatten(1), layer.B.double().flatten(1)
-    groups = len(A) // B.shape[1]
-    return B.view(groups, -1, B.shape[1]), A.view(groups, -1, A.shape[1])
+    r_of_group = B.shape[1]
+    groups = len(A) // r_of_group
+    return B.view(groups, -1, r_of_group), A.view(groups, r_of_group, -1)
 
 
 def with_matrices(layer: LayerFactors, B: Tensor, A: Tensor, scaling: float) -> LayerFactors:

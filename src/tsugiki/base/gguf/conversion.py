@@ -216,7 +216,7 @@ def _read_config(path: Path, header: GgufHeader, folder: Path) -> PretrainedConf
 
 
 def _ignored_settings(header: GgufHeader, config: PretrainedConfig) -> dict[str, Any]:
-    """Return the config fields whose values in the file transformers ignores."""
+    """Return the config fields that transformers does not take from the file, with the values that they should have."""
     settings: dict[str, Any] = {}
     if header.architecture == "gpt2":
         settings["n_positions"] = header.setting("context_length")
@@ -301,7 +301,10 @@ def _once(name: str) -> AbstractContextManager[None]:
 
 
 def _check_tensors(path: Path, header: GgufHeader, model: PreTrainedModel) -> None:
-    """Check in the header that a file has all tensors of its model, with the right shapes, and no others."""
+    """Check in the header that a file has all tensors of its model, with the right shapes, and no others.
+
+    Only files of an architecture in `VERIFIED` are checked.
+    """
     if header.architecture not in VERIFIED:
         return
     parameters = model.state_dict()
@@ -309,13 +312,16 @@ def _check_tensors(path: Path, header: GgufHeader, model: PreTrainedModel) -> No
     shapes = {tensor.name: tensor.shape for tensor in header.tensors}
     names = llama_cpp_names(header.architecture, header.setting("block_count"), parameters)
     tied = getattr(model, "all_tied_weights_keys", {})
-    refuse_missing(path, sorted(name for name, theirs in names.items() if theirs not in shapes and name not in tied))
-    for name, theirs in names.items():
-        shape, expected = shapes.get(theirs), tuple(parameters[name].shape)
-        if shape is not None and sorted(shape) != sorted(expected):  # GPT-2's matrices are transposed
+    absent = [name for name, in_file in names.items() if in_file not in shapes]
+    refuse_missing(path, sorted(name for name in absent if name not in tied))
+    for name, in_file in names.items():
+        if name in absent:  # a tied parameter is stored under its other name
+            continue
+        shape, expected = shapes[in_file], tuple(parameters[name].shape)
+        if sorted(shape) != sorted(expected):  # GPT-2's matrices are transposed
             error = _(
                 "{name} is {shape}, and by its settings {expected}",
-                name=theirs,
+                name=in_file,
                 shape=list(shape),
                 expected=list(expected),
             )

@@ -162,11 +162,11 @@ def ready_columns(row: Mapping[str, Any], schemas: SchemaKeys) -> str:
 
 def _longest_texts(row: Mapping[str, Any], count: int, without: Iterable[str] = ()) -> list[str]:
     """Return the columns of the longest texts of a row, in its order; a comma in a name would separate columns."""
-    texts = {name: len(value) for name, value in row.items() if isinstance(value, str) and name and "," not in name}
+    lengths = {name: len(value) for name, value in row.items() if isinstance(value, str) and name and "," not in name}
     for name in without:
-        texts.pop(name, None)
-    chosen = sorted(texts, key=lambda name: -texts[name])[:count]
-    return [name for name in texts if name in chosen]
+        lengths.pop(name, None)
+    chosen = sorted(lengths, key=lambda name: -lengths[name])[:count]
+    return [name for name in lengths if name in chosen]
 
 
 def _columns_flag(columns: Columns) -> str:

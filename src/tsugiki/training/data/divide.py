@@ -291,9 +291,19 @@ def _kept_windows(config: RunConfig, validation: Part, windows: list[Window], re
 
 
 def _held_out_counts(train: Part, held_out: Part, windows: list[Window], is_one: bool) -> HeldOutCounts:
-    """Return the counts of held-out rows, of which these windows are scored; `is_one`: they are the end of a text."""
+    """Return the counts of held-out rows.
+
+    The fact of a held-out row is known if a row that is trained on has the same answer, and few training rows have it.
+
+    Args:
+        train: the training rows.
+        held_out: the held-out rows.
+        windows: the parts of the held-out rows that are scored.
+        is_one: the held-out rows are the end of the only training text.
+    """
     index, answers = held_out.corpus.index, train.corpus.index.answers
-    trained = answers[train.kept[rare(answers)[train.kept]]]
+    with_rare_answer = np.flatnonzero(rare(answers))
+    trained = answers[np.intersect1d(train.kept, with_rare_answer)]
     return HeldOutCounts(
         **_counts(index, held_out.rows),
         measured_characters=sum(len(window.record.text) for window in windows),

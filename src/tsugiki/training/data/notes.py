@@ -160,18 +160,24 @@ def mix_notes(mixed: Mixed, path: str) -> Iterator[str]:
 def unfit_notes(
     answers: Mapping[str, tuple[Preferences, Integers]], unfit: Mapping[str, Integers], size: int
 ) -> Iterator[str]:
-    """Yield which rows of the parts of the answers do not fit into a row of `size` tokens."""
+    """Yield for each part of the data which pairs of answers are too long for a training row of `size` tokens.
+
+    Args:
+        answers: part -> all pairs, and the numbers of those that are in the part.
+        unfit: part -> the numbers of those that are too long.
+        size: the length of a training row, in tokens.
+    """
     names = {"held_out": _("held-out"), "validation": _("validation")}
-    for part, rows in unfit.items():
-        preferences, every = answers[part]
-        if len(rows) and len(rows) == len(every):
+    for part, too_long in unfit.items():
+        preferences, pairs = answers[part]
+        if len(too_long) and len(too_long) == len(pairs):
             yield _(
                 "none of the {part} pairs fits into a row of {size:,} tokens, so none is scored",
                 part=names[part],
                 size=size,
             )
-        elif len(rows):
-            yield preferences.note(TOO_LONG, rows.tolist(), size)
+        elif len(too_long):
+            yield preferences.note(TOO_LONG, too_long.tolist(), size)
 
 
 def row_notes(summary: DataSummary, model: str) -> Iterator[str]:

@@ -238,7 +238,7 @@ def measure_blocks(
     def loss() -> float:
         hidden = hidden_states(model, rows, tokens)
         started = time.perf_counter()
-        loss_and_gradient(model, hidden)
+        run_head(model, hidden)
         _wait_for(device)
         return time.perf_counter() - started
 
@@ -380,6 +380,29 @@ def sample_model(
 
     `compute_dtype` is that of what a quantised base keeps in 16 or 32 bits; None: the one that this machine prefers.
     """
+    model = model_without_weights(_sample_config(config, blocks))
+    quantized = quantized_dtype(base_dtype) is not None
+    dtype = torch_dtype((compute_dtype or preferred_compute_dtype()) if quantized else base_dtype)
+    pattern = torch.randn(_PATTERN, generator=torch.Generator().manual_seed(0)).mul_(0.02).to(dtype)
+    head = model.get_output_embeddings()
+    for path, module in list(model.named_modules()):
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            value = _filled(parameter, pattern)
+            module._parameters[name] = nn.Parameter(value, requires_grad=False)
+        if quantized and module is not head and is_quantizable(module):
+            model.set_submodule(path, quantized_layer(path, module, dtype, "int8" if base_dtype == "int8" else "nf4"))
+    model.tie_weights()
+    if head is not None and base_dtype in ("int8", "nf4-int8"):
+        # The head comes last: `tie_weights` may give it the weight of the embedding, of which int8 needs a copy.
+        path = next(path for path, module in model.named_modules() if module is head)
+        model.set_submodule(path, quantized_layer(path, head, dtype, "int8"))
+    config_of: Any = model.config
+    config_of.dtype = dtype
+    return model
+
+
+def _sample_config(config: PretrainedConfig, blocks: int) -> PretrainedConfig:
+    """Return a copy of a config for its first blocks, with a small vocabulary and without quantisation."""
     short = copy.deepcopy(config)
     text = short.get_text_config()
     whole, text.num_hidden_layers = text.num_hidden_layers, blocks
@@ -391,25 +414,7 @@ def sample_model(
         setattr(text, name, None)
     short.quantization_config = None
     short._name_or_path = ""  # of the files, whose vocabulary has another size
-    model = model_without_weights(short)
-    quantized = quantized_dtype(base_dtype) is not None
-    dtype = torch_dtype((compute_dtype or preferred_compute_dtype()) if quantized else base_dtype)
-    pattern = torch.randn(_PATTERN, generator=torch.Generator().manual_seed(0)).mul_(0.02).to(dtype)
-    head, head_path = model.get_output_embeddings(), ""
-    for path, module in list(model.named_modules()):
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            value = _filled(parameter, pattern)
-            module._parameters[name] = nn.Parameter(value, requires_grad=False)
-        if module is head:
-            head_path = path
-        elif quantized and is_quantizable(module):
-            model.set_submodule(path, quantized_layer(path, module, dtype, "int8" if base_dtype == "int8" else "nf4"))
-    model.tie_weights()
-    if head_path and base_dtype in ("int8", "nf4-int8"):
-        model.set_submodule(head_path, quantized_layer(head_path, model.get_submodule(head_path), dtype, "int8"))
-    config_of: Any = model.config
-    config_of.dtype = dtype
-    return model
+    return short
 
 
 def blocks_of_sample(model: nn.Module) -> int:
@@ -443,8 +448,8 @@ def backward(model: PreTrainedModel, x: Tensor, y: Tensor) -> None:
     torch.autograd.grad(y.sum(), [x, *weights], allow_unused=True)
 
 
-def loss_and_gradient(model: PreTrainedModel, hidden: Tensor) -> None:
-    """Compute the loss of hidden states with the vocabulary of a prepared sample, and its gradient in them."""
+def run_head(model: PreTrainedModel, hidden: Tensor) -> None:
+    """Compute the loss of hidden states with the output head of a prepared sample, and its gradient, to measure it."""
     labels = torch.randint(len(model.get_input_embeddings().weight), hidden.shape[:2], device=hidden.device)
     if has_chunked_loss(model):
         summed = chunked_loss(hidden, head_of(model), labels)

@@ -28,8 +28,8 @@ from tsugiki.training.measure.cost import (
     backward,
     forward,
     hidden_states,
-    loss_and_gradient,
     prepare_sample,
+    run_head,
     sample_model,
 )
 from tsugiki.training.measure.memory_plan import surely_fits
@@ -168,4 +168,4 @@ def _blocks(sample: PreTrainedModel, rows: int, tokens: int) -> None:
 
 
 def _loss(sample: PreTrainedModel, rows: int, tokens: int) -> None:
-    loss_and_gradient(sample, hidden_states(sample, rows, tokens))
+    run_head(sample, hidden_states(sample, rows, tokens))

@@ -168,8 +168,10 @@ def check_shared(accelerator: Accelerator, file: Path) -> None:
         return
     content = on_main(accelerator, file.read_bytes)
     end = time.monotonic() + _SECONDS_UNTIL_SEEN
-    while not (seen := _content(file) == content) and time.monotonic() < end:
+    seen = _content(file) == content
+    while not seen and time.monotonic() < end:
         time.sleep(0.1)
+        seen = _content(file) == content
     everywhere = _gathered(accelerator, seen)
     if all(everywhere):
         return
