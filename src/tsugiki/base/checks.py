@@ -1,7 +1,8 @@
 """Check a model's folder before transformers reads it, so that no foreign code runs and no file outside is read.
 
-transformers would ask on standard input whether code in the folder may run, load pickled files that an index names,
-follow links out of the folder, and allocate a model of the size that the config gives before it reads the weights.
+Without these checks, transformers would ask on standard input whether code in the folder may run; it would load pickled
+files if an index names them, and follow links out of the folder. Before it reads the weights, it would also allocate a
+model of the size that the config gives, however large.
 """
 
 import math

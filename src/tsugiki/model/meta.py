@@ -105,7 +105,7 @@ def model_without_weights(config: PretrainedConfig) -> PreTrainedModel:
 
 
 def place(owner: nn.Module, attribute: str, tensor: torch.Tensor) -> None:
-    """Set a buffer of a module, or a parameter, which does not train."""
+    """Set a buffer or a parameter of a module to a tensor; a parameter that is set in this way does not train."""
     if attribute in owner._buffers:
         owner._buffers[attribute] = tensor
     else:

@@ -147,7 +147,7 @@ def _outermost(modules: Mapping[str, nn.Module], layers: Collection[str]) -> Ite
 
 
 def _before_residual(name: str, modules: Mapping[str, nn.Module]) -> str:
-    """Return the name of the module, or of the last part of it whose output does not include the residual."""
+    """Return the name of a module; if it adds the residual itself, that of its last part before the addition."""
     takes_residual = "residual" in inspect.signature(type(modules[name]).forward).parameters
     ends = _ENDS_BEFORE_RESIDUAL + takes_residual * _ENDS_BEFORE_ARGUMENT
     return next((f"{name}.{end}" for end in ends if f"{name}.{end}" in modules), name)

@@ -37,7 +37,7 @@ class GeneralQuestions:
 
     @property
     def note(self) -> str:
-        """What will be mixed in, before the base has answered."""
+        """A note that says how many general questions will be mixed in. It is shown before the base answers them."""
         return _(
             "so that less is forgotten, the base's own answers to general questions ({count:,}) are learned as well; "
             "{flag:mix none} leaves them out",
