@@ -108,12 +108,15 @@ def test_a_copy_of_the_model_saves_its_own_adapter(tmp_path: Path):
     assert torch.equal(logits(model), before)
 
 
-def test_a_compiled_model_that_trainer_was_given_has_no_second_name(tmp_path: Path):
-    """Trainer would load it into the wrapper, where the tensors have no place, and only warn."""
+@pytest.mark.parametrize("given", [{"is_main_process": False}, {"state_dict": {}}], ids=str)
+def test_processes_other_than_the_main_one_write_nothing(given: dict[str, Any], tmp_path: Path):
+    grafted(tiny_model(), LoraConfig()).save_pretrained(tmp_path / "checkpoint-1", **given)
+    assert not (tmp_path / "checkpoint-1").exists()
+
+
+def test_the_state_of_a_compiled_model_is_saved_as_an_adapter_only(tmp_path: Path):
+    """From a `model.safetensors` beside it, Trainer would load no tensor into the compiled model, and only warn."""
     model = grafted(tiny_model(), LoraConfig())
-    model.save_pretrained(tmp_path / "checkpoint-1", is_main_process=False)
-    model.save_pretrained(tmp_path / "checkpoint-1", state_dict={})
-    assert not (tmp_path / "checkpoint-1").exists(), "other processes write nothing"
     state = torch.compile(model, backend="eager").state_dict()
     model.save_pretrained(tmp_path / "checkpoint-1", state_dict=state)
     assert names(tmp_path / "checkpoint-1") == FILES

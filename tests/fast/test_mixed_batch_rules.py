@@ -111,21 +111,27 @@ def test_a_batch_of_another_size_is_refused_and_the_block_goes_on():
     assert logits(model, ids(4)).shape[0] == 4
 
 
-def test_training_and_gradients_are_refused():
-    model = with_adapters()
-    model.train()
+def test_a_model_in_training_mode_is_refused():
+    model = with_adapters().train()
     with mixed_batch(model, TWO), refused("training mode.*model.eval"):
         model(input_ids=ids())
-    model.eval()
+
+
+def test_the_active_adapter_trains_again_after_the_block():
+    model = with_adapters()
     with mixed_batch(model, TWO):
         assert not trainable_parameters(model)
         assert not model(input_ids=ids()).logits.requires_grad
-        embeddings = torch.randn(2, 3, 32, requires_grad=True)
+    assert model(input_ids=ids()).logits.requires_grad
+
+
+def test_an_input_that_requires_gradients_is_refused_if_they_are_recorded():
+    model, embeddings = with_adapters(), torch.randn(2, 3, 32, requires_grad=True)
+    with mixed_batch(model, TWO):
         with refused("gradients"):
             model(inputs_embeds=embeddings)
         with torch.no_grad():
             model(inputs_embeds=embeddings)
-    assert model(input_ids=ids()).logits.requires_grad, "the active adapter trains again"
 
 
 def _step(parameters: list[nn.Parameter]) -> None:

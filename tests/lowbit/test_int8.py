@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from tests.lowbit.definition import assert_is_plain, error
@@ -31,17 +31,35 @@ def test_each_rotated_row_is_rounded_to_255_levels_of_its_largest_value():
     torch.testing.assert_close(levels, plain_rotated(x, 64) * 127 / largest, rtol=0, atol=0.5001)
 
 
-def test_dither_gives_small_numbers_their_share():
+@pytest.fixture
+def tenths() -> Tensor:
+    """Rows of a tenth of their step: a row, its negative, twice the row, and the row again."""
     x = torch.full((4, 3000), 0.1)
-    x[:, 0] = 127  # one level is 1
+    x[:, 0] = 127
     x[1], x[2] = -x[1], 2 * x[2]
-    q, s, lost = plain_dithered(x, torch.ones(3000))
+    return x
+
+
+def test_the_step_of_dither_is_the_largest_value_of_a_row_by_127(tenths: Tensor):
+    _q, s, _lost = plain_dithered(tenths, torch.ones(3000))
     assert s.flatten().tolist() == [1, 1, 2, 1]
-    assert torch.equal(q[0], q[3])  # a row gives the same in every batch
+
+
+def test_dither_rounds_a_tenth_of_a_step_to_one_in_a_tenth_of_the_places(tenths: Tensor):
+    q, _s, _lost = plain_dithered(tenths, torch.ones(3000))
     assert set(q[0, 1:].tolist()) == {0, 1}
     assert 0.095 < float(q[0, 1:].float().mean()) < 0.105
     assert -0.105 < float(q[1, 1:].float().mean()) < -0.095
-    torch.testing.assert_close(lost, (x - s * q).double().sum(1, keepdim=True).float(), rtol=0, atol=1e-2)
+
+
+def test_dither_of_a_row_does_not_depend_on_its_place_in_the_batch(tenths: Tensor):
+    q, _s, _lost = plain_dithered(tenths, torch.ones(3000))
+    assert torch.equal(q[0], q[3])
+
+
+def test_dither_returns_the_sum_of_what_each_row_loses(tenths: Tensor):
+    q, s, lost = plain_dithered(tenths, torch.ones(3000))
+    torch.testing.assert_close(lost, (tenths - s * q).double().sum(1, keepdim=True).float(), rtol=0, atol=1e-2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -51,15 +51,24 @@ def test_there_is_no_pair_without_a_better_whole_answer_with_text():
     assert answers(("a", 1.0), ("", 0.0)).pair() is None
 
 
-def test_it_is_said_why_nothing_can_be_learned():
-    def why(*one: PromptAnswers) -> str:
-        return nothing_to_learn(count_answers(one), Path("all.jsonl"))
-
-    assert "no rule applies to any of the 2 answers (all.jsonl)" in why(answers(("a", None), ("b", None)))
-    assert "score alike (0.5 on average)" in why(answers(("a", 0.5), ("b", 0.5)))
-    cut = PromptAnswers(ROW, [answer_of("no end", True), answer_of("none", True)])
-    scored = PromptAnswers(ROW, [Answer(one.text, True, False, (), float(n)) for n, one in enumerate(cut.answers)])
-    assert "2 of 2 were cut off" in why(scored)
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        pytest.param(
+            answers(("a", None), ("b", None)),
+            "no rule applies to any of the 2 answers (all.jsonl)",
+            id="no rule applies",
+        ),
+        pytest.param(answers(("a", 0.5), ("b", 0.5)), "score alike (0.5 on average)", id="all score alike"),
+        pytest.param(
+            PromptAnswers(ROW, [Answer(text, True, False, (), reward) for text, reward in (("a", 0.0), ("b", 1.0))]),
+            "2 of 2 were cut off",
+            id="all were cut off",
+        ),
+    ],
+)
+def test_the_reason_why_nothing_can_be_learned(given: PromptAnswers, reason: str):
+    assert reason in nothing_to_learn(count_answers([given]), Path("all.jsonl"))
 
 
 def test_answers_are_read_as_they_were_written(tmp_path: Path):

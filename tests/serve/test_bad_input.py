@@ -118,7 +118,7 @@ def test_the_same_bytes_under_another_suffix_are_another_text(place: Place):
     assert asked(place, "look", "a.csv").json()["kind"] == "table"
 
 
-def test_a_text_that_somebody_removes_while_another_has_chosen_it(place: Place):
+def test_a_text_that_was_removed_is_named_in_every_refusal_and_no_run_starts(place: Place):
     stored = sent(place, "a.txt", TEXT.encode())
     assert place.discard(stored).json()["deleted"]
     for what in ("look", "settings", "preview", "start"):

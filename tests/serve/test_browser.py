@@ -506,8 +506,8 @@ MARKDOWN = [
 ]
 
 
-def test_markdown_is_shown_and_never_acts(opened: Any):
-    page = opened("")
+def rendered(page: Any, text: str) -> tuple[str, bool]:
+    """The HTML of a text in Markdown, and whether the page finds markup in the text."""
     script = """async (text) => {
       const { markdown, hasMarkup } = await import("/page/views/talk/markdown.js");
       const { render } = await import("/page/ui.js");
@@ -516,14 +516,31 @@ def test_markdown_is_shown_and_never_acts(opened: Any):
       render(markdown(text), root);
       return [root.innerHTML, hasMarkup(text)];
     }"""
+    shown, marked = page.evaluate(script, text)
+    return shown, marked
+
+
+def test_markdown_is_shown_and_never_acts(opened: Any):
+    page = opened("")
     for text, wanted in MARKDOWN:
-        shown, marked = page.evaluate(script, text)
-        plain = re.sub(r' (?:class|tabindex)="\w+"|"|\n', "", shown)
+        plain = re.sub(r' (?:class|tabindex)="\w+"|"|\n', "", rendered(page, text)[0])
         assert plain == wanted.replace("\n", ""), text
-        assert marked == bool(set(re.findall(r"<(\w+)", wanted)) - {"p"}), text
-    shown, _ = page.evaluate(script, "[a](https://example.org) | b\n\n| a | |\n|---|---|\n| 1 | **2** |")
+
+
+def test_a_text_has_markup_if_it_is_more_than_paragraphs(opened: Any):
+    page = opened("")
+    for text, wanted in MARKDOWN:
+        assert rendered(page, text)[1] == bool(set(re.findall(r"<(\w+)", wanted)) - {"p"}), text
+
+
+def test_a_link_tells_its_site_nothing_about_the_page(opened: Any):
+    shown, _marked = rendered(opened(""), "[a](https://example.org) | b")
     assert 'href="https://example.org"' in shown
     assert 'rel="noopener noreferrer nofollow"' in shown
+
+
+def test_a_table_is_shown_also_below_a_line_with_its_separator(opened: Any):
+    shown, _marked = rendered(opened(""), "a | b\n\n| a | |\n|---|---|\n| 1 | **2** |")
     assert "<td>1</td><td><strong>2</strong></td>" in shown
 
 

@@ -19,19 +19,36 @@ def run_of(tool: str, seed: int, *curve: tuple[float, float]) -> ToolRun:
     return ToolRun(tool, seed, seconds=curve[-1][0] + 1, peak=2_000_000_000, curve=list(curve))
 
 
-def test_the_first_adapter_of_the_loss_or_a_lower_one_counts():
-    slow, quick = (10.0, 3.0), (4.0, 3.2)
-    best = [run_of("peft-best", seed, (5.0, 3.5), slow) for seed in (1, 2)]
-    ours = [run_of("tsugiki", 1, quick, (5.0, 3.0), (6.0, 3.1)), run_of("tsugiki", 2, quick, (8.0, 2.9))]
+PEFT = [run_of("peft-best", seed, (5.0, 3.5), (10.0, 3.0)) for seed in (1, 2)]
+TSUGIKI = [
+    run_of("tsugiki", 1, (4.0, 3.2), (5.0, 3.0), (6.0, 3.1)),
+    run_of("tsugiki", 2, (4.0, 3.2), (8.0, 2.9)),
+]
+
+
+def last_row(*runs: ToolRun) -> list[str]:
+    """The last row of the table of a race to the loss 3.0, in which PEFT needs 10 seconds with both seeds."""
+    return RaceResult({1: 3.0, 2: 3.0}, [*PEFT, *runs], PeftSettings()).rows()[-1]
+
+
+def test_the_first_adapter_with_the_loss_or_a_lower_one_counts():
+    _tool, seconds, _ratio, losses, _peak = last_row(*TSUGIKI)
+    assert (seconds, losses) == ("5.0, 8.0", "3.0000, 2.9000")
+
+
+def test_the_ratio_to_peft_is_the_median_over_the_seeds():
+    assert last_row() == ["peft-best", "10.0, 10.0", "1.00", "3.0000, 3.0000", "2.00 GB"]
+    assert last_row(*TSUGIKI)[2] == "1.62"
+
+
+def test_a_tool_that_does_not_reach_the_loss_has_no_ratio():
     never = [run_of("trl", seed, (40.0, 3.01)) for seed in (1, 2)]
+    assert last_row(*never) == ["trl", "not in 41, not in 41", "–", "3.0100, 3.0100", "2.00 GB"]
+
+
+def test_a_process_that_fails_is_shown_with_its_problem():
     failed = ToolRun("peft-documented", 1, seconds=3.0, problem="exited with status 1: no such file")
-    result = RaceResult({1: 3.0, 2: 3.0}, [*best, *ours, *never, failed], PeftSettings())
-    assert result.rows() == [
-        ["peft-best", "10.0, 10.0", "1.00", "3.0000, 3.0000", "2.00 GB"],
-        ["tsugiki", "5.0, 8.0", "1.62", "3.0000, 2.9000", "2.00 GB"],
-        ["trl", "not in 41, not in 41", "–", "3.0100, 3.0100", "2.00 GB"],
-        ["peft-documented", "exited with status 1: no such file", "–", "–", "–"],
-    ]
+    assert last_row(failed) == ["peft-documented", "exited with status 1: no such file", "–", "–", "–"]
 
 
 @pytest.mark.parametrize(

@@ -62,9 +62,15 @@ def test_the_head_trains_where_the_base_has_never_written_the_text(
 
 
 @pytest.mark.parametrize(
-    ("share", "name", "value"), [(0.001, "_SMALL_VOCABULARY", 100), (0.1, "is_graftable", lambda layer: False)]
+    ("share", "name", "value"),
+    [
+        pytest.param(0.001, "_SMALL_VOCABULARY", 100, id="the base can write the text with its large vocabulary"),
+        pytest.param(0.1, "is_graftable", lambda layer: False, id="the head cannot get factors"),
+    ],
 )
-def test_otherwise_the_head_is_frozen(share: float, name: str, value: Any, base: str, tmp_path: Path, capsys: Any):
+def test_a_head_that_need_not_or_cannot_train_is_frozen(
+    share: float, name: str, value: Any, base: str, tmp_path: Path, capsys: Any
+):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(f"tsugiki.training.choose.output_head.{name}", value)
         assert layers(run_on(tmp_path, share)) == BLOCKS
