@@ -27,6 +27,7 @@ GIVEN: dict[str, dict[str, Any]] = {
         "mix": "other.txt:0.1", "assistant_turns": "last", "chat_template": "own.jinja", "system": "Be brief.",
         "block_size": 64, "add_tokens": "words.txt", "method": "dora", "base_dtype": "int8", "base_dropout": True,
         "softmax": "full", "minutes": 2.5, "epochs": 1.5, "max_steps": 8, "batch_size": 4, "learning_rate": 0.00012,
+        "learning_rate_factor": 2.0,
         "lr_scheduler_type": "constant", "warmup_ratio": 0.1, "adam_beta2": 0.95, "weight_decay": 0.3,
         "max_grad_norm": 0.0, "seed": 0, "keep": "last", "patience": 5, "prompts": ["one", "two\nlines"],
         "sample_steps": 3, "sample_tokens": 9, "eval_steps": 2, "held_out_characters": 100, "retention_data": "r.txt",

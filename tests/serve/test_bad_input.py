@@ -41,6 +41,8 @@ def sent(place: Place, name: str, content: bytes) -> str:
 def asked(place: Place, what: str, name: str, **more: Any) -> Any:
     """The answer to a question about a text that was sent."""
     named = {} if what == "look" else {"name": "first", **more}
+    if what == "start":
+        return place.begin(uploads=[name], **named)
     return place.post(f"train/{what}", {"uploads": [name], **named})
 
 
@@ -140,7 +142,7 @@ def test_a_disk_that_is_full_leaves_no_half_file(place: Place, monkeypatch: pyte
     monkeypatch.undo()
     assert [path.name for path in place.uploads.iterdir()] == ["a.txt"]
     assert place.get("votes/file").content == kept
-    assert place.get("runs").json()["runs"] == []
+    assert place.runs() == []
     assert asked(place, "settings", before).status_code == 200
     place.post("votes/remove", {})
 
@@ -173,7 +175,7 @@ def test_people_who_train_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         prepared = training.prepare(RunRequest(name=name, texts=["a.txt"]))
         together.wait()
         try:
-            found.append(training.start(prepared))
+            found.append(training.runs.summary(training.start(prepared))["place"])
         except ApiError as error:
             found.append(error.code)
 
@@ -208,12 +210,12 @@ def test_a_disk_that_fills_while_a_run_writes(place: Place, tmp_path: Path, monk
     full.touch()
     texts = [f"novels/{number}.txt" for number in range(4)]
     body = {"name": "filled", "texts": texts, "epochs": 5, "block_size": 32, "batch_size": 2}
-    assert place.post("train/start", body).json()["place"] is None
+    assert place.begin(**body).json()["run"]["place"] is None
     failed = _ended(place)
     assert (failed["state"], failed["mend"], failed["can_resume"]) == ("failed", "resume", True)
     assert "the disk is full" in failed["reason"]
     full.unlink()
-    assert place.post("runs/resume", {"name": "runs/filled"}).json()["place"] is None
+    assert place.jobs("runs/filled", "/resume").json()["run"]["place"] is None
     assert _ended(place)["state"] == "finished"
 
 

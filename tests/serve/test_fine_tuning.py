@@ -1,6 +1,8 @@
 """OpenAI's interface for files and fine-tuning, by its own client, whose types parse every answer strictly."""
 
 import json
+import time
+from collections.abc import Iterable
 from typing import Any
 
 import httpx2
@@ -13,8 +15,17 @@ import openai
 from tests.serve.asking import connect
 from tests.serve.workspace import Place
 
-TURNS = [{"role": "user", "content": "What is grafted?"}, {"role": "assistant", "content": "A twig."}]
-ROWS = "".join(json.dumps({"messages": TURNS, "number": number}) + "\n" for number in range(4)).encode()
+WORDS = ("larch", "maple", "cedar", "apple", "plum", "birch", "ash", "oak", "elm", "yew")
+
+
+def rows(words: Iterable[str]) -> bytes:
+    """A row of OpenAI's format for each word."""
+    turns = ([("user", f"What is {word * 3}?"), ("assistant", f"{word * 4} is a tree.")] for word in words)
+    found = ([{"role": role, "content": text} for role, text in one] for one in turns)
+    return "".join(json.dumps({"messages": one}) + "\n" for one in found).encode()
+
+
+ROWS = rows(WORDS[:6])
 
 
 @pytest.fixture
@@ -77,3 +88,50 @@ def test_a_page_of_another_site_can_neither_send_nor_delete_files(client: Any, p
         assert httpx2.post(url, data={"purpose": "fine-tune"}, files=files, headers=headers).status_code == 403
         assert httpx2.delete(f"{url}/{kept.id}", headers=headers).status_code == 403
     assert place.sent() == ["rows.jsonl"]
+
+
+def ended(client: Any, job: Any) -> Any:
+    """The job when it has ended."""
+    while job.status not in ("succeeded", "failed", "cancelled"):
+        time.sleep(0.2)
+        job = strictly(client.fine_tuning.jobs.retrieve(job.id))
+    return job
+
+
+def test_a_job_is_created_polled_read_and_talked_to(client: Any, place: Place):
+    file = client.files.create(file=("rows.jsonl", ROWS), purpose="fine-tune")
+    other = client.files.create(file=("others.jsonl", rows(WORDS[6:])), purpose="fine-tune")
+    more = {"suffix": "my model", "seed": 3, "metadata": {"of": "a test"}, "validation_file": other.id}
+    method = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2, "batch_size": 3}}}
+    jobs = client.fine_tuning.jobs
+    first = strictly(jobs.create(model="base", training_file=file.id, method=method, **more))
+    second = strictly(jobs.create(model="base", training_file=file.id, hyperparameters={"n_epochs": 1}))
+    assert [one.id for one in strictly(jobs.list(limit=1))] == [second.id, first.id]
+    assert second.status == "queued"
+    assert strictly(jobs.cancel(second.id)).status == "cancelled"
+    job = ended(client, first)
+    assert (job.status, job.error, job.seed, job.metadata) == ("succeeded", None, 3, {"of": "a test"})
+    assert (job.training_file, job.validation_file, job.method.type) == (file.id, other.id, "supervised")
+    assert (job.hyperparameters.n_epochs, job.hyperparameters.batch_size) == (2, 3)
+    assert job.trained_tokens > 0
+    assert job.finished_at >= job.created_at
+    said = list(strictly(jobs.list_events(job.id, limit=2)))
+    assert said[0].message == "The job has successfully completed"
+    assert said[-1].message == f"Created fine-tuning job: {job.id}"
+    steps = [one.data for one in said if one.type == "metrics"]
+    assert [(one["step"], "train_loss" in one, "full_valid_loss" in one) for one in steps] == [
+        (2, True, True), (1, True, False), (0, False, True)
+    ]  # fmt: skip
+    (results,) = job.result_files
+    assert strictly(client.files.retrieve(results)).purpose == "fine-tune-results"
+    lines = client.files.content(results).text.splitlines()
+    assert lines[0] == "step,train_loss,train_accuracy,valid_loss,full_valid_loss"
+    assert [line.partition(",")[0] for line in lines[1:]] == ["0", "1", "2"]
+    saved = strictly(jobs.checkpoints.list(job.id)).data
+    assert saved[0].step_number == 2
+    for model in (job.fine_tuned_model, saved[0].fine_tuned_model_checkpoint):
+        answer = client.chat.completions.create(model=model, messages=[{"role": "user", "content": "a"}], max_tokens=2)
+        assert answer.choices[0].message.role == "assistant"
+    for late in (jobs.cancel, jobs.pause, jobs.resume):
+        with pytest.raises(openai.ConflictError):
+            late(job.id)

@@ -60,11 +60,9 @@ def losses(answer: dict[str, Any]) -> list[tuple[float, ...]]:
 
 
 def test_the_list(place: Place):
-    answer = place.get("runs").json()
-    assert answer["more"] is False
-    found = {one["name"]: one["state"] for one in answer["runs"]}
+    found = {one["name"]: one["state"] for one in place.runs()}
     assert found == {"runs/a": "stopped", "runs/done": "finished", "b/c/d/deep": "stopped"}
-    run = next(one for one in answer["runs"] if one["name"] == "runs/a")
+    run = next(one for one in place.runs() if one["name"] == "runs/a")
     assert (run["step"], run["steps"], run["can_stop"], run["can_resume"]) == (4, 10, False, True)
     assert run["model"] == "embedded"
 
@@ -101,10 +99,11 @@ def test_a_finished_run_whose_process_still_lives_is_finished(tmp_path: Path, ru
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_names_that_are_no_run(place: Place, name: str):
-    for path in ("runs/stop", "runs/resume", "runs/remove", "runs/plan"):
+    for what in ("", "/cancel", "/resume", "/events"):
+        assert place.jobs(name.encode(errors="replace").decode() or "none", what).status_code == 404
+    for path in ("runs/remove", "runs/plan"):
         answer = place.post(path, {"name": name})
         assert answer.status_code in (400, 404), answer.text
-    assert place.post("runs/queue", {"name": name, "place": 1}).status_code in (400, 404)
     if name.isprintable():
         assert place.get("run", name=name).status_code in (400, 404)
 
@@ -134,7 +133,7 @@ def test_records_that_are_no_files_or_too_large(tmp_path: Path, runs: Runs):
         file.truncate(10**9)
     for name in ("pipe", "link", "large", "folder"):
         assert shown_of(runs, name)["state"] == "unreadable"
-    assert len(runs.overview()["runs"]) == 5
+    assert len(runs.all()) == 5
 
 
 def test_a_record_is_read_again_when_it_changes_and_has_no_figures_that_json_lacks(tmp_path: Path, runs: Runs):
@@ -257,16 +256,13 @@ def test_a_process_that_has_the_number_of_a_former_run_is_not_signalled(tmp_path
         innocent.kill()
 
 
-def test_the_queue_starts_one_run_after_the_other_in_an_order_that_can_be_changed(
-    tmp_path: Path, runs: Runs, processes: NotedProcesses
-):
+def test_the_queue_starts_one_run_after_the_other(tmp_path: Path, runs: Runs, processes: NotedProcesses):
     for name in "abcde":
         write_run(tmp_path, f"runs/{name}")
-    assert runs.begin(runs.find("runs/a")) is None
     with speaking("ja"):
-        assert [runs.begin(runs.find(f"runs/{name}")) for name in "bcde"] == [1, 2, 3, 4]
-    runs.move(runs.find("runs/e"), 1)
-    runs.move(runs.find("runs/b"), 99)
+        for name in "aecdb":
+            runs.begin(runs.find(f"runs/{name}"))
+    assert runs.queue.names() == [f"runs/{name}" for name in "ecdb"]
     runs.stop(runs.find("runs/d"))  # it is taken out
     assert shown_of(runs, "runs/d")["state"] == "stopped"
     shown = [shown_of(runs, f"runs/{name}") for name in "ecb"]
@@ -281,9 +277,7 @@ def test_the_queue_starts_one_run_after_the_other_in_an_order_that_can_be_change
         after_a_restart.start_next()
         assert processes.running == (tmp_path / name if name else None)
     started = [(words[-1], spoken) for words, spoken in processes.commands]
-    assert started == [("runs/a", "en"), ("runs/e", "ja"), ("runs/b", "ja")]
-    with pytest.raises(ApiError, match="not in the queue"):
-        runs.move(runs.find("runs/b"), 1)
+    assert started == [("runs/a", "ja"), ("runs/e", "ja"), ("runs/b", "ja")]
 
 
 def test_a_queue_is_worked_off_without_a_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -304,10 +298,10 @@ def test_two_servers_in_one_folder_start_one_run_at_a_time(tmp_path: Path, runs:
     for name in ("a", "b"):
         write_run(tmp_path, f"runs/{name}")
     first, second = runs, Runs(tmp_path, RunProcesses())
-    start, places = first.processes.start, []
+    start = first.processes.start
 
     def begin() -> None:
-        places.append(second.begin(second.find("runs/b")))
+        second.begin(second.find("runs/b"))
 
     other = threading.Thread(target=begin)
 
@@ -318,9 +312,9 @@ def test_two_servers_in_one_folder_start_one_run_at_a_time(tmp_path: Path, runs:
 
     monkeypatch.setattr(first.processes, "start", slowly)
     try:
-        assert first.begin(first.find("runs/a")) is None
+        first.begin(first.find("runs/a"))
         other.join()
-        assert places == [1]
+        assert second.queue.names() == ["runs/b"]
         assert shown_of(second, "runs/a")["state"] == "starting"
         with pytest.raises(ApiError, match="going on"):
             second.remove(second.find("runs/a"))
@@ -399,12 +393,12 @@ def test_a_deleted_run_leaves_other_files_and_other_runs(tmp_path: Path, runs: R
     assert sorted(one.name for one in (tmp_path / "runs").iterdir() if one.name[0] != ".") == ["b", "c"]
     assert [one.name for one in (tmp_path / "runs" / "b").iterdir()] == ["my notes.txt"]
     assert (tmp_path / "runs" / "c" / "adapter_model.safetensors").exists()
-    assert [one["name"] for one in runs.overview()["runs"]] == ["runs/c"]
+    assert [one.name for one in runs.all()] == ["runs/c"]
 
 
 def test_adapters_of_the_library_are_no_runs_that_could_be_deleted(tmp_path: Path, runs: Runs):
     write_run(tmp_path, "library/poet", status="finished")
-    assert runs.overview()["runs"] == []
+    assert runs.all() == []
     with pytest.raises(ApiError, match="no run"):
         runs.find("library/poet")
 
@@ -427,7 +421,7 @@ def test_resume_starts_a_process_by_a_list_of_words(tmp_path: Path, runs: Runs, 
     monkeypatch.setattr(runs_view.os, "setpriority", lambda *_: None)
     name = "runs/$(touch x); 'a'"
     write_run(tmp_path, name)
-    assert runs.begin(runs.find(name)) is None
+    runs.begin(runs.find(name))
     [(words, options)] = calls
     assert words == [sys.executable, "-P", "-m", "tsugiki", "train", "--resume", name]
     assert options["start_new_session"]

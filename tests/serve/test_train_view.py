@@ -61,8 +61,8 @@ def test_paths_that_are_not_allowed(place: Place, path: str):
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", "a\\b", ".x", "-x", "a\x00", "a\n", "x" * 101, "a:b", "\ud800"])
 def test_names_of_runs_that_are_not_allowed(place: Place, name: str):
-    for path in ("train/settings", "train/start"):
-        assert place.post(path, {**ASK, "name": name}).status_code == 400
+    for answer in (place.post("train/settings", {**ASK, "name": name}), place.begin(**{**ASK, "name": name})):
+        assert answer.status_code == 400
     assert not (place.directory / "runs").exists()
 
 
@@ -218,7 +218,8 @@ def test_start_refuses_links(tmp_path: Path, training: Training):
 def test_who_starts_beside_another_run_is_queued_and_told_the_place(tmp_path: Path, training: Training):
     with sole_use(write_run(tmp_path, "other")):
         for place, name in enumerate(("first", "second"), 1):
-            assert training.start(training.prepare(RunRequest(name=name, texts=["a.txt"]))) == place
+            run = training.start(training.prepare(RunRequest(name=name, texts=["a.txt"])))
+            assert training.runs.summary(run)["place"] == place
         with pytest.raises(ApiError, match="exists"):  # nobody replaces the settings of a run that waits
             training.start(first(training, seed=2))
     assert words_of(training) == []

@@ -65,8 +65,9 @@ def test_nothing_outside_the_folder_is_used_or_removed(place: Place, name: str):
         for part in ("", "/content"):
             assert httpx2.get(f"{place.running.url}/v1/files/{given}{part}").status_code == 404
         assert httpx2.delete(f"{place.running.url}/v1/files/{given}").status_code in (404, 405)
-    for path in ("settings", "start"):
-        assert place.post(f"train/{path}", {"name": "first", "uploads": [name]}).status_code in (400, 404)
+    ask = {"name": "first", "uploads": [name]}
+    for answer in (place.post("train/settings", ask), place.begin(**ask)):
+        assert answer.status_code in (400, 404)
     assert (place.running.library / "poet" / "adapter_config.json").is_file()
 
 

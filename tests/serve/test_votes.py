@@ -65,12 +65,17 @@ def test_wrong_votes_and_too_many_are_refused(place: Place, monkeypatch: pytest.
     assert rows(place) == kept
 
 
+def bring(place: Place) -> Any:
+    """Send the pairs as a file, as the page does to learn from them."""
+    return place.send("votes.jsonl", place.get("votes/file").content)
+
+
 def test_fewer_than_a_hundred_pairs_all_train_and_none_chooses(place: Place, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(votes_module, "FEW", 3)
 
     def settings(**more: Any) -> Any:
-        name = place.post("train/votes", {}).json()["name"]
-        assert place.post("train/votes", {}).json()["name"] == name  # the same pairs are not written twice
+        name = bring(place).json()["filename"]
+        assert bring(place).json()["filename"] == name  # the same pairs are not written twice
         shown = place.post("train/settings", {"name": "first", "uploads": [name], **more}).json()
         return name, yaml.safe_load(shown["yaml"])
 
@@ -89,7 +94,7 @@ def test_fewer_than_a_hundred_pairs_all_train_and_none_chooses(place: Place, mon
 
 
 def test_without_votes_there_is_nothing_to_learn(place: Place):
-    assert place.post("train/votes", {}).status_code == 400
+    assert bring(place).status_code == 400
     assert place.sent() == []
 
 
@@ -102,11 +107,11 @@ def test_what_can_be_read_of_a_damaged_file_is_shown_and_the_rest_is_named(place
         shown = place.get("votes").json()
         assert (shown["pairs"], len(shown["last"])) == (2, 2)
         assert shown["damaged"].startswith("votes.jsonl:2 is damaged")
-        name = place.post("train/votes", {}).json()["name"]
+        name = bring(place).json()["filename"]
         assert (place.running.library / ".texts" / name).read_bytes() == good * 2, "what can be read is learned"
         assert place.discard(name).json()["deleted"]
     file.write_bytes(b"xx")
-    assert place.post("train/votes", {}).status_code == 400
+    assert bring(place).status_code == 400
 
 
 def test_a_vote_begins_a_line_of_its_own_after_an_editor(place: Place):

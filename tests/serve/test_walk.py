@@ -265,7 +265,7 @@ def test_a_failed_run_is_started_again(walk: Walk):
     text, name = place.directory / "texts" / "moved.txt", f"runs/{walk.name}"
     text.write_text(TEXT * 2, encoding="utf-8")
     asked = {"name": walk.name, "texts": ["moved.txt"], "block_size": 32, "batch_size": 2, "epochs": 1}
-    assert place.post("train/start", asked).json()["place"] is None
+    assert place.begin(**asked).json()["run"]["place"] is None
     text.unlink()
     page.goto(f"{place.running.url}/#runs/{quote(name, safe='')}")
     page.get_by_role("alert").get_by_text("moved.txt").wait_for()

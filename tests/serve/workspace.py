@@ -17,8 +17,10 @@ from tests.runs import run_config
 from tests.serve.conftest import Running, start
 from tests.tiny import TEXT
 from tsugiki.language import language
-from tsugiki.serve import LOG_FILE, RunProcesses, Runs, Training, Uploads, Workspace, file_id
+from tsugiki.serve import LOG_FILE, RunProcesses, Runs, Training, Uploads, Workspace, file_id, job_id
 from tsugiki.training import LossPoint, RunRecord, Sample, TrainingFigures, new_record
+
+JSON = {"Content-Type": "application/json"}
 
 
 @dataclass
@@ -38,9 +40,27 @@ class Place:
         return httpx2.get(f"{self.running.url}/page/api/{path}", params=query, timeout=120)
 
     def post(self, path: str, body: Any) -> Any:
-        headers = {"X-Page-Token": self.token, "Content-Type": "application/json"}
+        headers = {"X-Page-Token": self.token, **JSON}
         url = f"{self.running.url}/page/api/{path}"
         return httpx2.post(url, content=json.dumps(body), headers=headers, timeout=600)
+
+    def runs(self) -> list[Any]:
+        """What the page shows of each job."""
+        return [job["run"] for job in self.jobs("", "?limit=200").json()["data"]]
+
+    def jobs(self, name: str, what: str = "", body: Any = None) -> Any:
+        """The answer of OpenAI's interface, of one job if a run is named; with a body, or `what` is done to it."""
+        url = f"{self.running.url}/v1/fine_tuning/jobs{f'/{job_id(name)}' if name else ''}{what}"
+        is_read = body is None and what[1:] not in ("cancel", "pause", "resume")
+        return (
+            httpx2.get(url, timeout=120)
+            if is_read
+            else httpx2.post(url, content=json.dumps(body or {}), headers=JSON, timeout=120)
+        )
+
+    def begin(self, **settings: Any) -> Any:
+        """Start a run as the page does."""
+        return self.jobs("", body={"settings": settings})
 
     def send(self, name: str, content: bytes, purpose: str = "fine-tune", measured: bool = True) -> Any:
         """Send a text, with or without the header Content-Length."""

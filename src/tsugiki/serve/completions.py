@@ -25,7 +25,7 @@ from tsugiki.generation.request import (
 )
 from tsugiki.generation.sampling import TextStream, with_penalty_of
 from tsugiki.language import _
-from tsugiki.serve.errors import ApiError
+from tsugiki.serve.errors import ApiError, invalid
 from tsugiki.serve.prompt_tokens import (
     Prompt,
     chat_prompt,
@@ -191,7 +191,7 @@ class Completions:
 
     def _new_tokens(self, parsed: CompletionRequest | ChatRequest, prompt: Prompt, served: ServedModel) -> int:
         if parsed.max_tokens == 0 and not (isinstance(parsed, CompletionRequest) and parsed.echo):
-            raise ApiError(400, _("max_tokens is 0, which is for echo only"), "max_tokens", "invalid_value")
+            raise invalid(_("max_tokens is 0, which is for echo only"), "max_tokens")
         room = self.engine.room(served.key) - len(prompt.ids)
         wanted = parsed.max_tokens
         if isinstance(parsed, ChatRequest):

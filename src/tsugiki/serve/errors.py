@@ -47,6 +47,11 @@ class ApiError(Exception):
         return {"Retry-After": str(self.retry_after)} if self.status in (429, 503) else {}
 
 
+def invalid(message: str, param: str | None = None) -> ApiError:
+    """Return the answer to a request with a wrong value; `param` is its field."""
+    return ApiError(400, message, param, "invalid_value")
+
+
 def as_api_error(error: BaseException) -> ApiError:
     """Return the answer to a request in which an exception was raised."""
     match error:

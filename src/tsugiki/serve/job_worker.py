@@ -91,7 +91,8 @@ def fetch(source: str, query: dict[str, Any], out: str) -> dict[str, Any]:
     skipped: list[str] = []
     entries = read_entries(opened, select(opened.entries(), selection), selection, skipped.append, skipped.append)
     totals = write_works(entries, Path(out))
-    return {"works": totals.works, "characters": totals.characters, "skipped": len(skipped)}
+    counts = {"works": totals.works, "characters": totals.characters, "skipped": len(skipped)}
+    return {"file": Path(out).name, **counts}
 
 
 FUNCTIONS: Mapping[str, Callable[..., dict[str, Any]]] = {

@@ -18,7 +18,7 @@ from tsugiki.data.records import Message
 from tsugiki.generation.prompt import configured_ends, prompt_tokens
 from tsugiki.generation.sampling import TextStream
 from tsugiki.language import _
-from tsugiki.serve.errors import ApiError
+from tsugiki.serve.errors import ApiError, invalid
 from tsugiki.serve.protocol import ChatMessage, TokenizeRequest, Tool, read
 from tsugiki.serve.served_adapters import ServedAdapters, ServedModel
 from tsugiki.serve.tools import plain_turns, response_template
@@ -67,7 +67,7 @@ def check_tokens(model: PreTrainedModel, tokens: Iterable[int], param: str) -> N
     largest = max(tokens, default=0)
     if largest >= vocabulary:
         message = _("{name}: there is no token {token}; the vocabulary has {count}")
-        raise ApiError(400, message.format(name=param, token=largest, count=vocabulary), param, "invalid_value")
+        raise invalid(message.format(name=param, token=largest, count=vocabulary), param)
 
 
 def chat_prompt(
@@ -177,7 +177,7 @@ def _check_text(text: str, param: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         message = _("{name}: a character is incomplete (a lone surrogate)").format(name=param)
-        raise ApiError(400, message, param, "invalid_value") from error
+        raise invalid(message, param) from error
 
 
 def tokenize_route(adapters: ServedAdapters) -> Route:
@@ -192,11 +192,11 @@ def tokenize_route(adapters: ServedAdapters) -> Route:
 
     def _ids(parsed: TokenizeRequest, served: ServedModel) -> list[int]:
         if (parsed.prompt is None) == (parsed.messages is None):
-            raise ApiError(400, _("give either prompt or messages"), "prompt", "invalid_value")
+            raise invalid(_("give either prompt or messages"), "prompt")
         if parsed.messages is not None:
             if parsed.add_special_tokens:
                 message = _("the chat template decides on special tokens; leave {name} out")
-                raise ApiError(400, message.format(name="add_special_tokens"), "add_special_tokens", "invalid_value")
+                raise invalid(message.format(name="add_special_tokens"), "add_special_tokens")
             tokenizer = adapters.tokenizer(served, parsed.chat_template_of)
             return chat_prompt(model, served.name, tokenizer, parsed.messages).ids
         assert parsed.prompt is not None

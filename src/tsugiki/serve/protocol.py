@@ -5,6 +5,7 @@ A field that would change the result, and that this server cannot do, is an erro
 """
 
 import asyncio
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeAlias, TypeVar
 
 from pydantic import (
@@ -23,28 +24,14 @@ from pydantic_core import ErrorDetails, PydanticKnownError, from_json
 from starlette.requests import Request
 
 from tsugiki.generation.sampling import Sampling
+from tsugiki.io.json import read_json
 from tsugiki.io.validation import problem_text
 from tsugiki.language import _, marked
-from tsugiki.serve.errors import ApiError
+from tsugiki.serve.errors import ApiError, invalid
 
 MAX_BODY = 4 << 20  # bytes
 _SECONDS = 30  # the longest time in which a body may arrive
-_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    **dict.fromkeys(("tools", "functions", "documents", "bad_words", "logits_processors"), ([],)),
-    **dict.fromkeys(("tool_choice", "function_call"), ("none", "auto")),
-    **dict.fromkeys(("best_of", "typical_p", "typical", "tfs", "tfs_z", "repeat_penalty"), (1,)),
-    **dict.fromkeys(
-        ("top_a", "mirostat", "mirostat_mode", "xtc_probability", "dry_multiplier", "dynatemp_range"), (0,)
-    ),
-    **dict.fromkeys(("skip_special_tokens", "spaces_between_special_tokens", "add_generation_prompt"), (True,)),
-    **dict.fromkeys(("use_beam_search", "continue_final_message", "include_stop_str_in_output"), (False,)),
-    **dict.fromkeys(("return_token_ids", "return_tokens_as_token_ids"), (False,)),
-    **dict.fromkeys(("suffix", "grammar"), ("",)),
-    **dict.fromkeys(("guided_grammar", "json_schema", "allowed_token_ids", "audio", "web_search_options"), ()),
-    **dict.fromkeys(("chat_template", "prompt_embeds", "prompt_logprobs", "truncate_prompt_tokens"), ()),
-    **dict.fromkeys(("previous_response_id", "conversation", "background"), (False,)),
-    "modalities": (["text"],),
-}
+_UNSUPPORTED: dict[str, list[Any]] = read_json(Path(__file__).with_name("neutral_values.json"))
 """Fields that would change the result -> values that change nothing, beside null."""
 _OF_MESSAGES = ("function_call", "audio")
 """Fields of a message that are not passed to chat templates."""
@@ -420,7 +407,7 @@ def _invalid(problem: ErrorDetails) -> ApiError:
         return _unsupported(name)
     else:
         text = problem_text(problem)
-    return ApiError(400, _("{name}: {problem}").format(name=name, problem=text), param=name, code="invalid_value")
+    return invalid(_("{name}: {problem}").format(name=name, problem=text), name)
 
 
 def _unsupported(name: str) -> ApiError:

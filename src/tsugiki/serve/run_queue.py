@@ -25,14 +25,10 @@ class RunQueue:
         """Return the names of the runs in their order."""
         return [name for name, _language in self._read()]
 
-    def put(self, name: str, place: int | None = None) -> int:
-        """Add a run at the end, or move it to a place, counted from 1; return its place."""
+    def put(self, name: str) -> None:
+        """Add a run at the end."""
         with self.changing() as waiting:
-            known = next((one for one in waiting if one[0] == name), (name, language()))
-            waiting[:] = [one for one in waiting if one != known]
-            at = len(waiting) if place is None else min(place - 1, len(waiting))
-            waiting.insert(at, known)
-            return at + 1
+            waiting.append((name, language()))
 
     def remove(self, name: str) -> bool:
         """Remove a run, and return whether it was in the queue."""

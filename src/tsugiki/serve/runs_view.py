@@ -20,9 +20,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
-from pydantic import Field
 from starlette.routing import Route
 
 from tsugiki.adapters.library import adapter_of_run
@@ -31,6 +30,7 @@ from tsugiki.io.atomic import remove_empty
 from tsugiki.io.digests import FileState, file_state
 from tsugiki.io.file_names import RECORD_FILE
 from tsugiki.io.formatting import format_duration, format_gigabytes, format_size
+from tsugiki.io.json import read_json
 from tsugiki.io.locks import OWNER_FILE, is_in_use, name_process, process_of
 from tsugiki.io.run_folder import CHECKPOINTS, checkpoint_step, checkpoints, remove_run
 from tsugiki.io.system import OWN_GROUP, ask_to_end
@@ -43,16 +43,20 @@ from tsugiki.serve.protocol import NameRequest
 from tsugiki.serve.routes import get_route, post_route
 from tsugiki.serve.run_queue import RunQueue
 from tsugiki.serve.uploads import FOLDER as UPLOADS
-from tsugiki.serve.uploads import data_names
+from tsugiki.serve.uploads import data_names, short_id
 from tsugiki.training.record.run_record import RunRecord, read_record
 from tsugiki.training.settings.files import read_yaml
 
+JOB_FILE = "job.json"
+"""The file in a run's folder with what OpenAI's interface knows of it besides (`serve.fine_tuning`)."""
 LOG_FILE = "output.log"
 """The file in a run's folder with the output of its process, if the server has started it."""
 SETTINGS_FILE = "settings.yaml"
 """The file in a run's folder with the settings that the page has given it."""
 RUNS_FOLDER = "runs"
 """The folder of new runs in the working directory."""
+CHECKPOINT_MARK = ":ckpt-step-"
+"""Stands between the name of a run and a step, in the name of a checkpoint as a model."""
 _NICE = 5  # requests have priority over training steps
 _DEPTH = 4  # levels of folders that are searched below the working directory
 _MOST_FOLDERS = 5000  # folders that are searched
@@ -174,14 +178,10 @@ class RunFolder:
     name: str
     """Its relative path, with slashes."""
     folder: Path
+    created: float
+    """When the first of its files was written, in seconds since 1970."""
     changed: float
-    """When its record or its output changed, in seconds since 1970."""
-
-
-class QueueRequest(NameRequest):
-    """A request to give a waiting run another place in the queue."""
-
-    place: Annotated[int, Field(ge=1)]
+    """When its record or its output changed."""
 
 
 class Runs:
@@ -197,14 +197,18 @@ class Runs:
 
     def names(self) -> list[str]:
         """Return the names of the runs that have an adapter, the most recently changed first."""
-        return [run.name for run in self.all()[0] if adapter_of_run(run.folder)]
+        return [run.name for run in self.all() if adapter_of_run(run.folder)]
 
     def folder(self, name: str) -> Path | None:
-        """Return the folder of a run's newest adapter; None if the run has none."""
+        """Return the folder of a run's newest adapter, or of a checkpoint; None if the run has none."""
+        called, _mark, step = name.partition(CHECKPOINT_MARK)
         try:
-            return adapter_of_run(self.find(name).folder)
+            run = self.find(called).folder
         except ApiError:
             return None
+        if not step:
+            return adapter_of_run(run)
+        return next((one for one in checkpoints(run / CHECKPOINTS) if step == str(checkpoint_step(one))), None)
 
     def find(self, name: str) -> RunFolder:
         """Return the run that a request names."""
@@ -214,8 +218,8 @@ class Runs:
             raise ApiError(404, _("there is no run in {name!r}").format(name=name[:100]), code="not_found")
         return run
 
-    def all(self) -> tuple[list[RunFolder], bool]:
-        """Return the runs, the last changed first, and whether some may be missing because there are too many.
+    def all(self) -> list[RunFolder]:
+        """Return the runs, the last changed first; some may be missing if there are too many folders.
 
         Subfolders of a run, hidden folders and symbolic links are skipped.
         """
@@ -238,17 +242,12 @@ class Runs:
                     and Path(entry.path) != self.library
                 )
         found.sort(key=lambda run: -run.changed)
-        return found[:_MOST_RUNS], bool(waiting) or len(found) > _MOST_RUNS
-
-    def overview(self) -> dict[str, Any]:
-        """Return the list of the runs."""
-        (found, more), waiting = self.all(), self.queue.names()
-        return {"runs": [self._summary(run, waiting) for run in found], "more": more}
+        return found[:_MOST_RUNS]
 
     def details(self, run: RunFolder) -> dict[str, Any]:
         """Return the summary of a run, and the sections that the page shows."""
-        record, waiting = _record(run.folder), self.queue.names()
-        shown = {**self._summary(run, waiting), "log": self._end_of_log(run.folder)}
+        record, waiting = record_in(run.folder), self.queue.names()
+        shown = {**self.summary(run), "log": self._end_of_log(run.folder)}
         if shown["state"] == "queued":
             before = waiting[: waiting.index(run.name)]
             shown["waits_for"] = before[-1] if before else self.going_on()
@@ -258,31 +257,21 @@ class Runs:
 
     def stop(self, run: RunFolder) -> None:
         """Ask a run to end after its present step, or take it out of the queue."""
-        if not self.queue.remove(run.name) and not self.processes.stop(run.folder):
+        is_running = self.summary(run)["state"] != "finished"  # or its process only ends
+        if not self.queue.remove(run.name) and not (is_running and self.processes.stop(run.folder)):
             message = _("no process that could be stopped from here trains in {name}").format(name=run.name)
             raise ApiError(409, message, code="not_running")
 
-    def begin(self, run: RunFolder) -> int | None:
-        """Start or continue a run in a process of its own; or, if another one is going on, put it into the queue.
-
-        Returns its place in the queue, counted from 1; None if it has been started.
-        """
+    def begin(self, run: RunFolder) -> None:
+        """Start or continue a run in a process of its own; or, if another one is going on, put it into the queue."""
         with self.beginning():
             self._refuse_going_on(run)
             words = self._words(run)
             if self.going_on() is None and not self.queue.names():
                 self.processes.start(run.folder, words, self.root)
-                return None
-            place = self.queue.put(run.name)
-            self.watch()
-            return place
-
-    def move(self, run: RunFolder, place: int) -> None:
-        """Give a waiting run another place in the queue."""
-        with self.beginning():
-            if run.name not in self.queue.names():
-                raise ApiError(409, _("{name} is not in the queue any more").format(name=run.name), code="not_queued")
-            self.queue.put(run.name, place)
+            else:
+                self.queue.put(run.name)
+                self.watch()
 
     def remove(self, run: RunFolder) -> None:
         """Delete what a run has written into its folder, and the folder if it is empty then."""
@@ -290,7 +279,7 @@ class Runs:
             self.queue.remove(run.name)
             self._refuse_going_on(run)
             remove_run(run.folder)
-            for name in (LOG_FILE, SETTINGS_FILE, REPORT_FILE, "README.md", ".lock", OWNER_FILE):
+            for name in (LOG_FILE, SETTINGS_FILE, JOB_FILE, REPORT_FILE, "README.md", ".lock", OWNER_FILE):
                 try:
                     (run.folder / name).unlink(missing_ok=True)
                 except OSError as error:
@@ -304,7 +293,7 @@ class Runs:
         """
         if own := self.processes.any_started():
             return own.relative_to(self.root).as_posix()
-        return next((run.name for run in self.all()[0] if is_in_use(run.folder) or process_of(run.folder)), None)
+        return next((run.name for run in self.all() if is_in_use(run.folder) or process_of(run.folder)), None)
 
     def watch(self) -> None:
         """Start the runs of the queue one after the other, in a thread that ends with the queue or the process."""
@@ -335,7 +324,7 @@ class Runs:
 
     def _words(self, run: RunFolder) -> list[str]:
         """Return the command that starts or continues a run, as words after `tsugiki`."""
-        record = _record(run.folder)
+        record = record_in(run.folder)
         if isinstance(record, TsugikiError):
             raise record
         if not _can_begin(run, record):
@@ -360,14 +349,20 @@ class Runs:
         text = read_end(folder / LOG_FILE, _END_OF_LOG)
         return without_paths(text, *([self.library / UPLOADS, self.library] if self.library else []), self.root)
 
-    def _summary(self, run: RunFolder, waiting: list[str]) -> dict[str, Any]:
-        """Return the entry of a run in the list; `waiting` is the queue."""
-        record = _record(run.folder)
+    def readable(self, run: RunFolder) -> RunRecord | None:
+        """Return the record of a run if it has one that can be read."""
+        record = record_in(run.folder)
+        return record if isinstance(record, RunRecord) else None
+
+    def summary(self, run: RunFolder) -> dict[str, Any]:
+        """Return what the list shows of a run."""
+        record, waiting = record_in(run.folder), self.queue.names()
         state = self._state(run, record, waiting)
         saved = checkpoints(run.folder / CHECKPOINTS)
         going_on = state in ("starting", "running", "stopping")
         reason = self._reason(run.folder) if state == "failed" else None
         shown: dict[str, Any] = {
+            "id": job_id(run.name),
             "name": run.name,
             "state": state,
             "changed": run.changed,
@@ -386,7 +381,7 @@ class Runs:
             return shown
         training = record.training
         steps = record.resolved_settings.get("steps")
-        model = record.config.model
+        model, left = record.config.model, seconds_left(record)
         return {
             **shown,
             "model": base_name(model) if isinstance(model, str) else None,
@@ -400,7 +395,7 @@ class Runs:
             "memory": format_gigabytes(training.peak_memory) if training and training.peak_memory else None,
             "held_out": [_number(entry.loss) for entry in (record.evaluations[:1] + record.evaluations[1:][-1:])],
             "tokens_per_second": _number(record.all_tokens_per_second()),
-            "time_left": _time_left(record) if state == "running" else None,
+            "time_left": format_duration(left) if state == "running" and left is not None else None,
         }
 
     def _state(self, run: RunFolder, record: RunRecord | TsugikiError | None, waiting: list[str]) -> State:
@@ -440,11 +435,7 @@ class Runs:
 def run_routes(runs: Runs) -> list[Route]:
     """Return the routes of the view Runs."""
     return [
-        get_route("runs", runs.overview),
         get_route("run", lambda name: runs.details(runs.find(name)), "name"),
-        post_route("runs/stop", NameRequest, lambda asked: runs.stop(runs.find(asked.name)), 202),
-        post_route("runs/resume", NameRequest, lambda asked: {"place": runs.begin(runs.find(asked.name))}, 202),
-        post_route("runs/queue", QueueRequest, lambda asked: runs.move(runs.find(asked.name), asked.place)),
         post_route("runs/remove", NameRequest, lambda asked: runs.remove(runs.find(asked.name))),
     ]
 
@@ -455,7 +446,7 @@ def settings_given(folder: Path) -> dict[str, Any]:
     with suppress(OSError, TsugikiError):
         if stat.S_ISREG(path.lstat().st_mode):
             return read_yaml(path)
-    record = _record(folder)
+    record = record_in(folder)
     return record.config.to_dict() if isinstance(record, RunRecord) else {}
 
 
@@ -468,16 +459,17 @@ def _can_begin(run: RunFolder, record: RunRecord | TsugikiError | None) -> bool:
 
 def _run_in(folder: Path, name: str) -> RunFolder | None:
     """Return the run in a folder; None if it holds neither a record nor the output of a process."""
-    times = []
-    for file in (RECORD_FILE, LOG_FILE):
+    times = {}
+    for file in (RECORD_FILE, LOG_FILE, SETTINGS_FILE, ".lock"):
         try:
-            times.append(os.lstat(folder / file).st_mtime)
+            times[file] = os.lstat(folder / file).st_mtime
         except OSError:
             continue
-    return RunFolder(name, folder, max(times)) if times else None
+    changed = [times[file] for file in (RECORD_FILE, LOG_FILE) if file in times]
+    return RunFolder(name, folder, min(times.values()), max(changed)) if changed else None
 
 
-def _record(folder: Path) -> RunRecord | TsugikiError | None:
+def record_in(folder: Path) -> RunRecord | TsugikiError | None:
     """Return the record of a run, the error if it cannot be read, or None if there is none."""
     try:
         info = (folder / RECORD_FILE).lstat()
@@ -500,13 +492,25 @@ def _read_record(folder: Path, state: FileState) -> RunRecord | TsugikiError:
         return error
 
 
-def _time_left(record: RunRecord) -> str | None:
+def job_id(name: str) -> str:
+    """Return the id of the job of the run with a name."""
+    return short_id("ftjob", name)
+
+
+def noted_of(folder: Path) -> dict[str, Any]:
+    """Return what OpenAI's interface has noted of a run; empty if there is nothing that can be read."""
+    with suppress(OSError, TsugikiError):
+        if stat.S_ISREG((folder / JOB_FILE).lstat().st_mode):
+            return read_json(folder / JOB_FILE)
+    return {}
+
+
+def seconds_left(record: RunRecord) -> float | None:
     """Return the time that the remaining steps will take at the mean speed so far; None before the first step."""
     training, steps = record.training, record.resolved_settings.get("steps")
     if training is None or training.steps < 1 or not isinstance(steps, int):
         return None
-    seconds = _number(training.seconds / training.steps * max(0, steps - training.steps))
-    return None if seconds is None else format_duration(seconds)
+    return _number(training.seconds / training.steps * max(0, steps - training.steps))
 
 
 def _number(value: Any) -> float | None:

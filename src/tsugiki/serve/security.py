@@ -142,7 +142,11 @@ def check(
             message = _("the API key is missing or wrong; send it as Authorization: Bearer KEY")
             raise ApiError(401, message, code="invalid_api_key")
     wanted = "multipart/form-data" if path == FILES else "application/json"
-    if method == "POST" and headers.get("content-type", "").partition(";")[0].strip().lower() != wanted:
+    has_body = (
+        not {"content-type", "transfer-encoding"}.isdisjoint(headers) or headers.get("content-length", "0") != "0"
+    )
+    given = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if method == "POST" and has_body and given != wanted:
         raise ApiError(415, _("the body must be {kind}").format(kind=wanted), code="wrong_content_type")
     changes_for_page = path.startswith(PAGE_API) and method not in ("GET", "HEAD")
     if changes_for_page and not hmac.compare_digest(headers.get("x-page-token", "").encode(), page_token.encode()):

@@ -40,7 +40,7 @@ from tsugiki.io.file_names import ADAPTER_CONFIG_FILE, ADAPTER_FILE, CHAT_TEMPLA
 from tsugiki.io.formatting import format_size
 from tsugiki.language import _
 from tsugiki.lora.graft import remove_adapter
-from tsugiki.serve.errors import ApiError
+from tsugiki.serve.errors import ApiError, invalid
 
 if TYPE_CHECKING:
     from tsugiki.serve.runs_view import Runs
@@ -176,11 +176,11 @@ class ServedAdapters:
             return () if called == self.base.name else ((called, None),)
         if called != self.base.name:
             message = _("model names the adapter {name!r}; with adapters, it must be the base, {base!r}")
-            raise ApiError(400, message.format(name=called, base=self.base.name), "adapters", "invalid_value")
+            raise invalid(message.format(name=called, base=self.base.name), "adapters")
         found = [(self.find(part, "adapters"), weight) for part, weight in mix.items()]
         if any(part == self.base.name for part, _weight in found):
             message = _("adapters names the base, {base!r}, which is always part of a mix").format(base=self.base.name)
-            raise ApiError(400, message, "adapters", "invalid_value")
+            raise invalid(message, "adapters")
         return tuple(sorted((part, float(weight)) for part, weight in found if weight))
 
     def folder(self, name: str) -> Path:

@@ -22,11 +22,12 @@ from tsugiki.generation.engine import Engine
 from tsugiki.generation.request import Limits
 from tsugiki.language import _
 from tsugiki.serve.errors import ApiError
+from tsugiki.serve.fine_tuning import workspace_routes
 from tsugiki.serve.http_app import new_app
 from tsugiki.serve.security import LOCAL, Access, check_hosts, check_origins
 from tsugiki.serve.served_adapters import ServedAdapters
 from tsugiki.serve.settings import ServerSettings
-from tsugiki.serve.train_view import Workspace, workspace_routes
+from tsugiki.serve.train_view import Workspace
 from tsugiki.training.score.targets import EvaluationTarget, dtype_of_training
 
 _KEY_VARIABLE = "TSUGIKI_API_KEY"

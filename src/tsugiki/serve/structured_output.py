@@ -9,7 +9,7 @@ from tsugiki.annotations import PreTrainedTokenizerBase
 from tsugiki.errors import TsugikiError
 from tsugiki.generation.grammar import Grammars, Matcher, choice_grammar, json_grammar, regex_grammar
 from tsugiki.language import _
-from tsugiki.serve.errors import ApiError
+from tsugiki.serve.errors import ApiError, invalid
 from tsugiki.serve.protocol import ChatRequest, CompletionRequest, ObjectFormat, SchemaFormat
 from tsugiki.serve.tools import calls_grammar
 
@@ -75,4 +75,4 @@ def requested_grammar(parsed: CompletionRequest | ChatRequest) -> tuple[str, Cal
 
 
 def _invalid(name: str, problem: str) -> ApiError:
-    return ApiError(400, _("{name}: {problem}").format(name=name, problem=problem), name, "invalid_value")
+    return invalid(_("{name}: {problem}").format(name=name, problem=problem), name)

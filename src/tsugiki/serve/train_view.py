@@ -11,14 +11,13 @@ import os
 import re
 import shlex
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, get_args, get_origin
 
 import yaml
-from pydantic import Field, StringConstraints, create_model
+from pydantic import BaseModel, Field, StringConstraints, create_model
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -29,7 +28,7 @@ from tsugiki.errors import TsugikiError, error_text
 from tsugiki.io.atomic import write_text
 from tsugiki.io.file_names import DATA_SUFFIXES
 from tsugiki.io.formatting import format_size
-from tsugiki.io.json import to_lines
+from tsugiki.io.json import write_json
 from tsugiki.io.locks import OWNER_FILE
 from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
@@ -38,30 +37,29 @@ from tsugiki.methods.table import METHODS
 from tsugiki.preference.losses import LOSSES
 from tsugiki.preference.rewards import parse_rule
 from tsugiki.serve.bases import bases_here
-from tsugiki.serve.errors import ApiError
+from tsugiki.serve.errors import ApiError, invalid
 from tsugiki.serve.folders import entries, inside, is_allowed, with_home
 from tsugiki.serve.jobs import Jobs
 from tsugiki.serve.protocol import Fields, NameRequest, read
 from tsugiki.serve.routes import get_route, post_route
 from tsugiki.serve.runs_view import (
+    JOB_FILE,
     LOG_FILE,
     RUNS_FOLDER,
     SETTINGS_FILE,
-    RunProcesses,
+    RunFolder,
     Runs,
-    run_routes,
     settings_given,
 )
 from tsugiki.serve.security import PAGE_API
-from tsugiki.serve.served_adapters import ServedAdapters
-from tsugiki.serve.uploads import FOLDER, LARGEST, SUFFIXES, Uploads, file_routes
-from tsugiki.serve.votes import ALL_TRAIN, FILE, NoFields, Votes, holds_few_votes
+from tsugiki.serve.uploads import LARGEST, SUFFIXES, Uploads
+from tsugiki.serve.votes import ALL_TRAIN, holds_few_votes
 from tsugiki.training.run.resume import without_defaults
 from tsugiki.training.settings.config import RunConfig
 from tsugiki.training.settings.files import validated
 from tsugiki.training.settings.setting import DATA_KINDS, Setting, settings_of
 
-_LEFT_BY_A_FAILED_START = frozenset({SETTINGS_FILE, LOG_FILE, ".lock", OWNER_FILE})
+_LEFT_BY_A_FAILED_START = frozenset({SETTINGS_FILE, JOB_FILE, LOG_FILE, ".lock", OWNER_FILE})
 _MOST_ENTRIES = 1000  # entries of a folder that are listed
 _MOST_FILES = 20_000  # files in a folder that is trained on
 _JOB_SECONDS, _SEARCH_SECONDS, _FETCH_SECONDS = 180, 60, 900
@@ -156,7 +154,7 @@ class WorksRequest(Fields):
     def query(self) -> dict[str, Any]:
         """Return the fields of a `Query`."""
         if self.author is None and self.title is None:
-            raise ApiError(400, _("give an author or a part of a title"), code="invalid_value")
+            raise invalid(_("give an author or a part of a title"))
         return {"author": self.author, "title": self.title, "kana": self.kana}
 
 
@@ -251,19 +249,17 @@ class Training:
         path = inside(self.texts, folder) if folder else self.texts
         if not path.is_dir():
             raise ApiError(404, _("{name!r} is no folder").format(name=folder[:100]), code="not_found")
-        listed: list[dict[str, Any]] = []
-        for entry in entries(path):
-            if entry.is_dir(follow_symlinks=False):
-                listed.append({"name": entry.name, "folder": True})
-            elif Path(entry.name).suffix.lower() in DATA_SUFFIXES:
-                size = format_size(entry.stat(follow_symlinks=False).st_size)
-                listed.append({"name": entry.name, "folder": False, "size": size})
-        listed.sort(key=lambda item: not item["folder"])
+        listed = []
+        for entry in sorted(entries(path), key=lambda entry: entry.is_file(follow_symlinks=False)):
+            is_folder = entry.is_dir(follow_symlinks=False)
+            if is_folder or Path(entry.name).suffix.lower() in DATA_SUFFIXES:
+                size = "" if is_folder else format_size(entry.stat(follow_symlinks=False).st_size)
+                listed.append({"name": entry.name, "folder": is_folder, "size": size})
         shown = {"entries": listed[:_MOST_ENTRIES], "more": len(listed) > _MOST_ENTRIES}
         return {"folder": folder, "suffixes": " ".join(DATA_SUFFIXES), **shown}
 
-    def prepare(self, parsed: RunFields) -> Prepared:
-        """Return the run that a request describes."""
+    def prepare(self, parsed: RunFields, more: Mapping[str, Any] = {}) -> Prepared:
+        """Return the run that a request describes; `more` are settings that no request of the page can have."""
         name = check_name(parsed.name)
         if not is_allowed(name):
             raise ApiError(400, _("a run cannot be called {name!r}").format(name=name[:100]), param="name")
@@ -271,7 +267,7 @@ class Training:
         base = parsed.base or self.model
         if base not in (*self.bases(), earlier.get("model")):  # a name is looked up in a list and is no path
             message = _("{name!r} is no base that the page lists").format(name=base[:100])
-            raise ApiError(400, message, param="base", code="invalid_value")
+            raise invalid(message, "base")
         given: dict[str, Any] = {
             "model": base,
             **self.data(parsed),
@@ -280,7 +276,7 @@ class Training:
         if not parsed.texts and all(holds_few_votes(self.uploads.path(name)) for name in parsed.uploads):
             given |= ALL_TRAIN
         asked = parsed.model_dump(include=parsed.model_fields_set & OFFERED.keys())
-        values = _by_name(earlier) | asked
+        values = _by_name(earlier) | asked | {name: value for name, value in more.items() if value is not None}
         for setting in _SETTINGS:
             if (value := values[setting.path[-1]]) is not None:
                 setting.put(given, value)
@@ -293,7 +289,7 @@ class Training:
         data = [text if text in known else self._data(text) for text in parsed.texts]
         data += [with_home(self.uploads.path(text)) for text in parsed.uploads]
         if not data:
-            raise ApiError(400, _("choose a text"), param="texts", code="invalid_value")
+            raise invalid(_("choose a text"), "texts")
         columns = {"columns": dict(parsed.columns)} if parsed.columns else {}
         return {"data": data[0] if len(data) == 1 else data, **columns}
 
@@ -343,15 +339,18 @@ class Training:
         names = itertools.chain([name], (f"{stem}-{number}" for number in itertools.count(2)))
         return next(one for one in names if not (self.runs.root / RUNS_FOLDER / one).exists())
 
-    def start(self, prepared: Prepared) -> int | None:
-        """Start a run in a process of its own, or put it into the queue; return its place there, None if it starts."""
+    def start(self, prepared: Prepared, noted: Mapping[str, Any] = {}) -> RunFolder:
+        """Start a run in a process of its own, or put it into the queue; `noted` is kept with its job."""
         if (self.runs.root / RUNS_FOLDER).is_symlink():
             raise ApiError(409, _("{name} is a link; runs are not written there").format(name=RUNS_FOLDER))
         with self.runs.beginning():
             folder = self._new_folder(prepared.name)
             write_text(folder / SETTINGS_FILE, prepared.text)
+            write_json(folder / JOB_FILE, noted)
             write_text(folder / LOG_FILE, "")  # it is a run from now on
-            return self.runs.begin(self.runs.find(f"{RUNS_FOLDER}/{prepared.name}"))
+            run = self.runs.find(f"{RUNS_FOLDER}/{prepared.name}")
+            self.runs.begin(run)
+            return run
 
     def _data(self, text: str) -> str:
         """Return the path of a text for the setting `data`, relative to the working directory if it is below it."""
@@ -378,68 +377,42 @@ class Training:
         return folder
 
 
-def workspace_routes(workspace: Workspace, adapters: ServedAdapters) -> list[Route]:
-    """Return the routes of the views Runs and Train, and let requests name the runs."""
-    library = adapters.library.absolute()
-    adapters.runs = runs = Runs(workspace.directory, RunProcesses(), workspace.model, library)
-    training = Training(workspace, runs, Uploads(library / FOLDER))
-    runs.watch()
-    jobs = Jobs(workspace.directory, training.uploads.folder)
-    return [*file_routes(training.uploads), *run_routes(runs), *training_routes(training, jobs, Votes(library))]
-
-
-def training_routes(training: Training, jobs: Jobs, votes: Votes) -> list[Route]:
+def training_routes(training: Training, jobs: Jobs) -> list[Route]:
     """Return the routes of the view Train. Previews, plans, searches and downloads are jobs."""
 
-    def start(asked: RunFields) -> dict[str, Any]:
-        prepared = training.prepare(asked)
-        place = training.start(prepared)
-        return {"run": f"{RUNS_FOLDER}/{prepared.name}", "place": place, **prepared.shown()}
+    def job_route(
+        address: str, kind: type[BaseModel], function: str, seconds: int, arguments: Callable[[Any], dict[str, Any]]
+    ) -> Route:
+        """Return a route that answers with the result of a job; its arguments are of the body, parsed as `kind`."""
 
-    async def job(function: str, request: Request) -> Response:
-        parsed = await read(RunRequest, request)
-        prepared = await asyncio.to_thread(training.prepare, parsed)
-        return JSONResponse(await jobs.run(request, function, _JOB_SECONDS, settings=prepared.given))
+        async def respond(request: Request) -> Response:
+            given = await asyncio.to_thread(arguments, await read(kind, request))
+            return JSONResponse(await jobs.run(request, function, seconds, **given))
 
-    async def look(request: Request) -> Response:
-        data = training.data(await read(DataRequest, request))
-        return JSONResponse(await jobs.run(request, "look", _SEARCH_SECONDS, **data))
+        return Route(f"{PAGE_API}{address}", respond, methods=["POST"])
 
-    async def plan_of_run(request: Request) -> Response:
-        run = training.runs.find((await read(NameRequest, request)).name)
-        settings = settings_given(run.folder) | {"trust_remote_code": False}
-        return JSONResponse(await jobs.run(request, "plan", _JOB_SECONDS, settings=settings))
+    def settings_of_run(asked: NameRequest) -> dict[str, Any]:
+        return {"settings": settings_given(training.runs.find(asked.name).folder) | {"trust_remote_code": False}}
 
-    async def works(request: Request) -> Response:
-        query = (await read(WorksRequest, request)).query()
-        return JSONResponse(await jobs.run(request, "works", _SEARCH_SECONDS, source=training.aozora, query=query))
+    def works(asked: WorksRequest) -> dict[str, Any]:
+        return {"source": training.aozora, "query": asked.query()}
 
-    async def fetch(request: Request) -> Response:
-        parsed = await read(FetchRequest, request)
-        out = training.uploads.new_path(f"{parsed.name}.jsonl")
-        done = await jobs.run(
-            request, "fetch", _FETCH_SECONDS, source=training.aozora, query=parsed.query(), out=str(out)
-        )
-        return JSONResponse({**done, "file": out.name})
+    def new_file(asked: FetchRequest) -> dict[str, Any]:
+        return {"out": str(training.uploads.new_path(f"{asked.name}.jsonl"))}
 
-    def take_votes(_asked: NoFields) -> dict[str, str]:
-        rows, _damaged = votes.rows()
-        if not rows:
-            raise ApiError(400, _("there are no votes to learn from"), code="invalid_value")
-        return {"name": training.uploads.put(FILE, to_lines(rows))}
+    def settings(asked: RunFields) -> dict[str, Any]:
+        return {"settings": training.prepare(asked).given}
 
     return [
-        post_route("train/votes", NoFields, take_votes),
         get_route("train/options", training.options),
         get_route("train/texts", training.listing, "folder"),
         get_route("train/again", training.again, "name"),
         post_route("train/settings", RunRequest, lambda asked: training.prepare(asked).shown()),
-        post_route("train/start", RunRequest, start, 202),
-        *(Route(f"{PAGE_API}train/{name}", partial(job, name), methods=["POST"]) for name in ("preview", "plan")),
-        Route(f"{PAGE_API}train/look", look, methods=["POST"]),
-        Route(f"{PAGE_API}runs/plan", plan_of_run, methods=["POST"]),
-        Route(f"{PAGE_API}train/works", works, methods=["POST"]),
-        Route(f"{PAGE_API}train/fetch", fetch, methods=["POST"]),
+        *(job_route(f"train/{name}", RunRequest, name, _JOB_SECONDS, settings) for name in ("preview", "plan")),
+        job_route("train/look", DataRequest, "look", _SEARCH_SECONDS, training.data),
+        job_route("runs/plan", NameRequest, "plan", _JOB_SECONDS, settings_of_run),
+        job_route("train/works", WorksRequest, "works", _SEARCH_SECONDS, works),
+        job_route("train/fetch", FetchRequest, "fetch", _FETCH_SECONDS, lambda asked: works(asked) | new_file(asked)),
     ]
 
 

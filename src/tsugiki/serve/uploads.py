@@ -16,8 +16,6 @@ from typing import Any
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
-from starlette.routing import Route
 
 from tsugiki.data.read.files import describe_data
 from tsugiki.errors import system_error
@@ -26,11 +24,9 @@ from tsugiki.io.digests import sha256
 from tsugiki.io.file_names import DATA_SUFFIXES
 from tsugiki.io.formatting import format_size
 from tsugiki.language import _
-from tsugiki.serve.errors import ApiError
+from tsugiki.serve.errors import ApiError, invalid
 from tsugiki.serve.folders import entries, inside, is_allowed
 from tsugiki.serve.protocol import read_body
-from tsugiki.serve.routes import api_route, page_of
-from tsugiki.serve.security import FILES
 
 FOLDER = ".texts"
 """The folder in the library; no adapter's name can begin with a dot."""
@@ -56,25 +52,14 @@ class Uploads:
     def objects(self) -> list[dict[str, Any]]:
         """Return the files as OpenAI's API describes them, the newest first."""
         newest = sorted(self._files().items(), key=lambda one: -one[1].st_mtime)
-        return [
-            {
-                "id": file_id(name),
-                "object": "file",
-                "bytes": state.st_size,
-                "created_at": int(state.st_mtime),
-                "filename": name,
-                "purpose": PURPOSE,
-                "status": "processed",
-            }
-            for name, state in newest
-        ]
+        return [file_object(file_id(name), name, state.st_size, int(state.st_mtime)) for name, state in newest]
 
-    def find(self, given: str, param: str = "file_id") -> dict[str, Any]:
-        """Return the file with the id that a request has in the field `param`."""
+    def find(self, given: str, param: str = "file_id", status: int = 404) -> dict[str, Any]:
+        """Return the file with the id that a request has in the field `param`; `status` is that of the error."""
         for one in self.objects():
             if one["id"] == given:
                 return one
-        raise ApiError(404, _("there is no file {name!r}").format(name=given[:100]), param, "not_found")
+        raise ApiError(status, _("there is no file {name!r}").format(name=given[:100]), param, "not_found")
 
     async def receive(self, request: Request) -> dict[str, Any]:
         """Write the file of a form, and return it as `objects` does; an equal file if there is one."""
@@ -83,7 +68,7 @@ class Uploads:
             purpose, file = await _read_form(request)
             if purpose != PURPOSE:
                 message = _("files with the purpose {purpose!r} are kept here, and no others")
-                raise ApiError(400, message.format(purpose=PURPOSE), "purpose", "invalid_value")
+                raise invalid(message.format(purpose=PURPOSE), "purpose")
             name = await asyncio.to_thread(self.put, file.filename or "", await file.read())
         return self.find(file_id(name))
 
@@ -91,7 +76,7 @@ class Uploads:
         """Write a file, unless there is one of this kind with this content; return the file's name."""
         path = self.new_path(name)
         if not content:
-            raise ApiError(400, _("{name!r} is empty").format(name=name[:100]), "file", "invalid_value")
+            raise invalid(_("{name!r} is empty").format(name=name[:100]), "file")
         similar = (
             self.folder / one
             for one, state in self._files().items()
@@ -146,35 +131,10 @@ class Uploads:
         return {entry.name: entry.stat(follow_symlinks=False) for entry in found}
 
 
-def file_routes(uploads: Uploads) -> list[Route]:
-    """Return the routes of OpenAI's interface for files."""
-    one = f"{FILES}/{{file_id}}"
-
-    def listed(request: Request) -> dict[str, Any]:
-        wanted = request.query_params.get("purpose", PURPOSE)
-        return page_of([file for file in uploads.objects() if file["purpose"] == wanted], request, MOST_FILES)
-
-    def find(request: Request) -> dict[str, Any]:
-        return uploads.find(request.path_params["file_id"])
-
-    def remove(request: Request) -> dict[str, Any]:
-        file = find(request)
-        uploads.remove(file["filename"])
-        return {"id": file["id"], "object": "file", "deleted": True}
-
-    async def receive(request: Request) -> Response:
-        return JSONResponse(await uploads.receive(request))
-
-    def content(request: Request) -> Response:
-        return FileResponse(uploads.path(find(request)["filename"]), media_type="application/octet-stream")
-
-    return [
-        Route(FILES, receive, methods=["POST"]),
-        api_route(FILES, listed),
-        api_route(one, find),
-        api_route(one, remove, "DELETE"),
-        Route(f"{one}/content", content),
-    ]
+def file_object(given: str, name: str, size: int, created_at: int, purpose: str = PURPOSE) -> dict[str, Any]:
+    """Return a file, whose id is `given`, as OpenAI's API describes it."""
+    known = {"id": given, "filename": name, "bytes": size, "created_at": created_at, "purpose": purpose}
+    return {"object": "file", "status": "processed", **known}
 
 
 def file_id(name: str) -> str:
@@ -201,7 +161,7 @@ async def _read_form(request: Request) -> tuple[str, UploadFile]:
         raise ApiError(400, message) from error
     purpose, file = form.get("purpose"), form.get("file")
     if not isinstance(file, UploadFile):
-        raise ApiError(400, _("the form has no file"), "file", "invalid_value")
+        raise invalid(_("the form has no file"), "file")
     return str(purpose), file
 
 
@@ -228,6 +188,11 @@ def _clean(given: str) -> tuple[str, str]:
     suffix = f".{suffix.lower()}"
     if suffix not in SUFFIXES:
         message = _("{name!r} is no text that can be sent; the name must end with {suffixes}")
-        raise ApiError(400, message.format(name=last[:100], suffixes=", ".join(SUFFIXES)), "file", "invalid_value")
-    kept = "".join(character if is_allowed(f"a{character}") else "_" for character in stem)
-    return kept[:_LONGEST].strip(" .-_") or "text", suffix
+        raise invalid(message.format(name=last[:100], suffixes=", ".join(SUFFIXES)), "file")
+    return clean_stem(stem), suffix
+
+
+def clean_stem(text: str) -> str:
+    """Return a text as a name without a suffix that every system accepts."""
+    kept = "".join(character if is_allowed(f"a{character}") else "_" for character in text)
+    return kept[:_LONGEST].strip(" .-_") or "text"

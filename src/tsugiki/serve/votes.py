@@ -20,7 +20,7 @@ from tsugiki.io.formatting import format_size
 from tsugiki.io.json import parse_rows, to_lines
 from tsugiki.io.locks import locked
 from tsugiki.language import _
-from tsugiki.serve.errors import ApiError
+from tsugiki.serve.errors import ApiError, invalid
 from tsugiki.serve.protocol import Fields
 from tsugiki.serve.routes import get_route, post_route
 from tsugiki.serve.security import PAGE_API
@@ -79,7 +79,7 @@ class VoteRequest(Fields):
         """Return a row for each other answer; none with an answer that is empty or the same as the best one."""
         if self.best >= len(self.answers):
             message = _("best: there is no answer {number}").format(number=self.best)
-            raise ApiError(400, message, "best", "invalid_value")
+            raise invalid(message, "best")
         best = self.answers[self.best]
         others = [one for one in self.answers if one.text.strip() not in ("", best.text.strip())]
         return [self._pair(best, other, base) for other in others if best.text.strip()]
@@ -171,7 +171,7 @@ def vote_routes(votes: Votes, base: str) -> list[Route]:
         return votes.listing()
 
     def file(request: Request) -> Response:
-        return Response(votes.content(), media_type="application/x-ndjson")
+        return Response(to_lines(votes.rows()[0]), media_type="application/x-ndjson")
 
     return [
         get_route("votes", votes.listing),

@@ -113,7 +113,7 @@ def choices_for(
             most = _MOST_STEPS_FOR_ANSWERS if is_open else _STEPS_FOR_ANSWERS
             steps = max(steps, min(_MOST_PASSES * in_pass, most))
     if rate == AUTO:
-        rate = before.get("learning_rate") or automatic_learning_rate(
+        rate = before.get("learning_rate") or config.learning_rate_factor * automatic_learning_rate(
             config,
             width_of(model),
             _PASSES * in_pass if is_open else steps,

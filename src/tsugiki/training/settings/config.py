@@ -113,7 +113,8 @@ DataSetting: TypeAlias = Annotated[
 LORA_PLUS = "lora+"
 UNRECORDED_IF_UNSET = (
     "columns", "drop_duplicates", "trust_remote_code", "minutes", "add_tokens", "start_from", "mix", "chat_template",
-    "system", "allow_overlap", "softmax", "preference", "preference_settings", "reward", "reward_settings",
+    "system", "allow_overlap", "softmax", "learning_rate_factor", "preference", "preference_settings", "reward",
+    "reward_settings",
 )  # fmt: skip
 
 
@@ -323,6 +324,8 @@ class ScheduleSettings(Settings):
     and at most 16."""
     learning_rate: Annotated[Positive | Auto, About(first=True, page=marked("Learning rate"), most=10)] = AUTO
     """Peak learning rate. auto: by the width and weights of the model, the method, lora_alpha and the steps."""
+    learning_rate_factor: Positive = 1
+    """Factor on the learning rate that auto chooses."""
     lr_scheduler_type: str = "linear"
     """Learning rate schedule of transformers, such as linear, cosine or warmup_stable_decay."""
     warmup_ratio: float = Field(default=0, ge=0, lt=1)

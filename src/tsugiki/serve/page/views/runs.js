@@ -7,6 +7,7 @@ import { useChoice, useJson, useState, useWork } from "../ui.js";
 
 /**
  * @typedef {object} Run as the server describes it
+ * @property {string} id of its job
  * @property {string} name its path below the working directory
  * @property {string} state "queued", "starting", "running", "stopping", "stopped", "finished", "failed", "unreadable"
  * @property {number} changed in seconds since 1970
@@ -36,7 +37,9 @@ import { useChoice, useJson, useState, useWork } from "../ui.js";
  */
 
 const API = "/page/api/";
+const JOBS = "/v1/fine_tuning/jobs";
 const COMPARED = "*compare"; // in the address in place of a name; no run can be called so
+const LISTED = 200; // runs
 const MOST = 4; // runs in one chart
 const SOON = 2000; // milliseconds between two looks at a run that goes on
 const LATER = 10000;
@@ -97,8 +100,9 @@ const SAID = {
 };
 
 function List() {
-  const [answer, reload] = useJson(`${API}runs`, (loaded) => pauseFor(loaded?.runs ?? []));
-  const all = answer?.runs ?? [];
+  const runsOf = (loaded) => (loaded?.data ?? []).map((job) => job.run);
+  const [answer, reload] = useJson(`${JOBS}?limit=${LISTED}`, (loaded) => pauseFor(runsOf(loaded)));
+  const all = runsOf(answer);
   const { filter, found, tick, chosen } = useChoice(all, MOST);
   const waiting = all.filter((run) => run.place).sort((a, b) => a.place - b.place);
   const others = found.filter((run) => !run.place);
@@ -117,7 +121,7 @@ function List() {
     <ul class="runs">${others.map(item)}</ul>
     ${chosen(2, t("compare"), (...names) => go("runs", COMPARED, ...names))}
     ${others.length > 1 && html`<p class="faint small">${t("compare.hint")}</p>`}
-    ${answer?.more && html`<p class="faint small">${t("more")}</p>`}
+    ${answer?.has_more && html`<p class="faint small">${t("more")}</p>`}
   `;
 }
 
@@ -138,22 +142,13 @@ function Card({ run }) {
 /** @param {{ waiting: Run[], reload: () => Promise<void> }} props */
 function Queue({ waiting, reload }) {
   const [, work] = useWork();
-  const button = (/** @type {string} */ text, key, path, /** @type {any} */ body) => {
-    const label = t(key, { name: body.name });
-    const change = ({ currentTarget: own }) =>
-      work(path, async () => {
-        await postJson(`${API}runs/${path}`, body);
-        await reload();
-        own.focus(); // its row may have moved
-      });
-    return html`<${Quiet} aria-label=${label} title=${label} act=${change}>${text}<//>`;
+  const item = ({ id, name, place }) => {
+    const takeOut = () => work(id, () => postJson(`${JOBS}/${id}/cancel`, {}).then(reload));
+    return html`<li key=${name}>
+      <span class="number">${place}</span><${Link} name=${name} />
+      <${Quiet} aria-label=${t("take_out", { name })} title=${t("take_out", { name })} act=${takeOut}>×<//>
+    </li>`;
   };
-  const item = ({ name, place }) => html`<li key=${name}>
-    <span class="number">${place}</span><${Link} name=${name} />
-    ${waiting.length > 1 && button("↑", "earlier", "queue", { name, place: Math.max(1, place - 1) })}
-    ${waiting.length > 1 && button("↓", "later", "queue", { name, place: place + 1 })}
-    ${button("×", "take_out", "stop", { name })}
-  </li>`;
   return html`<section class="queue">
     <h2>${t("queue")}</h2>
     <ol class="sheet">${waiting.map(item)}</ol>
@@ -187,13 +182,13 @@ function Buttons({ run, reload }) {
   const { name, state } = run;
   const isQueued = state === "queued";
   const ended = !goesOn(run);
-  const post = (path) => postJson(`${API}runs/${path}`, { name });
-  const stopIt = () => post("stop").then(reload);
+  const act = (what) => postJson(`${JOBS}/${run.id}/${what}`, {}).then(reload);
+  const stopIt = () => act("cancel");
   const stop = () => (isQueued ? stopIt() : ask(t("stop.question", { name }), t("stop"), stopIt));
   const remove = async () => {
     if (!(await ask(t("delete.question", { name }), t("delete")))) return;
     if (!(await ask(t("delete.again", { name }), t("delete.certain")))) return;
-    await post("remove");
+    await postJson(`${API}runs/remove`, { name });
     go("runs");
   };
   const keepAs = async (to) => {
@@ -206,7 +201,7 @@ function Buttons({ run, reload }) {
   return html`<${Actions} of=${[
     [run.talks && run.is_served, t("talk"), () => go("talk", name), kind("talk")],
     [run.talks, t("keep"), keep],
-    [run.can_resume, t(run.step === undefined ? "start" : "resume"), () => post("resume").then(reload), kind("resume")],
+    [run.can_resume, t(run.step === undefined ? "start" : "resume"), () => act("resume"), kind("resume")],
     [ended && !isQueued, t("again"), () => go("train", "again", name), kind("again")],
     [canStop, t(isQueued ? "take_out.short" : "stop"), stop, "danger"],
     [ended, t("delete"), remove, "danger"],

@@ -1,12 +1,13 @@
 /** Train: bring data, see what they are and what would be learned, and start the run. */
 
-import { getJson, postJson } from "../api.js";
+import { getBlob, getJson, postJson } from "../api.js";
 import { Actions, fail, Field, go, html, Input, t, Table, useEffect, useJson, useSoon, useState } from "../ui.js";
 import { Aozora, ChosenData, Folder, Sent, useData } from "./train/data.js";
 import { asked, dataOf, LENGTHS, offered, rolesAreSet, Setting, useDraft } from "./train/form.js";
 import { Terms, WhatItIs } from "./train/what.js";
 
 const API = "/page/api/train/";
+const VOTES = "votes.jsonl";
 const PAUSE = 300; // milliseconds after the last change, before the server is asked
 
 /** @param {{ path: string[] }} props where the form gets its first values from */
@@ -20,7 +21,7 @@ function Loaded({ options, path }) {
   const [draft, change] = useDraft(options);
   const [found, lookAgain] = useFound(draft, options);
   const data = useData(options, draft, change);
-  usePath(path, draft, change, data.choose);
+  usePath(path, draft, change, data);
   const [results, setResults] = useState(/** @type {any} */ ({}));
   const parts = { options, draft, change, data };
   return html`
@@ -44,12 +45,12 @@ function Loaded({ options, path }) {
 }
 
 /** Fill in what the address says: votes, a file that was sent, or a run that is to be started again. */
-function usePath(/** @type {string[]} */ path, draft, change, choose) {
+function usePath(/** @type {string[]} */ path, draft, change, { choose, sendAll }) {
   const [what, ...names] = path;
   const name = names.join("/");
   useEffect(() => {
     if (what === "sent" && !draft.uploads.includes(name)) choose(name, true);
-    if (what === "votes") postJson(`${API}votes`, {}).then((votes) => choose(votes.name, true), fail);
+    if (what === "votes") getBlob("/page/api/votes/file").then((votes) => sendAll([new File([votes], VOTES)]), fail);
     const fill = (again) => change({ ...again, again });
     if (what === "again") getJson(`${API}again?name=${encodeURIComponent(name)}`).then(fill, fail);
   }, [what, name]);
@@ -143,9 +144,9 @@ function Launch({ options, draft, change, found, show }) {
     }
   };
   const start = async () => {
-    const { run } = await post("start");
+    const { run } = await postJson("/v1/fine_tuning/jobs", { settings: body });
     change({ name: "" });
-    go("runs", run);
+    go("runs", run.name);
   };
   const said = missing ? t(missing) : problem;
   return html`<section class="sheet launch">

@@ -10,7 +10,7 @@ const SIZE = { maximumSignificantDigits: 3 }; // of a file
 /** Return the files that were sent, and what can be done with data. */
 export function useData({ sent: { largest, size } }, draft, change) {
   const [, work] = useWork();
-  const [sent, load] = useJson(FILES);
+  const [sent, load] = useJson(`${FILES}?purpose=fine-tune`);
   const [status, setStatus] = useState("");
   /** @param {"texts" | "uploads"} where the text is */
   const choose = (path, isChosen, where = "uploads") => change((now) => chosenWith(now, path, isChosen, where));
