@@ -149,8 +149,11 @@ def relative_error(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a.double() - b.double()).abs().max() / b.double().abs().max())
 
 
-def byte_tokenizer() -> Any:
-    """A tokenizer of single bytes with one special token, 257 ids: a character of Japanese is three tokens."""
+def byte_tokenizer(template: str | None = None) -> Any:
+    """A tokenizer of single bytes with one special token, 257 ids: a character of Japanese is three tokens.
+
+    `template` is its chat template; by default it has none.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -159,15 +162,17 @@ def byte_tokenizer() -> Any:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     end = "<|endoftext|>"
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=end, eos_token=end, pad_token=end)
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=end, eos_token=end, pad_token=end, chat_template=template
+    )
 
 
 _SAVED: dict[tuple[str, int, str], tuple[dict[str, bytes], torch.Tensor]] = {}
 """Kind, seed and settings of a model -> its files, which a process makes once, and torch's random state after that."""
 
 
-def save_tiny(folder: Any, kind: str = "gpt2", seed: int = 0, **overrides: Any) -> str:
-    """A tiny model with the byte tokenizer as an ordinary model folder; returns its path."""
+def save_tiny(folder: Any, kind: str = "gpt2", seed: int = 0, template: str | None = None, **overrides: Any) -> str:
+    """A tiny model with the byte tokenizer and this chat template as an ordinary model folder; returns its path."""
     key, to = (kind, seed, repr(sorted(overrides.items()))), Path(folder)
     if key not in _SAVED:
         with TemporaryDirectory() as made:
@@ -180,6 +185,8 @@ def save_tiny(folder: Any, kind: str = "gpt2", seed: int = 0, **overrides: Any) 
     to.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         (to / name).write_bytes(content)
+    if template is not None:
+        byte_tokenizer(template).save_pretrained(folder)
     return str(folder)
 
 

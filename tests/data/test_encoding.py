@@ -172,8 +172,7 @@ def test_tokenizers_that_cannot_be_used():
 
 
 def test_many_turns_take_bounded_time():
-    tokenizer = byte_tokenizer()
-    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}<|endoftext|>{% endfor %}"
+    tokenizer = byte_tokenizer("{% for m in messages %}{{ m.content }}<|endoftext|>{% endfor %}")
     turns = tuple(Message(("user", "assistant")[number % 2], "a") for number in range(3_000))
     (record,) = encode_records(tokenizer, [Conversation(turns[:100], "talk.jsonl:1")])
     assert record.target_tokens == 2 * 50

@@ -68,8 +68,7 @@ def test_a_store_depends_on_data_tokenizer_and_turns(tmp_path: Path):
         assert stored(open_store(RECORDS[:1], key, tokenizer, turns, tmp_path)) == stored(first)[:1]
     tokenizer.add_tokens(["庭の"])
     assert stored(open_store(RECORDS[:1], "key", tokenizer, "all", tmp_path)) != stored(first)[:1]
-    tokenizer = byte_tokenizer()
-    tokenizer.chat_template = DEFAULT_TEMPLATE
+    tokenizer = byte_tokenizer(DEFAULT_TEMPLATE)
     assert stored(open_store(RECORDS[:2], "key", tokenizer, "all", tmp_path)) != stored(first)[:2]
     tokenizer.add_tokens([f"<extra {i}>" for i in range(1 << 16)])
     found = open_store([Document("枝<extra 65535>", "a")], "key", tokenizer, "all", tmp_path)
@@ -77,8 +76,7 @@ def test_a_store_depends_on_data_tokenizer_and_turns(tmp_path: Path):
 
 
 def test_all_records_without_targets_are_named_and_no_part_of_a_store_is_left(tmp_path: Path):
-    tokenizer = byte_tokenizer()
-    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}<|endoftext|>{% endfor %}"
+    tokenizer = byte_tokenizer("{% for m in messages %}{{ m.content }}<|endoftext|>{% endfor %}")
     silent = [
         Conversation((Message("user", "?"), Message("assistant", "…", in_loss=False)), f"t.jsonl:{i}") for i in range(7)
     ]

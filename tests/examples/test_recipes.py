@@ -68,9 +68,7 @@ def tiny_base_of(path: Path, folder: Path) -> str:
         return save_tiny(folder, n_positions=128)
     per_layer = {"vocab_size_per_layer_input": 257} if path.stem == "gemma-4" else {}
     tiny_of(MODEL_TYPES[path.stem], vocab_size=257, **per_layer).save_pretrained(folder)
-    tokenizer = byte_tokenizer()
-    tokenizer.chat_template = CHAT
-    tokenizer.save_pretrained(folder)
+    byte_tokenizer(CHAT).save_pretrained(folder)
     return str(folder)
 
 

@@ -75,8 +75,7 @@ CHAT = [("### user\nTea?\n\n### assistant\n", f"Yes.{END}"), ("### user\nTea?\n\
     ],
 )
 def test_pairs_of_every_shape(row: dict[str, Any], template: str | None, before: str, tmp_path: Path):
-    tokenizer = byte_tokenizer()
-    tokenizer.chat_template = template
+    tokenizer = byte_tokenizer(template)
     preferences, expected = opened(tmp_path, row, tokenizer=tokenizer), CHAT if template else PLAIN
     assert answers_of(preferences, tokenizer) == [(END + before + prompt, answer) for prompt, answer in expected]
     assert (preferences.size, preferences.good.tolist(), preferences.usable.tolist()) == (2, [True, False], [0])
@@ -146,8 +145,7 @@ def test_two_texts_part_between_tokens(tmp_path: Path):
 
 
 def test_what_cannot_be_learned_is_left_out_and_named(tmp_path: Path):
-    tokenizer = byte_tokenizer()
-    tokenizer.chat_template = (
+    tokenizer = byte_tokenizer(
         "{% for m in messages %}{% if m['role'] == 'user' %}{{ '[short]' if messages[-1]['content'] | length < 3 }}"
         "{{ m['content'] }}:{% else %}{% generation %}{{ m['content'].split('</think>')[-1] | trim }}<|endoftext|>"
         "{% endgeneration %}{% endif %}{% endfor %}"

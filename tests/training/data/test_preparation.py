@@ -30,8 +30,7 @@ def talk(question: str, answer: str, *before: dict[str, str]) -> dict[str, Any]:
 
 
 def split(data: str, template: str | None = None, **settings: Any) -> Division:
-    tokenizer = byte_tokenizer()
-    tokenizer.chat_template = template
+    tokenizer = byte_tokenizer(template)
     config = RunConfig.model_validate({"model": "m", "data": data, "out": "o", **settings})
     return read_data(config, tokenizer, ProgressDisplay())
 

@@ -29,9 +29,7 @@ def chat_file(folder: Path, count: int = 6) -> str:
 
 def config_of(folder: Path, template: str | None, data: str, **changes: Any) -> RunConfig:
     """The settings of a run of a base that has this chat template."""
-    base, tokenizer = save_tiny(folder / "base", n_positions=256), byte_tokenizer()
-    tokenizer.chat_template = template
-    tokenizer.save_pretrained(base)
+    base = save_tiny(folder / "base", template=template, n_positions=256)
     return run_config(folder, model=base, data=data, **{"block_size": 128, "prompts": ["1?"], **changes})
 
 
@@ -166,8 +164,7 @@ def test_pairs_are_learned_in_the_chat_template_and_their_adapter_has_it(pairs: 
     template = None if config.chat_template == "none" else DEFAULT_TEMPLATE
     assert saved_chat_template(Path(config.out)) == template
     assert record.data.learns_conversations == (template is not None)
-    tokenizer = byte_tokenizer()
-    tokenizer.chat_template = template
+    tokenizer = byte_tokenizer(template)
     split = read_data(config, tokenizer, ProgressDisplay())
     learned = tokenizer.decode(split.store.ids[: split.store.offsets[1]])
     turns = "### user\n0?\n\n### assistant\n00<|endoftext|>"

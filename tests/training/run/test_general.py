@@ -46,11 +46,9 @@ def questions_file(folder: Path, rows: Sequence[tuple[str, str]] = ()) -> str:
 
 def chat_config(folder: Path, out: str = "run", template: str | None = TEMPLATE, **changes: Any) -> RunConfig:
     """The settings of a run on questions, of a base that has this chat template."""
-    base, tokenizer = folder / "base", byte_tokenizer()
+    base = folder / "base"
     if not base.exists():
-        save_tiny(base, n_positions=512)
-        tokenizer.chat_template = template
-        tokenizer.save_pretrained(base)
+        save_tiny(base, template=template, n_positions=512)
     given = {"data": changes.pop("data", None) or questions_file(folder), "block_size": 512, "prompts": [], **changes}
     return run_config(folder, out, model=str(base), **given)
 
@@ -130,8 +128,7 @@ def test_a_preview_has_the_answers_and_a_plan_the_number_of_rows(
 
 
 def chosen(rows: Sequence[tuple[str, str]], **changes: Any) -> Any:
-    tokenizer = byte_tokenizer()
-    tokenizer.chat_template = TEMPLATE
+    tokenizer = byte_tokenizer(TEMPLATE)
     records = [Completion(prompt, answer, str(number)) for number, (prompt, answer) in enumerate(rows)]
     texts = [tokenizer(prompt + answer).input_ids for prompt, answer in rows]
     store: Any = type("Store", (), {})()
@@ -182,9 +179,12 @@ def test_a_long_answer_ends_with_a_sentence(monkeypatch: pytest.MonkeyPatch, tex
 
 
 def test_a_base_that_has_no_room_for_a_question_learns_no_answers():
-    model, tokenizer = tiny_model(n_positions=16), byte_tokenizer()
-    tokenizer.chat_template = TEMPLATE
-    assert load.answers_of(model, tokenizer, ["What is it that you would like to know?"]) == {}
+    assert (
+        load.answers_of(
+            tiny_model(n_positions=16), byte_tokenizer(TEMPLATE), ["What is it that you would like to know?"]
+        )
+        == {}
+    )
 
 
 def files_of(language: str) -> Iterator[list[str]]:

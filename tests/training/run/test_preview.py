@@ -118,10 +118,7 @@ TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
 
 
 def notes(folder: Path, data: str | None = None, template: str | None = None, **settings: Any) -> str:
-    base = save_tiny(folder / "model")
-    tokenizer = byte_tokenizer()
-    tokenizer.chat_template = template
-    tokenizer.save_pretrained(base)
+    base = save_tiny(folder / "model", template=template)
     if data is not None:
         path = folder / ("data.jsonl" if data.startswith("{") else "data.txt")
         path.write_text(data)

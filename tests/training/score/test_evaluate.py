@@ -145,8 +145,7 @@ def test_figures_are_of_documents_and_add_up():
 
 def test_of_an_answer_what_is_learned_is_scored():
     model = tiny_model(vocab_size=257)
-    tokenizer = byte_tokenizer()
-    tokenizer.chat_template = (
+    tokenizer = byte_tokenizer(
         "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}<|endoftext|>{% endfor %}"
         "{% if add_generation_prompt %}a:{% endif %}"
     )

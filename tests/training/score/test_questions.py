@@ -98,9 +98,7 @@ def says(model: Any, text: str, tokenizer: Any = None) -> Any:
 
 
 def answered(folder: Path, model: Any, *rows: dict[str, Any], tokens: int = 12) -> Answers:
-    tokenizer = byte_tokenizer()
-    tokenizer.chat_template = TEMPLATE
-    return answer_questions(model, tokenizer, read_questions(written(folder, *rows)), tokens)
+    return answer_questions(model, byte_tokenizer(TEMPLATE), read_questions(written(folder, *rows)), tokens)
 
 
 def test_written_answers_are_compared_in_each_mode(tmp_path: Path):

@@ -11,7 +11,7 @@ import tsugiki
 from tests.data.chat_templates import SHAPES
 from tests.files import write_rows
 from tests.runs import run_config, short_texts
-from tests.tiny import byte_tokenizer, save_tiny
+from tests.tiny import save_tiny
 from tsugiki.dtypes import preferred_compute_dtype
 from tsugiki.io import ProgressDisplay
 from tsugiki.lowbit import Nf4Linear
@@ -91,9 +91,7 @@ def test_an_adapter_of_a_quantised_base_is_evaluated_on_such_a_base(config: Any,
 
 @pytest.mark.parametrize("template", [SHAPES["chatml"].template, None])
 def test_a_base_is_asked_in_the_same_way_whatever_adapter_stands_beside_it(tmp_path: Path, template: str | None):
-    base, tokenizer = save_tiny(tmp_path / "base", n_positions=256), byte_tokenizer()
-    tokenizer.chat_template = template
-    tokenizer.save_pretrained(base)
+    base = save_tiny(tmp_path / "base", template=template, n_positions=256)
     rows = [{"prompt": f"{number}?", "completion": str(number)} for number in range(6)]
     write_rows(tmp_path / "chat.jsonl", rows)
     (tmp_path / "asked.jsonl").write_text(json.dumps({"prompt": "9?", "expected": "9"}))
