@@ -73,9 +73,14 @@ def tiny_model(kind: str = "gpt2", seed: int = 0, **overrides: Any) -> Any:
     return model.eval()
 
 
+def seeded(seed: int = 0) -> torch.Generator:
+    """A generator of random numbers, always the same ones."""
+    return torch.Generator().manual_seed(seed)
+
+
 def ids(rows: int = 2, length: int = 12, vocabulary: int = 96, seed: int = 1) -> torch.Tensor:
     """Random token ids, [rows, length]."""
-    return torch.randint(0, vocabulary, (rows, length), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(0, vocabulary, (rows, length), generator=seeded(seed))
 
 
 @torch.no_grad()
@@ -90,7 +95,7 @@ def logits(model: Any, tokens: torch.Tensor | None = None) -> torch.Tensor:
 
 def shake(model: Any, seed: int = 3) -> Any:
     """Add noise to every trainable parameter, in place of training."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     with torch.no_grad():
         for _, parameter in sorted(model.named_parameters(), key=lambda pair: pair[0]):
             if parameter.requires_grad:

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.files import edit_json, json_of
+from tests.tiny import seeded
 from tsugiki.adapters import (
     BaseReference,
     KnownBase,
@@ -23,7 +24,7 @@ from tsugiki.lora import LoraConfig
 
 def lora_of(seed: int = 0, r: int = 4, blocks: int = 2, **fields: Any) -> LoraWeights:
     """A LoRA adapter of random numbers for the tiny GPT-2's attention."""
-    noise = torch.Generator().manual_seed(seed)
+    noise = seeded(seed)
     layers = {
         f"transformer.h.{block}.attn.c_attn": LayerFactors(
             torch.randn(r, 32, generator=noise), torch.randn(96, r, generator=noise), 2.0

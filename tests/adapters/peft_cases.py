@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from tests.adapters.peft_matrix import MODELS, OURS, line_of, quiet, tried
-from tests.tiny import relative_error, shake
+from tests.tiny import relative_error, seeded, shake
 from tsugiki import active_adapter, graft, load_adapter, save_adapter
 from tsugiki.methods import (
     config_of_peft,
@@ -97,7 +97,7 @@ def _loss(model: Any, inputs: Any) -> tuple[Tensor, Tensor]:
     output = result if isinstance(result, Tensor) else result.logits if "logits" in result else result[0]
     if "input_ids" in inputs and output.dim() == 3:
         output = output[:, -inputs.get("decoder_input_ids", inputs["input_ids"]).shape[1] :]
-    weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(0))
+    weights = torch.randn(output.shape, generator=seeded(0))
     return output.detach(), (output * weights).sum()
 
 

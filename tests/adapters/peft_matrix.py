@@ -29,7 +29,7 @@ import torch
 import transformers
 from transformers.utils import logging
 
-from tests.tiny import CONFIGS, ids, relative_error, shake, tiny_model
+from tests.tiny import CONFIGS, ids, relative_error, seeded, shake, tiny_model
 from tsugiki import LoraConfig, TsugikiError, graft, load_adapter, save_adapter
 from tsugiki.methods import IA3Config, LNTuningConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
 
@@ -61,7 +61,7 @@ def _pairs() -> dict[str, torch.Tensor]:
 
 
 def _sound() -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
     return {"input_features": torch.randn(2, 80, 128, generator=generator), "decoder_input_ids": ids(seed=2)}
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tests.errors import assert_refused, refused
 from tests.files import json_of
-from tests.tiny import logits, relative_error, save_grafted, save_tiny
+from tests.tiny import logits, relative_error, save_grafted, save_tiny, seeded
 from tests.tiny_types import lively_model
 from tsugiki import LoraConfig, TsugikiError, load_adapter
 from tsugiki.adapters import import_adapter, read_adapter_files, read_metadata, read_tensors
@@ -33,7 +33,7 @@ Weights = dict[str, Tensor]
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed + sum(shape))) * 0.2
+    return torch.randn(*shape, generator=seeded(seed + sum(shape))) * 0.2
 
 
 def weights_of(base: str) -> Weights:

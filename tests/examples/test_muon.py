@@ -6,7 +6,7 @@ import pytest
 import torch
 from muon import muon_and_adamw, orthogonalized, plain_orthogonalized
 
-from tests.tiny import ids, relative_error, tiny_model
+from tests.tiny import ids, relative_error, seeded, tiny_model
 from tsugiki.training import RunConfig
 
 CONFIG = RunConfig(model="m", data="d", out="o", method="full", weight_decay=0.1, adam_beta2=0.9)
@@ -23,7 +23,7 @@ def learn(model: Any, optimizers: list[Any], steps: int) -> None:
 
 @pytest.mark.parametrize("shape", [(24, 40), (40, 24), (24, 72), (72, 24)])
 def test_singular_values_come_near_one(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch):
-    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    matrix = torch.randn(shape, generator=seeded(0))
     left, values, right = torch.linalg.svd(matrix.double(), full_matrices=False)
     values /= values.norm()
     for _iteration in range(5):
@@ -39,7 +39,7 @@ def test_long_matrices_take_the_same_step_by_their_gram_matrix(
     dtype: str, tolerance: float, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("muon.preferred_compute_dtype", lambda device: dtype)
-    left, _, right = torch.linalg.svd(torch.randn(48, 160, generator=torch.Generator().manual_seed(0)), False)
+    left, _, right = torch.linalg.svd(torch.randn(48, 160, generator=seeded(0)), False)
     matrix = left @ torch.logspace(0, -6, 48).diag() @ right  # as uneven as gradients may be
     for one in (matrix, matrix.T):
         assert relative_error(orthogonalized(one), plain_orthogonalized(one)) <= tolerance

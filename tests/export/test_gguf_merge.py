@@ -15,7 +15,7 @@ from tests.errors import assert_refused, refused
 from tests.export.bases import write_base
 from tests.export.test_gguf_adapter import CASES, ROUNDED_GELU, ROW, TOKENS, grafted, sharp_model
 from tests.llama_cpp_logits import llama_cpp_logits
-from tests.tiny import logits
+from tests.tiny import logits, seeded
 from tsugiki import LoraConfig, graft, save_adapter
 from tsugiki.adapters.metadata import BaseReference
 from tsugiki.base.gguf.file import read_header
@@ -101,7 +101,7 @@ def embedded_adapter(folder: Path, **fields: Any) -> Path:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith(".B"):
-                parameter.normal_(std=0.05, generator=torch.Generator().manual_seed(0))
+                parameter.normal_(std=0.05, generator=seeded(0))
     save_adapter(model, folder)
     return folder
 

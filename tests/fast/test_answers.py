@@ -10,7 +10,7 @@ from torch import Tensor
 from tests.fast.definition import assert_no_less_exact
 from tests.fast.test_loss import FLOOR, VOCABULARY, WIDTH, exactly, head_of
 from tests.fast.test_loss import results as of_loss
-from tests.tiny import grafted, ids, in_pairs, save_tiny, tiny_model
+from tests.tiny import grafted, ids, in_pairs, save_tiny, seeded, tiny_model
 from tsugiki import LoraConfig, disable_adapter, graft, use_fast_paths
 from tsugiki.base import load_model
 from tsugiki.fast import (
@@ -31,7 +31,7 @@ LENGTHS = [3, 1, 6, 2]  # tokens of the answers
 
 def batch(dtype: torch.dtype) -> tuple[Tensor, AnswerTokens]:
     """Two rows of ten hidden states with four answers, and rows between them that are no answers."""
-    generator = torch.Generator().manual_seed(1)
+    generator = seeded(1)
     hidden = torch.randn(2, 10, WIDTH, generator=generator).to(dtype).requires_grad_()
     places = torch.tensor([2, 3, 4, 7, 10, 11, 12, 13, 14, 15, 18, 19])
     return hidden, AnswerTokens(places, torch.randint(VOCABULARY, (12,), generator=generator), LENGTHS)

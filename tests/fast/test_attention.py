@@ -13,7 +13,7 @@ from tests.fast.definition import assert_no_less_exact, exactly
 from tests.fast.definition import results as results_of
 from tests.fast.kept import kept_bytes
 from tests.runs import threads
-from tests.tiny import in_pairs, relative_error
+from tests.tiny import in_pairs, relative_error, seeded
 from tsugiki.fast import attention, attention_forward, causal_blocks, plain_attention
 
 # The error against float64 may be twice that of the plain path plus this: the two round scores in different places.
@@ -87,7 +87,7 @@ OTHERS = {
 def tensors(mask: Tensor, dtype: torch.dtype = torch.float64, key_heads: int = 2, batch: int = 2) -> list[Tensor]:
     """Return query (four heads), key and value (another width), stored as [batch, length, heads, width]."""
     batch, (length, keys) = max(batch, mask.shape[0]), mask.shape[-2:]
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
     shapes = ((batch, length, 4, 8), (batch, keys, key_heads, 8), (batch, keys, key_heads, 6))
     return [
         (1.5 * torch.randn(shape, generator=generator)).to(dtype).transpose(1, 2).requires_grad_() for shape in shapes
@@ -106,7 +106,7 @@ def attend(
 def results(forward: Any, given: list[Tensor], *rest: Any) -> list[Tensor]:
     """Return the output, and the gradients of query, key and value for a random gradient of the output."""
     shape = (*given[0].shape[:3], given[2].shape[3])
-    grad = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(given[0].dtype)
+    grad = torch.randn(shape, generator=seeded(1)).to(given[0].dtype)
     return results_of(lambda *moved: forward(*moved, *rest), given, grad)
 
 

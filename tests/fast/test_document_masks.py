@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from tests.errors import refused
-from tests.tiny import CONFIGS, DIFFERENT, ids, relative_error, store_of, tiny_model
+from tests.tiny import CONFIGS, DIFFERENT, ids, relative_error, seeded, store_of, tiny_model
 from tests.tiny_types import lively_model, tiny_of
 from tsugiki.data import Blocks, Collator, pack
 from tsugiki.fast import (
@@ -30,7 +30,7 @@ WITH_ATTENTION = [
 
 def documents() -> list[list[int]]:
     """Documents shorter and longer than the sliding window of 8, and longer than a row of 40."""
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
     lengths = [5, 12, 3, 21, 9, 55, 17, 2, 30]
     return [torch.randint(1, 96, (length,), generator=generator).tolist() for length in lengths]
 

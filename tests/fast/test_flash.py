@@ -17,7 +17,7 @@ from transformers import modeling_flash_attention_utils as flash_utils
 from transformers import modeling_utils
 from transformers.modeling_flash_attention_utils import prepare_fa_kwargs_from_position_ids
 
-from tests.tiny import store_of, tiny_model
+from tests.tiny import seeded, store_of, tiny_model
 from tsugiki import LoraConfig, graft
 from tsugiki.data import Blocks, Collator, StepBatches, pack
 from tsugiki.fast import FLASH, flash_arguments, keeps_apart_by_flash, paths, plain_attention
@@ -95,7 +95,7 @@ def grafted(kind: str) -> Any:
 
 def packed_blocks() -> Blocks:
     """Rows that hold two to five documents."""
-    ids = torch.randint(1, 257, (400,), generator=torch.Generator().manual_seed(0)).tolist()
+    ids = torch.randint(1, 257, (400,), generator=seeded(0)).tolist()
     documents = [ids[start : start + 4 + start % 9] for start in range(0, 380, 10)]
     return pack(store_of(documents), np.arange(len(documents)), 24, pad=0)
 

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from tests.fast.definition import assert_equals_formula
 from tests.fast.kept import kept_bytes
-from tests.tiny import in_pairs
+from tests.tiny import in_pairs, seeded
 from tsugiki.fast import GELU_TANH, SILU, Swish, gated, plain_gated
 
 ACTIVATIONS = {"silu": SILU, "gelu_tanh": GELU_TANH}
@@ -17,7 +17,7 @@ TOLERANCES = {torch.float64: 1e-12, torch.float32: 5e-6, torch.bfloat16: 2e-2}
 
 def tensors(dtype: torch.dtype, shape: tuple[int, ...] = (9, 6)) -> list[torch.Tensor]:
     """Gate and up, which require gradients, and a gradient of the output."""
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
     gate, up, grad = ((2 * torch.randn(shape, generator=generator)).to(dtype) for _ in range(3))
     return [gate.requires_grad_(), up.requires_grad_(), grad]
 

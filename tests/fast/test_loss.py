@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tests.fast.definition import assert_no_less_exact
-from tests.tiny import CONFIGS, ids, in_pairs, logits, relative_error, tiny_model
+from tests.tiny import CONFIGS, ids, in_pairs, logits, relative_error, seeded, tiny_model
 from tests.tiny_types import tiny_of
 from tsugiki import LoraConfig, graft
 from tsugiki.fast import Head, chunked_loss, find_head, keep_mask, plain_loss, token_losses
@@ -49,7 +49,7 @@ def exactly(head: Head) -> Head:
 
 def batch(dtype: torch.dtype = torch.float64, rows: int = 3, vocabulary: int = VOCABULARY) -> tuple[Tensor, Tensor]:
     """Return hidden states [rows, 7, width], a view of a longer tensor, and labels, of which some are ignored."""
-    generator = torch.Generator().manual_seed(1)
+    generator = seeded(1)
     hidden = torch.randn(rows, 8, WIDTH, generator=generator).to(dtype)[:, :-1].requires_grad_()
     labels = torch.randint(0, vocabulary, (rows, 7), generator=generator)
     labels[0, 2:4] = IGNORE_INDEX

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.tiny import in_pairs
+from tests.tiny import in_pairs, seeded
 from tsugiki.fast import apply_mask, keep_mask, masks_from
 from tsugiki.fast.masks import _keep_mask_on_accelerator
 
@@ -86,7 +86,7 @@ def test_the_seed_of_torch_determines_the_mask():
 
 def test_each_thread_draws_from_its_generator():
     def draw(seed: int) -> list[torch.Tensor]:
-        with masks_from(torch.Generator().manual_seed(seed)):
+        with masks_from(seeded(seed)):
             return [keep_mask(torch.empty(1000), 0.5) for _ in range(20)]
 
     wanted = [draw(seed) for seed in range(4)]
@@ -99,7 +99,7 @@ def test_each_thread_draws_from_its_generator():
 
 
 def test_after_the_block_the_former_generator_is_used():
-    like, outer = torch.empty(100), torch.Generator().manual_seed(1)
+    like, outer = torch.empty(100), seeded(1)
 
     def drawn() -> torch.Tensor:
         return keep_mask(like, 0.5)

@@ -11,7 +11,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from tests.fast.definition import assert_equals_formula, results
 from tests.fast.kept import kept_bytes
-from tests.tiny import in_pairs
+from tests.tiny import in_pairs, seeded
 from tsugiki.fast import generated_rms_norm, norms, plain_rms_norm, rms_norm
 from tsugiki.native import native
 
@@ -20,7 +20,7 @@ EPS = 1e-6
 
 
 def tensors(dtype: torch.dtype, shape: tuple[int, ...] = (5, 6)) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
     return [torch.randn(size, generator=generator).to(dtype) for size in (shape, shape[-1:], shape)]
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
-from tests.tiny import CONFIGS, DIFFERENT, ids, logits, relative_error, shake, store_of, summed_loss, tiny_model
+from tests.tiny import CONFIGS, DIFFERENT, ids, logits, relative_error, seeded, shake, store_of, summed_loss, tiny_model
 from tests.tiny_types import tiny_of
 from tsugiki import LoraConfig, graft, merge
 from tsugiki.data import Collator, pack
@@ -36,7 +36,7 @@ def model_of(kind: str, **settings: Any) -> Any:
 
 def batch(model: Any) -> dict[str, Tensor]:
     """Two rows of 150 tokens with several documents each, longer and shorter than a block of queries."""
-    generator = torch.Generator().manual_seed(5)
+    generator = seeded(5)
     records = [torch.randint(1, 96, (n,), generator=generator).tolist() for n in (9, 140, 30, 65, 14, 20, 7)]
     isolation = detect_document_masking(model)
     blocks = pack(store_of(records), np.arange(7), 150, pad=0, share_rows=isolation != "separate_rows")

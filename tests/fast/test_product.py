@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from tests.fast.definition import assert_no_less_exact
 from tests.fast.kept import kept_bytes
-from tests.tiny import in_pairs, relative_error
+from tests.tiny import in_pairs, relative_error, seeded
 from tsugiki.fast import grafted_product, keep_mask, layers, product, use_fast_products
 from tsugiki.io import measurements
 from tsugiki.lora import LoraLinear, new_pair
@@ -55,7 +55,7 @@ def plain(module: Any) -> Any:
 
 
 def inputs(dtype: torch.dtype, shape: tuple[int, ...] = (2, 16, 24), seed: int = 1) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     return torch.randn(shape, generator=generator).to(dtype).requires_grad_()
 
 

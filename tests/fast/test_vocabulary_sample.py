@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.fast.test_loss import FLOOR, VOCABULARY, WIDTH, batch, head_of, results
-from tests.tiny import in_pairs, relative_error
+from tests.tiny import in_pairs, relative_error, seeded
 from tsugiki.fast import Head, VocabularySample, can_sample, draw_sample, plain_loss, plain_sampled_loss, sampled_loss
 from tsugiki.lowbit import Int8Linear
 from tsugiki.model import IGNORE_INDEX, select_outputs
@@ -21,7 +21,7 @@ def parts_of(labels: Tensor, vocabulary: int = VOCABULARY) -> tuple[Tensor, Tens
 
 
 def sample_of(head: Head, labels: Tensor, count: int, seed: int = 0) -> VocabularySample:
-    return draw_sample(head, *parts_of(labels), count, torch.Generator().manual_seed(seed))
+    return draw_sample(head, *parts_of(labels), count, seeded(seed))
 
 
 @in_pairs(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.errors import refused
-from tests.tiny import tiny_model
+from tests.tiny import seeded, tiny_model
 from tsugiki.generation import batch, find_batch_mode
 from tsugiki.lowbit import quantize
 
@@ -23,7 +23,7 @@ def test_a_quantised_model_may_differ_more_between_one_token_and_many(quantised,
 
     def with_error(*arguments):
         logits = exact(*arguments)
-        noise = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0), dtype=logits.dtype)
+        noise = torch.randn(logits.shape, generator=seeded(0), dtype=logits.dtype)
         return logits + error * logits.norm() / noise.norm() * noise
 
     monkeypatch.setattr(batch, "_two_steps", with_error)

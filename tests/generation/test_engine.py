@@ -12,7 +12,7 @@ import torch
 from transformers import DynamicCache
 
 from tests.errors import assert_refused
-from tests.tiny import byte_tokenizer, shake, tiny_model
+from tests.tiny import byte_tokenizer, seeded, shake, tiny_model
 from tsugiki import LoraConfig, disable_adapter, graft, mixed_batch
 from tsugiki.base.loading import load_model, load_tokenizer
 from tsugiki.generation import (
@@ -82,7 +82,7 @@ class Client:
 
 
 def prompts(lengths: list[int]) -> list[list[int]]:
-    generator = torch.Generator().manual_seed(1)
+    generator = seeded(1)
     return [torch.randint(1, 257, (length,), generator=generator).tolist() for length in lengths]
 
 

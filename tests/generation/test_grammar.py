@@ -12,7 +12,7 @@ import torch
 from tests.errors import assert_refused, refused
 from tests.generation.test_engine import TOKENIZER, Client, model_with_adapters, prompts, serving
 from tests.generation.tokenizers_of_kinds import KINDS
-from tests.tiny import byte_tokenizer, tiny_model
+from tests.tiny import byte_tokenizer, seeded, tiny_model
 from tsugiki.errors import TsugikiError
 from tsugiki.generation import (
     Grammars,
@@ -67,7 +67,7 @@ def written(model: Any, grammar: str, rows: int, **fields: Any) -> list[tuple[st
 
 def write(matcher: Any, words: int) -> list[int]:
     """Random tokens that a matcher allows, until it is finished."""
-    generator, written = torch.Generator().manual_seed(0), list[int]()
+    generator, written = seeded(0), list[int]()
     while not matcher.finished:
         scores = torch.randn(words, generator=generator)
         matcher.restrict(scores, ())

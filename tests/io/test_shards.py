@@ -8,11 +8,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.errors import assert_refused
+from tests.tiny import seeded
 from tsugiki.io import is_float, read_shard, read_tensor, write_shard
 
 TENSORS = {
     "a": torch.arange(6, dtype=torch.bfloat16).view(2, 3),
-    "b": torch.randn(4, dtype=torch.float32, generator=torch.Generator().manual_seed(0)),
+    "b": torch.randn(4, dtype=torch.float32, generator=seeded(0)),
     "codes": torch.arange(5, dtype=torch.int8),
     "empty": torch.zeros(0, 3),
 }

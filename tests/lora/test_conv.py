@@ -13,7 +13,7 @@ import tsugiki
 from tests.errors import refused
 from tests.lifecycle import assert_lifecycle
 from tests.methods.beside_peft import assert_files_equal, assert_merged_alike
-from tests.tiny import relative_error, shake
+from tests.tiny import relative_error, seeded, shake
 from tsugiki import LoraConfig, graft, load_adapter, merge, save_adapter
 from tsugiki.lora import LoraConv2d
 
@@ -43,7 +43,7 @@ def net(**settings: Any) -> Any:
 
 
 def images(rows: int = 5, seed: int = 1) -> Tensor:
-    return torch.randn(rows, 3, 12, 12, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(rows, 3, 12, 12, generator=seeded(seed))
 
 
 FIELDS: dict[str, Any] = {"r": 4, "lora_alpha": 6, "target_modules": ["first", "second", "one", "fc"]}
@@ -88,7 +88,7 @@ def test_the_life_of_an_adapter(variant: str, tmp_path: Path):
 @pytest.mark.parametrize("p", [0.0, 0.5])
 def test_training_steps_equal_pefts(p: float, variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def same(x: Tensor, p: float = 0.5) -> Tensor:  # the same mask for both
-        return x * (torch.rand(x.shape[1:], generator=torch.Generator().manual_seed(x.shape[1])) >= p) / (1 - p)
+        return x * (torch.rand(x.shape[1:], generator=seeded(x.shape[1])) >= p) / (1 - p)
 
     config = config_of(peft, variant, lora_dropout=p, target_modules=["first", "second"])
     theirs = shake(peft.get_peft_model(net(), config).train(p > 0))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.tiny import grafted, ids, tiny_model
+from tests.tiny import grafted, ids, seeded, tiny_model
 from tsugiki.lora import LoraConfig
 from tsugiki.lowbit import Int8Linear, Nf4Linear, QuantizedLayer, quantize
 
@@ -15,12 +15,12 @@ WIDTH, FEATURES = 2048, [5, 777]
 
 
 def _layer(kind: str) -> QuantizedLayer:
-    weight = torch.randn(96, WIDTH, generator=torch.Generator().manual_seed(0)) * 0.02
+    weight = torch.randn(96, WIDTH, generator=seeded(0)) * 0.02
     return {"int8": Int8Linear, "nf4": Nf4Linear}[kind](weight, None, torch.bfloat16)
 
 
 def _rows(factor: float, rows: int = 48) -> Tensor:
-    x = torch.randn(rows, WIDTH, generator=torch.Generator().manual_seed(1))
+    x = torch.randn(rows, WIDTH, generator=seeded(1))
     x[:, FEATURES] *= factor
     return x.bfloat16()
 

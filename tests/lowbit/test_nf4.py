@@ -8,12 +8,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests.lowbit.definition import DTYPES, error
+from tests.tiny import seeded
 from tsugiki.lowbit import Nf4Linear, decode, decode_by_pairs, encode, nf4
 from tsugiki.lowbit.nf4 import plain_levels
 
 
 def _weight(out: int, into: int) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
     return torch.randn(out, into, generator=generator) * torch.logspace(-2, 1, out)[:, None]
 
 
@@ -88,7 +89,7 @@ def test_products_in_floats_equal_those_with_the_dequantised_weight(
 
 
 def test_a_weight_of_4_bits_is_9_percent_off_and_takes_4_13_bits():
-    weight = torch.randn(512, 4096, generator=torch.Generator().manual_seed(0))
+    weight = torch.randn(512, 4096, generator=seeded(0))
     layer = Nf4Linear(weight, None, torch.bfloat16)
     assert 0.09 < error(layer.dequantize(), weight) < 0.0935  # bitsandbytes with double quantisation: 0.0921
     size = sum(t.numel() * t.element_size() for t in (layer.packed, layer.blocks, layer.scale))

@@ -16,7 +16,7 @@ from tests.fast.kept import kept_bytes
 from tests.files import json_of
 from tests.lifecycle import assert_lifecycle
 from tests.methods.beside_peft import assert_files_equal, assert_merged_alike, assert_trained_alike
-from tests.tiny import logits, relative_error, shake, tiny_model
+from tests.tiny import logits, relative_error, seeded, shake, tiny_model
 from tsugiki import LoraConfig, active_adapter, graft, load_adapter, save_adapter, trainable_parameters
 from tsugiki.adapters import load_adapter_weights
 from tsugiki.io import ADAPTER_CONFIG_FILE, ADAPTER_FILE
@@ -97,7 +97,7 @@ def test_steps_equal_pefts(variant: str, kind: str, tmp_path: Path):
 def test_dora_with_dropout_equals_pefts(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     # Both use this one mask instead of drawing their own.
     def same(x: torch.Tensor, p: float = 0.5, *_: Any) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(x.shape[-1])
+        generator = seeded(x.shape[-1])
         return x * (torch.rand(x.shape[-1], generator=generator) >= p) / (1 - p)
 
     theirs = shake(peft_model(kind, use_dora=True, lora_dropout=0.5))
@@ -167,7 +167,7 @@ def test_a_small_step_of_pissa_is_not_lost_in_16_bits():
     exact = tiny_model("llama")
     for one in (model, exact):
         graft(one, config_of("pissa", "llama"))
-        generator = torch.Generator().manual_seed(3)
+        generator = seeded(3)
         with torch.no_grad():
             for _, p in sorted(trainable_parameters(one).items()):
                 p.add_(torch.randn(p.shape, generator=generator) * 2e-4)

@@ -14,7 +14,7 @@ from tests.errors import refused
 from tests.lifecycle import assert_lifecycle
 from tests.methods.beside_peft import peft_logits
 from tests.runs import assert_resumes, run_config
-from tests.tiny import byte_tokenizer, ids, logits, relative_error, save_tiny, shake, tiny_model
+from tests.tiny import byte_tokenizer, ids, logits, relative_error, save_tiny, seeded, shake, tiny_model
 from tsugiki import (
     active_adapter,
     disable_adapter,
@@ -255,7 +255,7 @@ def test_packed_documents_equal_single_documents(kind: str, method: str, attenti
         seen = by_mask["attention_mask"] == 0
         assert relative_error(logits_of(model, {**by_mask, "attention_mask": seen}), alone) < 1e-5
     weights = list(trainable_parameters(model).values())
-    towards = torch.randn(together.shape, generator=torch.Generator().manual_seed(0))
+    towards = torch.randn(together.shape, generator=seeded(0))
     found, expected = (torch.autograd.grad((each * towards).sum(), weights) for each in (together, alone))
     assert all(relative_error(a, b) < 1e-4 for a, b in zip(found, expected, strict=True))
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from tests.errors import refused
 from tests.lifecycle import assert_lifecycle
+from tests.tiny import seeded
 from tsugiki import LoraConfig, active_adapter, graft
 from tsugiki.lora import trainable_parameters
 from tsugiki.methods import METHODS
@@ -40,7 +41,7 @@ LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"]
 def test_the_life_of_an_adapter_whose_training_lowers_the_loss(name: str, tmp_path: Path):
     convolution = [] if name in ("pissa", "orthogonal") else ["projection"]
     fields = {"r": 4, "target_modules": [*LINEAR, *convolution], "modules_to_save": ["classifier"]}
-    x = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    x = torch.randn(6, 3, 16, 16, generator=seeded(1))
 
     def outputs(model: Any) -> Tensor:
         logits: Tensor = model(x).logits

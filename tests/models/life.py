@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.pytorch_utils import Conv1D
 
 import tsugiki
-from tests.tiny import by_definition, relative_error
+from tests.tiny import by_definition, relative_error, seeded
 from tests.tiny_types import VOCABULARY, inputs_for, lively_model
 from tsugiki import (
     LoraConfig,
@@ -199,7 +199,7 @@ def _reason(error: Exception) -> str:
 def tokens_for(model: Any) -> dict[str, Tensor]:
     """Arguments for a forward pass."""
     inputs = inputs_for(model)
-    generator = torch.Generator().manual_seed(2)
+    generator = seeded(2)
     for name in ("input_ids", "decoder_input_ids"):
         if name in inputs:
             inputs[name] = torch.randint(20, VOCABULARY, (2, _TOKENS), generator=generator)
@@ -275,7 +275,7 @@ def _tokenizer() -> Any:
 
 def shake(model: Any) -> None:
     """Add noise to the adapter, so that its effect is larger than rounding."""
-    generator = torch.Generator().manual_seed(3)
+    generator = seeded(3)
     with torch.no_grad():
         for parameter in trainable_parameters(model).values():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
@@ -295,7 +295,7 @@ def leak(model: Any, masking: Any) -> float:
     Documents in rows of their own are padded, and alone there is other padding.
     """
     first, other, second = (
-        torch.randint(20, VOCABULARY, (1, n), generator=torch.Generator().manual_seed(seed))
+        torch.randint(20, VOCABULARY, (1, n), generator=seeded(seed))
         for seed, n in enumerate((_DOCUMENTS[0], *_DOCUMENTS))
     )
     rows = masking == "separate_rows"

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.tiny import seeded
 from tsugiki.preference import (
     LOSSES,
     Answers,
@@ -29,7 +30,7 @@ PAIRS = 6
 
 def sums() -> tuple[Answers, Answers]:
     """Pairs of answers of 2 to 60 tokens with log-ratios up to some ten nats; one is nearly certain."""
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
 
     def answers() -> Answers:
         tokens = torch.randint(2, 60, (PAIRS,), generator=generator)

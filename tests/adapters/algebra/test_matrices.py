@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.errors import assert_refused
-from tests.tiny import logits, relative_error, shake, tiny_model
+from tests.tiny import logits, relative_error, seeded, shake, tiny_model
 from tsugiki import load_adapter
 from tsugiki.adapters import (
     BaseReference,
@@ -41,7 +41,7 @@ LAYERS: dict[str, dict[str, Any]] = {
 
 def factors(kind: str, scaling: float = 1.5, seed: int = 0) -> LayerFactors:
     shapes = dict(LAYERS[kind])
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     A, B = (torch.randn(shapes.pop(letter), generator=generator) for letter in "AB")
     return LayerFactors(A, B, scaling, **shapes)
 

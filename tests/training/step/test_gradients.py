@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tests.errors import refused
-from tests.tiny import shake, store_of, summed_loss, tiny_model
+from tests.tiny import seeded, shake, store_of, summed_loss, tiny_model
 from tsugiki import LoraConfig, graft
 from tsugiki.data import Blocks, Collator, StepBatches, pack
 from tsugiki.fast import detect_document_masking, has_chunked_loss, use_fast_paths
@@ -45,7 +45,7 @@ def with_threads(count: int, make: Any) -> Any:
 
 def batches_of(model: Any, batch_size: int = 4, size: int = 24) -> StepBatches:
     """Steps of four rows with several documents each."""
-    generator = torch.Generator().manual_seed(5)
+    generator = seeded(5)
     records = [torch.randint(1, 96, (n,), generator=generator).tolist() for n in (9, 30, 5, 14, 20, 7, 11)]
     masking = detect_document_masking(model)
     blocks = pack(store_of(records), np.arange(7), size, pad=0, share_rows=masking != "separate_rows")
