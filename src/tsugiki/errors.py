@@ -60,7 +60,7 @@ def is_ordinary(error: BaseException) -> bool:
 
 def summarise_list(items: Sequence[str]) -> str:
     """Return the first few items, separated by commas, and how many more there are. Long items are cut off."""
-    more = _(" and {count:,} more").format(count=len(items) - _MAX_ITEMS) if len(items) > _MAX_ITEMS else ""
+    more = _(" and {count:,} more", count=len(items) - _MAX_ITEMS) if len(items) > _MAX_ITEMS else ""
     return ", ".join(error_text(item, _LONGEST_ITEM) for item in items[:_MAX_ITEMS]) + more
 
 

@@ -79,7 +79,7 @@ class RoundingLoss:
     def add(self, name: str, before: Tensor, exact: Tensor, rounded: Tensor) -> None:
         """Add one tensor, of the base, merged, and merged as the file will hold it, to the sums."""
         if not torch.isfinite(rounded).all():
-            raise TsugikiError(_("merging gives values that are not finite in {name}").format(name=name))
+            raise TsugikiError(_("merging gives values that are not finite in {name}", name=name))
         self.total += float(torch.linalg.vector_norm(exact - before)) ** 2
         self.lost += float(torch.linalg.vector_norm(rounded.to(exact.dtype) - exact)) ** 2
 
@@ -120,8 +120,9 @@ def _plan_merge(base: str, adapters: Sequence[Path], weights: Sequence[float] | 
     added, config = _untied(model, updates, mapping.key_of, shared)
     if new_words is not None:
         if "vocab_size" not in model.config.to_dict():
-            message = _("{base} keeps the size of its vocabulary where a merge with new words cannot change it")
-            raise TsugikiError(message.format(base=base))
+            raise TsugikiError(
+                _("{base} keeps the size of its vocabulary where a merge with new words cannot change it", base=base)
+            )
         config["vocab_size"] = sizes[new_words]
         return MergePlan(base, folder, shards, {}, {}, updates, config, new_words)
     not_in_files = [name for name in updates if not any(other in mapping.key_of for other in shared.get(name, [name]))]
@@ -130,8 +131,9 @@ def _plan_merge(base: str, adapters: Sequence[Path], weights: Sequence[float] | 
             raise _quantized_error(not_in_files[0], model.config)
         return MergePlan(base, folder, shards, {}, {}, updates, config)
     if not_in_files:
-        message = _("{base} is not a complete model: {names} is missing")
-        raise TsugikiError(message.format(base=base, names=summarise_list(not_in_files)))
+        raise TsugikiError(
+            _("{base} is not a complete model: {names} is missing", base=base, names=summarise_list(not_in_files))
+        )
     changed = {}
     shapes = model.state_dict()
     for name, key in mapping.key_of.items():
@@ -140,10 +142,14 @@ def _plan_merge(base: str, adapters: Sequence[Path], weights: Sequence[float] | 
         changed[key] = updates[name]
         entry = shard_of[key].entries[key]
         if entry.shape != shapes[name].shape:
-            message = _("{key} of {base} is {shape} in its files, and {expected} by its config")
-            raise TsugikiError(
-                message.format(key=key, base=base, shape=list(entry.shape), expected=list(shapes[name].shape))
+            message = _(
+                "{key} of {base} is {shape} in its files, and {expected} by its config",
+                key=key,
+                base=base,
+                shape=list(entry.shape),
+                expected=list(shapes[name].shape),
             )
+            raise TsugikiError(message)
         if not is_float(entry):
             raise _quantized_error(key, model.config)
     return MergePlan(base, folder, shards, changed, added, {}, config)
@@ -155,8 +161,10 @@ def _quantized_error(name: str, config: object) -> TsugikiError:
     return TsugikiError(
         _(
             "{name} is quantised ({method}), and merging into this format is not supported; merge into the "
-            "unquantised model, or load the adapter without merging it"
-        ).format(name=name, method=method)
+            "unquantised model, or load the adapter without merging it",
+            name=name,
+            method=method,
+        )
     )
 
 
@@ -239,8 +247,11 @@ def _untied(
     if not untied:
         return {}, {}
     if not untie(model, [name.rpartition(".")[0] for name in untied], []):
-        message = _("{names} share one weight in this model; its config has no field to make them several")
-        raise TsugikiError(message.format(names=summarise_list(untied)))
+        message = _(
+            "{names} share one weight in this model; its config has no field to make them several",
+            names=summarise_list(untied),
+        )
+        raise TsugikiError(message)
     return added, {"tie_word_embeddings": False}
 
 

@@ -104,7 +104,7 @@ def _without_command(
         from tsugiki.base.recommended import describe_base, recommended_bases
 
         bases = "\n".join(f"  {describe_base(base)}" for base in recommended_bases())
-        tour = _(_TOUR).format(bases=bases, kinds=" ".join(DATA_SUFFIXES))
+        tour = _(_TOUR, bases=bases, kinds=" ".join(DATA_SUFFIXES))
         typer.echo(f"{version_line()}\n\n{tour}", nl=False)
 
 
@@ -130,7 +130,7 @@ def _device(torch_version: str) -> str:
         if gpus:
             return "cuda: " + ", ".join(gpus)
     cores = os.cpu_count() or 1
-    counted = ngettext("{count} core", "{count} cores", cores).format(count=cores)
+    counted = ngettext("{count} core", "{count} cores", cores, count=cores)
     return f"{platform.system()} {platform.machine()}, {counted}"
 
 

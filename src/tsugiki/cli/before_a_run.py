@@ -84,15 +84,14 @@ def aozora_command(
     totals = write_works(copies.collect(works), out)
     seconds = time.perf_counter() - start
     for reason in skipped:
-        print(_("skipped {reason}").format(reason=reason), file=sys.stderr)
+        print(_("skipped {reason}", reason=reason), file=sys.stderr)
     for reason in missing:
-        print(_("missing {reason}").format(reason=reason), file=sys.stderr)
+        print(_("missing {reason}", reason=reason), file=sys.stderr)
     print(
         _(
             "{works}, {characters}, {unresolved:,} without a code (〓), {skipped:,} skipped, {missing:,} missing, "
-            "{seconds:.1f} s, {speed:.0f} works/s -> {out}"
-        ).format(
-            works=ngettext("{count:,} work", "{count:,} works", totals.works).format(count=totals.works),
+            "{seconds:.1f} s, {speed:.0f} works/s -> {out}",
+            works=ngettext("{count:,} work", "{count:,} works", totals.works, count=totals.works),
             characters=counts.characters(totals.characters),
             unresolved=totals.unresolved,
             skipped=len(skipped),
@@ -111,7 +110,9 @@ def aozora_command(
                 "{count:,} works are there in several editions, such as {names}: with --drop-duplicates, tsugiki train "
                 "uses one of each",
                 len(groups),
-            ).format(count=len(groups), names=summarise_list(groups[0])),
+                count=len(groups),
+                names=summarise_list(groups[0]),
+            ),
             file=sys.stderr,
         )
     print_next_command("preview", "--model", "embedded", "--data", str(out), err=True)
@@ -171,7 +172,7 @@ def new_command(
             from tsugiki.training.run.preview import preview as preview_run
 
             _print_preview(preview_run(RunConfig.model_validate(given), 1), verbose=False)
-    print_line(_("settings: {path}").format(path=path))
+    print_line(_("settings: {path}", path=path))
     print_next_command("train", str(path))
 
 
@@ -237,7 +238,7 @@ def _print_rows(config: "RunConfig", rows: int | None, html: Path | None) -> Non
         typer.echo(_("more rows and names: --verbose"))
     if html:
         write_text(html, to_html(shown))
-        typer.echo(_("page: {path}").format(path=html))
+        typer.echo(_("page: {path}", path=html))
 
 
 def _print_answers(config: "RunConfig", prompts: int, html: Path | None) -> None:
@@ -246,7 +247,7 @@ def _print_answers(config: "RunConfig", prompts: int, html: Path | None) -> None
     from tsugiki.training.run.reward import preview_answers
 
     if html:
-        raise TsugikiError(_("{html}: the answers of a model are shown in the terminal alone").format(html=html))
+        raise TsugikiError(_("{html}: the answers of a model are shown in the terminal alone", html=html))
     for one in preview_answers(config, prompts):
         rows = [["–" if answer.reward is None else f"{answer.reward:.3g}", answer.text] for answer in one.answers]
         print_lines(one.row.text)
@@ -283,8 +284,9 @@ def preview_command(
         settings["out"] = "preview"  # required, but nothing is written to it
     run_config = load_config(config, settings)
     if html and not html.absolute().parent.is_dir():
-        message = _("{html}: the folder {parent} does not exist; create it first")
-        raise TsugikiError(message.format(html=html, parent=html.parent))
+        raise TsugikiError(
+            _("{html}: the folder {parent} does not exist; create it first", html=html, parent=html.parent)
+        )
 
     if run_config.reward:
         _print_answers(run_config, rows or _ROWS, html)
@@ -349,7 +351,7 @@ def plan_command(
         for line in plan_lines(plan):
             print_line(line)
         fits = plan.options[0].fits
-        print_table(plan_table(plan), _("run: {command}").format(command=command) if fits else smallest_need(plan))
+        print_table(plan_table(plan), _("run: {command}", command=command) if fits else smallest_need(plan))
     if not plan.options[0].fits:
         raise typer.Exit(1)
 
@@ -381,9 +383,10 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     if missing:
         message = _(
             "{missing} missing: tsugiki train --model embedded --data text.txt --out runs/text, or a YAML file of "
-            "settings, which tsugiki new writes"
+            "settings, which tsugiki new writes",
+            missing=", ".join(missing),
         )
-        raise TsugikiError(message.format(missing=", ".join(missing)))
+        raise TsugikiError(message)
     check_model(settings["model"])
     for name in ("data", "retention_data"):
         given = settings.get(name)
@@ -396,7 +399,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
 def check_model(model: Any) -> None:
     """Check that a model exists, if its name is a path."""
     if isinstance(model, str) and model.startswith(_PATH) and not Path(model).expanduser().exists():
-        raise TsugikiError(_("no model at {model!r}: there is no such file or folder").format(model=model))
+        raise TsugikiError(_("no model at {model!r}: there is no such file or folder", model=model))
 
 
 def check_new_folder(out: str) -> None:
@@ -428,8 +431,14 @@ def pairs_command(*, settings: Annotated[Given, FlagsOf(RUN_CONFIG, only=_ASKED)
 
     found = pairs(out=str(out), **settings)
     message = _(
-        "{out}: {pairs} of {drawn:,} prompts; mean reward {reward:.3f}; cut off: {cut:,} of {answers:,} answers"
+        "{out}: {pairs} of {drawn:,} prompts; mean reward {reward:.3f}; cut off: {cut:,} of {answers:,} answers",
+        out=out,
+        pairs=counts.pairs(found.pairs),
+        drawn=found.drawn,
+        reward=found.reward,
+        cut=found.cut,
+        answers=found.answers,
     )
-    print_line(message.format(**{**vars(found), "pairs": counts.pairs(found.pairs)}, out=out))
+    print_line(message)
     words = ["--model", settings["model"], "--data", str(out), "--out", "runs/pairs"]
     print_next_command("train", "--preference", "simpo", *words)

@@ -58,8 +58,8 @@ def main() -> None:
             _stop_after_signal(debug)
         if not is_ordinary(error):
             raise
-        message = _("unexpected {kind}: {error} (--debug shows where; please report it)").format(
-            kind=type(error).__name__, error=error
+        message = _(
+            "unexpected {kind}: {error} (--debug shows where; please report it)", kind=type(error).__name__, error=error
         )
         _stop(message, 1, debug)
     if status == 128 + signal.SIGINT:  # what typer returns after Ctrl-C
@@ -142,6 +142,6 @@ def _notes_once() -> Callable[..., None]:
     def say(message: Warning | str, category: type[Warning], *_place: object) -> None:
         if issubclass(category, TsugikiWarning) and str(message) not in printed:
             printed.add(str(message))
-            print(_("note: {note}").format(note=message), file=sys.stderr)
+            print(_("note: {note}", note=message), file=sys.stderr)
 
     return say

@@ -41,8 +41,15 @@ def print_adapter(record: RunRecord, page: Path) -> None:
     kind = _("adapter") if (out / ADAPTER_FILE).exists() else _("model")
     size = sum(path.stat().st_size for path in out.glob("*model*.safetensors"))
     seconds = record.training.seconds if record.training else 0.0
-    message = _("{kind}: {out} ({size}, {time} of training); all figures: {page}")
-    print_lines(message.format(kind=kind, out=out, size=format_size(size), time=format_duration(seconds), page=page))
+    message = _(
+        "{kind}: {out} ({size}, {time} of training); all figures: {page}",
+        kind=kind,
+        out=out,
+        size=format_size(size),
+        time=format_duration(seconds),
+        page=page,
+    )
+    print_lines(message)
 
 
 def print_asked(asked: "Sequence[Asked]") -> None:
@@ -56,9 +63,12 @@ def print_asked(asked: "Sequence[Asked]") -> None:
     right = [sum(marks) for marks in zip(*(one.right for one in asked), strict=True)]
     message = _(
         "{count} questions in phrasings that were not learned: {after} answered right, {before} before. Right is an "
-        "answer with all key words of its fact and none of another's."
+        "answer with all key words of its fact and none of another's.",
+        count=len(asked),
+        after=right[1],
+        before=right[0],
     )
-    result = Sentence(message.format(count=len(asked), after=right[1], before=right[0]))
+    result = Sentence(message)
     print_sections([section("answers", "", *texts, result)])
 
 
@@ -75,15 +85,22 @@ def print_command_after_run(record: RunRecord, out: Path) -> None:
 def print_merge(out: Path, report: "MergeReport") -> None:
     """Print how many tensors changed, the rounding error, and the differences that were verified."""
     message = _(
-        "{out}: {changed:,} of {tensors:,} tensors changed; rounding to their dtypes loses {rounding:.2%} of the change"
+        "{out}: {changed:,} of {tensors:,} tensors changed; rounding to their dtypes loses {rounding:.2%} of the "
+        "change",
+        out=out,
+        changed=report.changed,
+        tensors=report.tensors,
+        rounding=report.rounding,
     )
-    print_line(message.format(out=out, changed=report.changed, tensors=report.tensors, rounding=report.rounding))
+    print_line(message)
     if report.probe is not None:
         message = _(
             "probe: the adapter changes the logits by up to {shift:.3g}; the merged model's logits differ from the "
-            "adapted model's by up to {error:.1e}"
+            "adapted model's by up to {error:.1e}",
+            shift=report.probe.shift,
+            error=report.probe.error,
         )
-        print_line(message.format(shift=report.probe.shift, error=report.probe.error))
+        print_line(message)
 
 
 def print_sweep(config: "SweepConfig", points: "Sequence[Point]", page: Path) -> None:
@@ -94,7 +111,7 @@ def print_sweep(config: "SweepConfig", points: "Sequence[Point]", page: Path) ->
     print_table(
         sweep_table(points),
         sweep_sentence(points),
-        _("best run: {folder}; page: {page}").format(folder=best.out, page=page),
+        _("best run: {folder}; page: {page}", folder=best.out, page=page),
     )
     again = best.model_dump(mode="json", exclude_unset=True) | {"out": f"{config.out}-best"}
     print_next_command("train", *words_of(RunConfig, again))

@@ -78,7 +78,7 @@ def generate_command(
         chosen = chosen[-1:]
     sampling = _sampling(options, json_grammar(_read(json_schema)) if json_schema else None)
     display, results = ProgressDisplay(), list[list[str]]()
-    display.announce(_("loading {model}").format(model=chosen[0]))
+    display.announce(_("loading {model}", model=chosen[0]))
     loading = {name: options[name] for name in ("allow_base_mismatch", "trust_remote_code", "chat_template")}
     targets = loaded_targets(chosen, **loading, dtype=options["dtype"] or dtype_of_training(chosen))
     _target, loaded, tokenizer = next(targets)
@@ -286,12 +286,12 @@ def _run_command(session: _Session, command: str, argument: str) -> None:
     elif command == "/adapter":
         raise TsugikiError(_("name an adapter: /adapter NAME"))
     else:
-        raise TsugikiError(_("no such command: {command}; /help lists them").format(command=command))
+        raise TsugikiError(_("no such command: {command}; /help lists them", command=command))
 
 
 def _switch(session: _Session, target: "EvaluationTarget") -> None:
     """Load a target; if that fails, switch to the base alone."""
-    session.display.announce(_("loading {model}").format(model=target))
+    session.display.announce(_("loading {model}", model=target))
     try:
         session.model, session.tokenizer = session.loader.use(target)
     except TsugikiError:
@@ -378,11 +378,12 @@ def _prompt_in(line: str, where: str) -> str:
     try:
         fields = parse_json(line)
     except ValueError as error:
-        raise TsugikiError(_("{where} is not JSON: {error}").format(where=where, error=error_text(error))) from error
+        raise TsugikiError(_("{where} is not JSON: {error}", where=where, error=error_text(error))) from error
     prompt = fields.get("prompt") if isinstance(fields, dict) else None
     if not isinstance(prompt, str):
-        message = _("{where} has no prompt: each line is an object such as {example}")
-        raise TsugikiError(message.format(where=where, example='{"prompt": "…"}'))
+        raise TsugikiError(
+            _("{where} has no prompt: each line is an object such as {example}", where=where, example='{"prompt": "…"}')
+        )
     return prompt
 
 
@@ -406,13 +407,20 @@ def serve_command(
     except ModuleNotFoundError as error:
         if error.name not in ("starlette", "uvicorn"):
             raise
-        message = _("tsugiki serve needs {module}; install it by pip install 'tsugiki[serve]'")
-        raise TsugikiError(message.format(module=error.name)) from error
+        raise TsugikiError(
+            _("tsugiki serve needs {module}; install it by pip install 'tsugiki[serve]'", module=error.name)
+        ) from error
 
     def ready(name: str, dtype: str, url: str) -> None:
         page = f"{url}/?lang={os.environ[VARIABLE]}" if os.environ.get(VARIABLE) else url
-        message = _("{name} in {dtype} at {url}/v1, page at {page} (Ctrl-C stops it)")
-        typer.echo(message.format(name=name, dtype=dtype, url=url, page=page))
+        message = _(
+            "{name} in {dtype} at {url}/v1, page at {page} (Ctrl-C stops it)",
+            name=name,
+            dtype=dtype,
+            url=url,
+            page=page,
+        )
+        typer.echo(message)
         if open_:
             webbrowser.open(page)
 

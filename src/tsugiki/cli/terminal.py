@@ -90,7 +90,7 @@ def _cell(label: str, pieces: Sequence[tuple[str, bool]], width: int) -> Text:
 def print_next_command(*words: str, err: bool = False) -> None:
     """Print the command that is useful next, quoted for the shell; with `err`, on standard error."""
     command = printable(shlex.join(["tsugiki", *words])).replace("\n", "\\n")
-    typer.echo(_("next: {command}").format(command=command), err=err)
+    typer.echo(_("next: {command}", command=command), err=err)
 
 
 def print_command_after_trying(adapter: str | None, model: str | None) -> None:

@@ -133,10 +133,13 @@ def _fitted(config: "RunConfig") -> "RunConfig":
     with ProgressDisplay().stage(_("measuring blocks of the model"), None):
         plan = plan_run(config, None)
     chosen = fitted(config, plan)
-    message = _("--fit: base_dtype {dtype}, recompute {recompute}, micro_batch_size {rows}")
-    print_line(
-        message.format(dtype=plan.options[0].base_dtype, recompute=chosen.recompute, rows=chosen.micro_batch_size)
+    message = _(
+        "--fit: base_dtype {dtype}, recompute {recompute}, micro_batch_size {rows}",
+        dtype=plan.options[0].base_dtype,
+        recompute=chosen.recompute,
+        rows=chosen.micro_batch_size,
     )
+    print_line(message)
     return chosen
 
 
@@ -144,7 +147,7 @@ def _setting(text: str) -> tuple[str, Any]:
     """Return name and value from NAME=VALUE."""
     name, equals, value = text.partition("=")
     if not equals or not name.strip():
-        raise TsugikiError(_("--set {text}: write NAME=VALUE, such as num_virtual_tokens=16").format(text=text))
+        raise TsugikiError(_("--set {text}: write NAME=VALUE, such as num_virtual_tokens=16", text=text))
     return name.strip(), yaml_value(f"--set {name}", value)
 
 
@@ -177,7 +180,7 @@ def continued_by(words: Sequence[str], out: Path | None = None) -> Iterator[None
         state = (stop.state or _("finished work is kept")) if isinstance(stop, Interrupted) else _("stopped at once")
         number = stop.number if isinstance(stop, Interrupted) else signal.SIGINT
         command = shlex.join(["tsugiki", *words])
-        raise Interrupted(number, _("{state}; to continue: {command}").format(state=state, command=command)) from None
+        raise Interrupted(number, _("{state}; to continue: {command}", state=state, command=command)) from None
 
 
 def named_folder(argument: Path | None, resume: bool) -> Path | None:
@@ -185,7 +188,7 @@ def named_folder(argument: Path | None, resume: bool) -> Path | None:
     if argument is None or (argument.suffix in _SUFFIXES and not argument.is_dir()):
         return None
     if argument.is_dir() and not resume:
-        raise TsugikiError(_("{folder} is a folder; --resume {folder} continues the run in it").format(folder=argument))
+        raise TsugikiError(_("{folder} is a folder; --resume {folder} continues the run in it", folder=argument))
     if not resume:
         return None
     return argument.parent if argument.name == RECORD_FILE else argument
@@ -272,7 +275,7 @@ def _quickstart_of_questions(config: "RunConfig") -> None:
 
     given = config.model_dump(mode="json", exclude_unset=True)
     command = shlex.join(["tsugiki", "train", *words_of(RunConfig, given)])
-    ProgressDisplay().print(Detail(_("the same as: {command}").format(command=command)))
+    ProgressDisplay().print(Detail(_("the same as: {command}", command=command)))
     with continued_by(["train", "--resume", config.out], Path(config.out)):
         record = train(config)
     out = record.folder()

@@ -45,17 +45,19 @@ def summary_sentence(record: RunRecord) -> str:
         return _answers_sentence(record)
     after, change = record.evaluations[-1], change_of_run(record)
     if is_too_little(after):
-        message = _(
-            "The text kept aside has only {characters}, too few to say by how many percent anything has changed."
+        return _(
+            "The text kept aside has only {characters}, too few to say by how many percent anything has changed.",
+            characters=counts.characters(after.characters),
         )
-        return message.format(characters=counts.characters(after.characters))
     if len(record.evaluations) > 1 and not math.isnan(change.relative):
         return _bits_sentence(record, change)
     message = _("At step {step} the held-out text needs {figures}; there is no later evaluation yet.")
     if len(record.evaluations) > 1:
         message = _("At step {step} the held-out text needs {figures}; the change cannot be computed.")
-    figures = _("{bits} bits per character (loss {loss})").format(
-        bits=format_number(after.bits_per_char), loss=format_number(after.loss)
+    figures = _(
+        "{bits} bits per character (loss {loss})",
+        bits=format_number(after.bits_per_char),
+        loss=format_number(after.loss),
     )
     return message.format(step=after.step, figures=figures)
 
@@ -69,7 +71,7 @@ def _bits_sentence(record: RunRecord, change: Change) -> str:
         amount = _("as many bits per character as the base")
     elif interval is not None:
         low, high = sorted(100 * abs(end) for end in interval)
-        certainty = _(" (95 % interval {low:.1f} to {high:.1f} %)").format(low=low, high=high)
+        certainty = _(" (95 % interval {low:.1f} to {high:.1f} %)", low=low, high=high)
         if interval[0] < 0 < interval[1]:
             certainty = _(", a difference that may be due to chance")
     last = record.evaluations[-1]
@@ -143,8 +145,8 @@ def speed_text(record: RunRecord) -> str:
     """
     both, in_loss = record.all_tokens_per_second(), record.training.tokens_per_second if record.training else 0.0
     if both <= in_loss * (1 + _FEW):
-        return _("{speed:,.0f} tokens/s").format(speed=in_loss)
-    return _("{speed:,.0f} tokens/s, {in_loss:,.0f} of them in the loss").format(speed=both, in_loss=in_loss)
+        return _("{speed:,.0f} tokens/s", speed=in_loss)
+    return _("{speed:,.0f} tokens/s, {in_loss:,.0f} of them in the loss", speed=both, in_loss=in_loss)
 
 
 def change_of_run(record: RunRecord) -> Change:
@@ -175,9 +177,11 @@ def run_notes(record: RunRecord) -> list[Sentence]:
     for restart in record.restarts:
         message = _(
             "The training loss rose until step {step:,} at a learning rate of {rate:g}, so the run began again with a "
-            "third of it."
+            "third of it.",
+            step=restart.step,
+            rate=restart.learning_rate,
         )
-        notes.append(Sentence(message.format(step=restart.step, rate=restart.learning_rate)))
+        notes.append(Sentence(message))
     if record.kept_step == 0:
         message = _(
             "Nothing that was learned helps on the validation text, so the adapter stays as it was at the start (step "
@@ -195,9 +199,10 @@ def run_notes(record: RunRecord) -> list[Sentence]:
     if rise > _MUCH_FORGOTTEN:
         message = _(
             "The loss on the retention text rose by {rise:.1%}: with {flag:mix} FILE:0.1, a run trains on such text as "
-            "well and forgets less."
+            "well and forgets less.",
+            rise=rise,
         )
-        notes.append(Note(message.format(rise=rise)))
+        notes.append(Note(message))
     if len(record.general_answers) > 1:
         before, after = record.general_answers[0], record.general_answers[-1]
         message = _("Of {asked:,} general questions, the base answers {before:,} as expected, {what} {after:,}.")
@@ -239,8 +244,11 @@ def data_lines(data: DataSummary) -> list[tuple[str, str]]:
         ),
         (
             _("rows"),
-            _("{rows:,} of {size} tokens, {padding:.1%} padding").format(
-                rows=data.blocks, size=data.block_size, padding=data.padding / size
+            _(
+                "{rows:,} of {size} tokens, {padding:.1%} padding",
+                rows=data.blocks,
+                size=data.block_size,
+                padding=data.padding / size,
             ),
         ),
         (_("documents in a row"), _(_DOCUMENT_MASKING[data.document_masking])),
@@ -248,8 +256,10 @@ def data_lines(data: DataSummary) -> list[tuple[str, str]]:
         (_("cut off"), listed([counts.examples(data.cut_records), counts.tokens(data.cut_tokens)])),
         (
             _("near-duplicates"),
-            _("{records} in {groups}").format(
-                records=counts.records(data.near_duplicates.records), groups=counts.groups(data.near_duplicates.groups)
+            _(
+                "{records} in {groups}",
+                records=counts.records(data.near_duplicates.records),
+                groups=counts.groups(data.near_duplicates.groups),
             ),
         ),
     ]
@@ -313,11 +323,11 @@ def _short_hint(record: RunRecord) -> str:
     """Return a hint if there is little text that is no list of questions; else ""."""
     if record.data is None or _has_questions(record) or record.data.train.characters >= LITTLE_TEXT:
         return ""
-    message = _(
+    return _(
         "The training text is short ({characters}): it is soon learned by heart. More text helps most; more steps do "
-        "not."
+        "not.",
+        characters=counts.characters(record.data.train.characters),
     )
-    return message.format(characters=counts.characters(record.data.train.characters))
 
 
 def _text_hints(record: RunRecord) -> list[str]:
@@ -352,10 +362,10 @@ def _falling_hint(record: RunRecord) -> str:
     if not _is_falling(points, LEVEL if _has_questions(record) else _STILL_FALLING):
         return ""
     command = ["tsugiki", "train", "--resume", record.config.out or "", "--max-steps", str(2 * training.steps)]
-    message = _(
-        "The loss on text that was not trained on was still falling at the last step: `{command}` continues the run."
+    return _(
+        "The loss on text that was not trained on was still falling at the last step: `{command}` continues the run.",
+        command=shlex.join(command),
     )
-    return message.format(command=shlex.join(command))
 
 
 def _loss_hint(record: RunRecord) -> str:
@@ -369,11 +379,12 @@ def _loss_hint(record: RunRecord) -> str:
         enough = not record.evaluations or not is_too_little(record.evaluations[-1])
         # With a strength, a rise is no loss.
         if last.loss > lowest.loss * (1 + _RISE) and enough and not record.half_validations:
-            message = _(
+            return _(
                 "After step {step:,}, the loss on text that was not trained on rose by {rise:.1%}: the run learned its "
-                "text by heart. Fewer {flag:epochs} or a lower {flag:learning_rate} avoid it; more text helps most."
+                "text by heart. Fewer {flag:epochs} or a lower {flag:learning_rate} avoid it; more text helps most.",
+                step=lowest.step,
+                rise=last.loss / lowest.loss - 1,
             )
-            return message.format(step=lowest.step, rise=last.loss / lowest.loss - 1)
     worse = len(record.evaluations) > 1 and change_of_run(record).relative > _NO_CHANGE
     if worse or _short_hint(record) or _helps_nowhere(record):
         return ""
@@ -381,8 +392,10 @@ def _loss_hint(record: RunRecord) -> str:
         return hint
     if training.steps >= _FEW_STEPS:
         return ""
-    message = _("The run had only {steps}: more {flag:epochs} or a smaller {flag:batch_size} give more of them.")
-    return message.format(steps=counts.steps(training.steps))
+    return _(
+        "The run had only {steps}: more {flag:epochs} or a smaller {flag:batch_size} give more of them.",
+        steps=counts.steps(training.steps),
+    )
 
 
 def _result_hint(record: RunRecord) -> str:
@@ -406,11 +419,11 @@ def _result_hint(record: RunRecord) -> str:
             )
         return message.format(change=change)
     if change > 0:
-        message = _(
+        return _(
             "On the held-out text the result is worse than the base ({change:+.1%}): a lower {flag:learning_rate} "
-            "or fewer {flag:epochs} may help, and so does more text."
+            "or fewer {flag:epochs} may help, and so does more text.",
+            change=change,
         )
-        return message.format(change=change)
     return ""  # also if the change is not a number
 
 
@@ -420,8 +433,9 @@ def _sample_hint(record: RunRecord) -> str:
     empty = sum(not sample.text.strip() for sample in last)
     if not empty:
         return ""
-    message = _(
+    return _(
         "For {empty:,} of {all:,} prompts the model wrote nothing: it ended the text at once. A chat model must be "
-        "given a turn of a conversation, and plain text a beginning that goes on."
+        "given a turn of a conversation, and plain text a beginning that goes on.",
+        empty=empty,
+        all=len(last),
     )
-    return message.format(empty=empty, all=len(last))

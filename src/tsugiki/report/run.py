@@ -73,7 +73,7 @@ def write_report(folder: Path) -> Path:
 
 def report_page(record: RunRecord, folder: Path) -> str:
     """Render the page of a run with what its record contains so far; the title and the commands name the folder."""
-    title = _("Run · {name}").format(name=folder.resolve().name)
+    title = _("Run · {name}", name=folder.resolve().name)
     usage = section("usage", _("Usage"), *_usage(record, folder))
     return whole_page(title, [*_result(record), usage, *_figures(record)])
 
@@ -116,7 +116,7 @@ class ShownRecord(RunRecord):
         whole = Path(folder) / REPORT_FILE if folder else None
         shown = selected(run_sections(self), *RESULTS)
         if whole and whole.is_file():
-            shown.append(section("whole", "", Sentence(_("the whole report: {path}").format(path=whole))))
+            shown.append(section("whole", "", Sentence(_("the whole report: {path}", path=whole))))
         return in_frame(whole_page(folder or _("run"), shown))
 
 
@@ -135,9 +135,9 @@ def _unfinished(record: RunRecord) -> list[str]:
         return []
     steps = record.training.steps if record.training else 0
     planned = record.resolved_settings.get("steps")
-    done = _("round {step}").format(step=record.rounds[-1].round) if record.rounds else f"{steps:,}"
+    done = _("round {step}", step=record.rounds[-1].round) if record.rounds else f"{steps:,}"
     if isinstance(planned, int):
-        done = _("{done:,} of {planned:,}").format(done=steps, planned=planned)
+        done = _("{done:,} of {planned:,}", done=steps, planned=planned)
     message = _(
         "Not finished: step {done}. If the run was stopped, `{command}` continues it; `tsugiki report` updates "
         "this page."
@@ -156,10 +156,14 @@ def _held_out(record: RunRecord) -> Iterator[Part]:
                 "{count:,} held-out example is longer than the model's context and is not scored.",
                 "{count:,} held-out examples are longer than the model's context and are not scored.",
                 last.skipped_records,
+                count=last.skipped_records,
             )
-            yield Sentence(message.format(count=last.skipped_records))
-        message = _("{intervals} Between models with different tokenizers, compare bits per character.")
-        yield Sentence(message.format(intervals=describe_intervals(len(last.independent))))
+            yield Sentence(message)
+        message = _(
+            "{intervals} Between models with different tokenizers, compare bits per character.",
+            intervals=describe_intervals(len(last.independent)),
+        )
+        yield Sentence(message)
     yield Facts(_training(record))
     step = record.kept_step if record.status == "finished" else None
     kept = None if step is None else (step, _("kept"))
@@ -171,11 +175,11 @@ def _training(record: RunRecord) -> list[Row]:
     training = record.training
     if training is None:
         return []
-    exact, short = _("{seconds:.0f} s").format(seconds=training.seconds), format_duration(training.seconds)
+    exact, short = _("{seconds:.0f} s", seconds=training.seconds), format_duration(training.seconds)
     return [
         (_("steps"), f"{training.steps:,}"),
         (_("tokens in the loss"), f"{training.tokens:,}"),
-        (_("training time"), exact if exact == short else _("{exact} ({short})").format(exact=exact, short=short)),
+        (_("training time"), exact if exact == short else _("{exact} ({short})", exact=exact, short=short)),
         (_("speed"), speed_text(record)),
         *([(_("peak memory"), format_gigabytes(training.peak_memory))] if training.peak_memory else []),
     ]
@@ -189,7 +193,8 @@ def _data(record: RunRecord) -> list[Row]:
     lines += [*data_lines(data), *near_duplicate_lines(data)]
     if record.evaluations:
         last = record.evaluations[-1]
-        scored = _("{characters} of the held-out text, in {tokens} and {windows}").format(
+        scored = _(
+            "{characters} of the held-out text, in {tokens} and {windows}",
             characters=counts.characters(last.characters),
             tokens=counts.tokens(last.tokens),
             windows=counts.windows(last.windows),
@@ -207,11 +212,23 @@ def _model(record: RunRecord) -> list[Row]:
             lines.append((_("code of the base, which was run"), record.base.code))
     lines.append((_("method"), record.config.method))
     if lora := record.config.lora:
-        text = _("r {r}, alpha {alpha:g}, dropout {dropout:g}")
-        lines.append(("LoRA", text.format(r=lora.r, alpha=lora.lora_alpha, dropout=lora.lora_dropout)))
+        lines.append(
+            (
+                "LoRA",
+                _(
+                    "r {r}, alpha {alpha:g}, dropout {dropout:g}",
+                    r=lora.r,
+                    alpha=lora.lora_alpha,
+                    dropout=lora.lora_dropout,
+                ),
+            )
+        )
     if record.parameters:
-        text = _("{trainable:,} of {total:,} parameters, {share:.2%}").format(
-            trainable=record.parameters.trainable, total=record.parameters.total, share=record.parameters.share
+        text = _(
+            "{trainable:,} of {total:,} parameters, {share:.2%}",
+            trainable=record.parameters.trainable,
+            total=record.parameters.total,
+            share=record.parameters.share,
         )
         lines.append((_("trainable"), text))
     chosen = {name: value for name, value in record.resolved_settings.items() if name not in _SHOWN_ELSEWHERE}
@@ -272,7 +289,7 @@ def _losses(record: RunRecord) -> list[Series]:
     points = [(float(point.step), point.loss) for point in record.loss_curve]
     window = max(1, len(points) // _PARTS) | 1
     losses = Series(_("training"), points, colour=_TRAINING, faint=window > 1)
-    mean = Series(_("training, mean of {window}").format(window=window), smoothed(points, window), colour=_TRAINING)
+    mean = Series(_("training, mean of {window}", window=window), smoothed(points, window), colour=_TRAINING)
     return [losses, mean] if window > 1 else [losses]
 
 
@@ -322,7 +339,7 @@ def _answers(record: RunRecord) -> list[Samples]:
 def _all_answers(record: RunRecord) -> Folded:
     """Return every answer; empty if all are shown."""
     parts = _answers(record)
-    return Folded(_("all {count:,} answers").format(count=len(parts)), parts if len(parts) > _SHOWN else [])
+    return Folded(_("all {count:,} answers", count=len(parts)), parts if len(parts) > _SHOWN else [])
 
 
 def _all_samples(record: RunRecord) -> Folded:
@@ -333,7 +350,7 @@ def _all_samples(record: RunRecord) -> Folded:
         for prompt, samples in prompts.items()
     ]
     shown = len(parts) <= _SHOWN and all(len(part.texts) <= 2 for part in parts)
-    message = _("all {count:,} samples").format(count=len(record.samples))
+    message = _("all {count:,} samples", count=len(record.samples))
     return Folded(message, [] if shown else parts)
 
 
@@ -366,8 +383,12 @@ def _rate(record: RunRecord) -> list[list[str]]:
         return []
     source = _("width and weights of the base, method, steps")
     for restart in record.restarts:
-        message = _("a third of {rate:g}, at which the training loss had risen until step {step:,}")
-        source = message.format(step=restart.step, rate=restart.learning_rate)
+        message = _(
+            "a third of {rate:g}, at which the training loss had risen until step {step:,}",
+            step=restart.step,
+            rate=restart.learning_rate,
+        )
+        source = message
     return [[_("learning rate"), f"{record.resolved_settings['learning_rate']:g}", source]]
 
 
@@ -375,7 +396,7 @@ def _head(record: RunRecord) -> list[list[str]]:
     factor = record.resolved_settings.get("head_factor")
     if factor is None:
         return []
-    result = _("trains, at {factor:g} of the rate").format(factor=factor)
+    result = _("trains, at {factor:g} of the rate", factor=factor)
     return [[_("output head"), result, _("the base's predictions on 8 rows, size of the vocabulary")]]
 
 
@@ -385,7 +406,8 @@ def _steps(record: RunRecord, steps: int) -> list[list[str]]:
         return [[_("strength"), f"{record.strength:g}", _("one text, whose end is no other text")]]
     if not done or record.pair_validations:
         return []
-    text = _("{looks} looks at {windows} of {documents}").format(
+    text = _(
+        "{looks} looks at {windows} of {documents}",
         looks=len(done),
         windows=counts.windows(done[-1].whole.windows),
         documents=counts.documents(len(done[-1].whole.independent)),
@@ -393,7 +415,7 @@ def _steps(record: RunRecord, steps: int) -> list[list[str]]:
     planned = record.resolved_settings.get("steps", steps)
     rows = []
     if steps != planned:
-        rows.append([_("end of the run"), _("step {done:,} of {planned:,}").format(done=steps, planned=planned), text])
+        rows.append([_("end of the run"), _("step {done:,} of {planned:,}", done=steps, planned=planned), text])
     rows.append([_("kept step"), f"{record.kept_step:,}" if record.kept_step is not None else "–", text])
     best = min(done, key=lambda look: look.loss)
     if best.half is not None:

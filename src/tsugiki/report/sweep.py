@@ -101,9 +101,7 @@ def sweep_sentence(points: Sequence[Point]) -> str:
     """Return the result of a sweep in words: the best point, and the sufficient rank, if the intervals show it."""
     best, *others = sorted(points, key=lambda point: point.loss)
     sentences = [
-        _("Best of {count}: {name}, held-out loss {loss:.4f}.").format(
-            count=len(points), name=best.name, loss=best.loss
-        ),
+        _("Best of {count}: {name}, held-out loss {loss:.4f}.", count=len(points), name=best.name, loss=best.loss),
         *(_chance(best.record, others[0].name, others[0].record) if others else []),
     ]
     if needed := needed_rank(points):
@@ -111,7 +109,7 @@ def sweep_sentence(points: Sequence[Point]) -> str:
     retention = {point.name: losses[-1].loss for point in points if (losses := point.record.retention_evaluations)}
     if retention:
         lowest = min(retention, key=lambda name: retention[name])
-        sentences.append(_("The retention loss is lowest with {name}.").format(name=lowest))
+        sentences.append(_("The retention loss is lowest with {name}.", name=lowest))
     return " ".join([*sentences, describe_intervals(len(best.record.evaluations[-1].independent))])
 
 
@@ -122,15 +120,19 @@ def _rank_sentence(needed: NeededRank) -> str:
             "Which of the ranks {ranks} is sufficient cannot be told from {count} held-out document.",
             "Which of the ranks {ranks} is sufficient cannot be told from {count} held-out documents.",
             needed.documents,
-        ).format(ranks=undecided, count=needed.documents)
+            ranks=undecided,
+            count=needed.documents,
+        )
     if needed.sufficient == needed.highest and not needed.undecided:
-        return _("The loss still falls up to rank {rank}, the highest one in the sweep.").format(rank=needed.highest)
+        return _("The loss still falls up to rank {rank}, the highest one in the sweep.", rank=needed.highest)
     sentence = _(
-        "Rank {rank} is sufficient: no other lowers the loss by {gain:.1%} or more (95 % confidence over documents)."
-    ).format(rank=needed.sufficient, gain=MIN_RELATIVE_GAIN)
+        "Rank {rank} is sufficient: no other lowers the loss by {gain:.1%} or more (95 % confidence over documents).",
+        rank=needed.sufficient,
+        gain=MIN_RELATIVE_GAIN,
+    )
     if not needed.undecided:
         return sentence
-    return " ".join([sentence, _("Whether rank {ranks} is, too, cannot be told.").format(ranks=undecided)])
+    return " ".join([sentence, _("Whether rank {ranks} is, too, cannot be told.", ranks=undecided)])
 
 
 def _chance(best: RunRecord, name: str, second: RunRecord) -> list[str]:
@@ -143,7 +145,9 @@ def _chance(best: RunRecord, name: str, second: RunRecord) -> list[str]:
             "That it is better than {name} cannot be told from {count} held-out document.",
             "That it is better than {name} cannot be told from {count} held-out documents.",
             worse.documents,
-        ).format(name=name, count=worse.documents)
+            name=name,
+            count=worse.documents,
+        )
     ]
 
 
@@ -162,7 +166,7 @@ def write_sweep_page(folder: Path, points: Sequence[Point]) -> Path:
         section("figures", _("Figures"), by_rank, by_steps),
         section("samples", _("Samples"), *samples_of(runs)),
     ]
-    write_text(path, whole_page(_("Sweep · {name}").format(name=folder.name), sections))
+    write_text(path, whole_page(_("Sweep · {name}", name=folder.name), sections))
     return path
 
 

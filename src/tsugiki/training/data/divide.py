@@ -159,8 +159,11 @@ def _divide_answers(config: RunConfig, tokenizer: PreTrainedTokenizerBase, progr
         scored = _corpus_of(config, wanted, other, other.groups())
     elif wanted is not None:
         if len(rows) == 1:
-            message = _("{source} has the only answers, so none can be held out; add rows, or give a held-out file")
-            raise TsugikiError(message.format(source=answers.index.sources[int(rows[0])].rpartition(" (")[0]))
+            message = _(
+                "{source} has the only answers, so none can be held out; add rows, or give a held-out file",
+                source=answers.index.sources[int(rows[0])].rpartition(" (")[0],
+            )
+            raise TsugikiError(message)
         held = np.intersect1d(split_records(answers.index, wanted, config.seed, groups), rows)
         rows = np.setdiff1d(rows, held)
     held_out = Part(scored, held[other.is_good(held)])
@@ -177,9 +180,10 @@ def _refuse_validation_file(config: RunConfig) -> None:
     if config.validation != AUTO and isinstance(parse_held_out(config.validation, "validation"), Path):
         message = _(
             "validation {path}: validation pairs are a share or a part of the data, not another file; add these rows "
-            "to the data with a column such as part, and set validation to part=validation"
+            "to the data with a column such as part, and set validation to part=validation",
+            path=error_text(config.validation, 100),
         )
-        raise TsugikiError(message.format(path=error_text(config.validation, 100)))
+        raise TsugikiError(message)
 
 
 def _corpus_of(config: RunConfig, data: Data, answers: Preferences, groups: list[list[int]]) -> Corpus:
@@ -285,8 +289,11 @@ def _kept_windows(config: RunConfig, validation: Part, windows: list[Window], re
     """Return the windows of validation rows that do not repeat held-out text; of the user's rows, one must be left."""
     kept = [window for window in windows if validation.rows[window.document] not in repeated]
     if repeated and not kept and config.validation != AUTO:
-        message = _("no record is left for validation: all of them repeat held-out text: {names}; give another text")
-        raise TsugikiError(message.format(names=notes.named_repeats(validation.corpus, repeated, "held-out")))
+        message = _(
+            "no record is left for validation: all of them repeat held-out text: {names}; give another text",
+            names=notes.named_repeats(validation.corpus, repeated, "held-out"),
+        )
+        raise TsugikiError(message)
     return kept
 
 
@@ -330,8 +337,9 @@ def _with_mixed_text(
     repeated = repeated_text(part, division.parts, division.scored)
     allowed = np.setdiff1d(part.rows, [*notes.repeating(repeated, "held-out", "validation")])
     if not len(allowed):
-        message = _("mix: all records of {path} are held-out text or nearly the same; give another text")
-        raise TsugikiError(message.format(path=path))
+        raise TsugikiError(
+            _("mix: all records of {path} are held-out text or nearly the same; give another text", path=path)
+        )
     mixed = mix(division.store, division.train, other, allowed, share, config.seed, tokenizer)
     taken = part._replace(rows=np.sort(mixed.taken))
     said = [*division.notes, *notes.mix_notes(mixed, path), *notes.retention_notes(taken, repeated)]

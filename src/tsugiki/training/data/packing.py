@@ -161,9 +161,10 @@ def _document_masking(model: PreTrainedModel, tokens: int, prompt: int) -> Docum
     if attends_to_later_tokens(model):
         message = _(
             "{name} attends to later tokens, so predicting them teaches it nothing; if its config.json has "
-            "is_decoder, set it to true"
+            "is_decoder, set it to true",
+            name=type(model).__name__,
         )
-        raise TsugikiError(message.format(name=type(model).__name__))
+        raise TsugikiError(message)
     if not prompt:
         return detect_document_masking(model, tokens)
     from tsugiki.methods.prompt_tuning import PromptTuningConfig

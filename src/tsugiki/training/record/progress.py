@@ -91,16 +91,29 @@ class RunProgress(ProgressDisplay):
 
     def step(self, step: int, total: int, loss: float, tokens_per_second: float) -> None:
         """Show that an optimiser step is done. The speed counts all tokens, also those that are not in the loss."""
-        speed = _("{speed:,.0f} tokens/s").format(speed=tokens_per_second)
+        speed = _("{speed:,.0f} tokens/s", speed=tokens_per_second)
         self._progress.update(self._task, total=total, completed=step, loss=f"{loss:.3f}", activity=speed)
         if self.is_quiet and step % max(1, total // _PLAIN_LINES) == 0:
-            message = _("step {step}/{total}  loss {loss:.3f}  {tokens_per_second:,.0f} tokens/s")
-            self.print(message.format(step=step, total=total, loss=loss, tokens_per_second=tokens_per_second))
+            message = _(
+                "step {step}/{total}  loss {loss:.3f}  {tokens_per_second:,.0f} tokens/s",
+                step=step,
+                total=total,
+                loss=loss,
+                tokens_per_second=tokens_per_second,
+            )
+            self.print(message)
 
     def evaluation(self, result: StepEvaluation, text: str = "") -> None:
         """Show an evaluation on the held-out text, or on the validation text."""
-        message = _("step {step}  {text} loss {loss:.4f}  perplexity {perplexity:,.2f}  bits/char {bits_per_char:.3f}")
-        self.print(Detail(message.format(text=text or _("held-out"), **dict(result))))
+        message = _(
+            "step {step}  {text} loss {loss:.4f}  perplexity {perplexity:,.2f}  bits/char {bits_per_char:.3f}",
+            step=result.step,
+            text=text or _("held-out"),
+            loss=result.loss,
+            perplexity=result.perplexity,
+            bits_per_char=result.bits_per_char,
+        )
+        self.print(Detail(message))
 
     def pairs(self, result: StepPairs, text: str = "") -> None:
         """Show how often the held-out or the validation pairs are right."""

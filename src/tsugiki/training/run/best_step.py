@@ -82,9 +82,11 @@ class BestStep:
         since = [one.step for one in self.record.validations if one.step > max(kept)]
         if self.patience and len(since) >= self.patience and progress.step < loop.steps:
             message = _(
-                "step {step}: the loss on the validation text has risen since step {best_step}, so the run ends here"
+                "step {step}: the loss on the validation text has risen since step {best_step}, so the run ends here",
+                step=progress.step,
+                best_step=best.step,
             )
-            self.display.print(message.format(step=progress.step, best_step=best.step))
+            self.display.print(message)
             progress.stopped = True
         elif has_levelled(self.record):
             loop.end_soon()

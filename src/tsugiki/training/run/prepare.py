@@ -188,9 +188,11 @@ def choose_numbers(start: Start, facts: Facts, base: Base, layers: Layers, loss:
         return choices
     choices = with_new_length(choices, config, done)
     message = _(
-        "continued from step {done} to {steps}; the learning rate follows the schedule of a run of {steps} steps"
+        "continued from step {done} to {steps}; the learning rate follows the schedule of a run of {steps} steps",
+        done=done,
+        steps=choices.steps,
     )
-    start.display.print(message.format(done=done, steps=choices.steps))
+    start.display.print(message)
     return choices
 
 
@@ -237,8 +239,10 @@ def _check_rows(processes: int, rows: int) -> None:
             "{processes} processes cannot share an optimiser step of {rows} rows: start fewer processes, or use a "
             "larger {flag:batch_size} or more data",
             rows,
+            processes=processes,
+            rows=rows,
         )
-        raise TsugikiError(message.format(processes=processes, rows=rows))
+        raise TsugikiError(message)
 
 
 _LEAST_REACHED = 0.5  # share of the weights below which the user is told that an adapter leaves out the others
@@ -263,9 +267,10 @@ def reach_notes(model: nn.Module) -> list[str]:
         return []
     message = _(
         "the adapter is on layers with {share:.0%} of the weights between embedding and head; `tsugiki methods "
-        "targets` lists the others"
+        "targets` lists the others",
+        share=reached / total,
     )
-    return [message.format(share=reached / total)]
+    return [message]
 
 
 def _is_reached(adapter: LoraAdapter, name: str) -> bool:
@@ -290,9 +295,12 @@ def describe(start: Start, base: Base, ready: Ready) -> None:
     if base_before is not None and (_is_other_base(base_before, record.base) or data_before != record.data):
         message = _(
             "{data} or {model} has changed since the run in {out} was started; restore it, or start a new run with "
-            "another {flag:out}"
+            "another {flag:out}",
+            data=describe_data(config.data),
+            model=config.model,
+            out=config.out,
         )
-        raise TsugikiError(message.format(data=describe_data(config.data), model=config.model, out=config.out))
+        raise TsugikiError(message)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = count_parameters(model)
     record.parameters = Parameters(trainable=trainable, total=total, share=trainable / total)
@@ -302,9 +310,13 @@ def describe(start: Start, base: Base, ready: Ready) -> None:
         if value != now:
             message = _(
                 "the run in {out} was started on another machine or with another base: {name} was {value} and "
-                "would be {now} here"
+                "would be {now} here",
+                out=config.out,
+                name=name,
+                value=value,
+                now=now,
             )
-            raise TsugikiError(message.format(out=config.out, name=name, value=value, now=now))
+            raise TsugikiError(message)
     check_agreement(
         accelerator,
         {
@@ -321,16 +333,17 @@ def _describe_versions(record: RunRecord) -> None:
     """Record and warn that a library has another version than before the run was resumed."""
     before, now = record.versions, library_versions()
     changed = [
-        _("{name} was {before} and is {now}").format(name=name, before=before.get(name), now=now[name])
+        _("{name} was {before} and is {now}", name=name, before=before.get(name), now=now[name])
         for name in now
         if before.get(name) != now[name]
     ]
     if changed:
         message = _(
             "the run was started with other versions: {changed}; its result may differ from that of an "
-            "uninterrupted run"
+            "uninterrupted run",
+            changed=summarise_list(changed),
         )
-        warn_caller(message.format(changed=summarise_list(changed)))
+        warn_caller(message)
         record.earlier_versions.append(before)
         record.versions = now
 

@@ -120,8 +120,7 @@ class RunScores:
         if self.base.data.retention_windows:
             result = self.score(loop, self.base.data.retention_windows, step)
             self.record.retention_evaluations.append(result)
-            message = _("step {step}  retention loss {loss:.4f}")
-            self.display.print(Detail(message.format(step=result.step, loss=result.loss)))
+            self.display.print(Detail(_("step {step}  retention loss {loss:.4f}", step=result.step, loss=result.loss)))
             self.file.write(loop.progress)
 
     def validate_pairs(self, step: int) -> None:

@@ -59,7 +59,7 @@ class RateTooHighError(Exception):
     """The run begins again with a lower rate. The message says why, for the log of the run."""
 
     def __init__(self, step: int) -> None:
-        super().__init__(_("the training loss had risen by more than 20 % at step {step}").format(step=step))
+        super().__init__(_("the training loss had risen by more than 20 % at step {step}", step=step))
         self.step = step
 
 
@@ -112,7 +112,7 @@ def train_steps(start: Start, base: Base, ready: Ready) -> None:
             except RateTooHighError as error:
                 checkpoint = None
                 start.display.print(
-                    _("{error}, so the run begins again with a third of the learning rate").format(error=error)
+                    _("{error}, so the run begins again with a third of the learning rate", error=error)
                 )
                 choices = replace(choices, learning_rate=_lower_rate(record, error.step, choices.learning_rate))
                 restore_values(model, initial)
@@ -129,10 +129,15 @@ def advice_to_resume(out: Path) -> Iterator[None]:
     except WriteError as error:
         saved = checkpoints(out / CHECKPOINTS)
         if saved:
-            message = _("{error}; the checkpoint of step {step} is kept: continue with {flag:resume}")
-            raise WriteError(message.format(error=error, step=checkpoint_step(saved[-1]))) from error
-        message = _("{error}; no checkpoint was written, so {flag:resume} begins at the first step")
-        raise WriteError(message.format(error=error)) from error
+            message = _(
+                "{error}; the checkpoint of step {step} is kept: continue with {flag:resume}",
+                error=error,
+                step=checkpoint_step(saved[-1]),
+            )
+            raise WriteError(message) from error
+        raise WriteError(
+            _("{error}; no checkpoint was written, so {flag:resume} begins at the first step", error=error)
+        ) from error
 
 
 def _keeps_start(model: PreTrainedModel, in_shards: bool) -> bool:
@@ -201,7 +206,7 @@ def _restore(accelerator: Accelerator, model: PreTrainedModel, folder: Path, ste
         try:
             read_manifest(checkpoint)
         except TsugikiError as error:
-            warn_caller(_("{error}; the last step is kept instead of step {step}").format(error=error, step=step))
+            warn_caller(_("{error}; the last step is kept instead of step {step}", error=error, step=step))
             return False
         return True
 
@@ -240,23 +245,24 @@ def _header(start: Start, base: Base, ready: Ready) -> Iterator[str]:
     is_paired = bool(answers) and answers["training"].preferences.size == 2
     unit = counts.pairs if is_paired else counts.examples if summary.learns_answers else counts.documents
     learned, kept = summary.train, summary.held_out
-    message = _("{model} learns from {documents} ({characters}); kept aside to test it: {other} ({other_characters})")
-    yield message.format(
+    yield _(
+        "{model} learns from {documents} ({characters}); kept aside to test it: {other} ({other_characters})",
         model=Path(start.config.model).resolve().name,
         documents=unit(learned.documents),
         characters=counts.characters(learned.characters),
         other=unit(kept.documents),
         other_characters=counts.characters(kept.characters),
     )
-    message = _("{trainable:,} of {total:,} parameters train ({share:.2%}), by {tokens}, in {rows} of {block_size}")
-    yield Detail(
-        message.format(
-            **dict(parameters),
-            tokens=counts.tokens(summary.target_tokens_per_epoch),
-            rows=counts.rows(summary.blocks),
-            block_size=summary.block_size,
-        )
+    message = _(
+        "{trainable:,} of {total:,} parameters train ({share:.2%}), by {tokens}, in {rows} of {block_size}",
+        trainable=parameters.trainable,
+        total=parameters.total,
+        share=parameters.share,
+        tokens=counts.tokens(summary.target_tokens_per_epoch),
+        rows=counts.rows(summary.blocks),
+        block_size=summary.block_size,
     )
+    yield Detail(message)
     yield from base.data.notes
     yield from ready.notes
 
@@ -270,5 +276,6 @@ def _slow_dtypes(device: torch.device, dtype: BaseDtype, resolved: Mapping[str, 
     if dtype not in ("bf16", "fp16", "fp32") and not is_compiled():
         yield _(
             "Tsugiki was installed without a C compiler, so a base in {dtype} is slower than it could be; install "
-            "a compiler, then Tsugiki again"
-        ).format(dtype=dtype)
+            "a compiler, then Tsugiki again",
+            dtype=dtype,
+        )
