@@ -22,8 +22,8 @@ STARTS = ("fresh", "trained", "merged")
 WITH_REFERENCE = ("DPO", "KTO", "GRPO", "RLOO")
 """Trainers that compare the model with a reference."""
 TRAINERS = (*WITH_REFERENCE, "ORPO", "CPO")
-_PROMPTS = ("the moon", "a tree", "old rain", "my river", "one door", "cold tea", "a fox", "blue ink")
-_ANSWERS = ((" is round", " is cheese"), (" grows slowly", " sings"), (" falls", " is dry"), (" runs", " sleeps"))
+PROMPTS = ("the moon", "a tree", "old rain", "my river", "one door", "cold tea", "a fox", "blue ink")
+ANSWERS = ((" is round", " is cheese"), (" grows slowly", " sings"), (" falls", " is dry"), (" runs", " sleeps"))
 
 
 def base_model(folder: Path) -> Any:
@@ -63,8 +63,8 @@ def trainer_of(name: str, model: Any, out: Path, ref_model: Any = None, **settin
     from datasets import Dataset
     from trl.experimental import cpo, orpo
 
-    chosen, rejected = zip(*_ANSWERS * 2, strict=True)
-    data: dict[str, Sequence[Any]] = {"prompt": _PROMPTS, "chosen": chosen, "rejected": rejected}
+    chosen, rejected = zip(*ANSWERS * 2, strict=True)
+    data: dict[str, Sequence[Any]] = {"prompt": PROMPTS, "chosen": chosen, "rejected": rejected}
     usual: dict[str, Any] = {
         "output_dir": str(out),
         "per_device_train_batch_size": 2,
@@ -80,9 +80,9 @@ def trainer_of(name: str, model: Any, out: Path, ref_model: Any = None, **settin
     more: dict[str, Any] = {} if ref_model is None else {"ref_model": ref_model}
     if name == "KTO":
         labels = [True] * 8 + [False] * 8
-        data = {"prompt": _PROMPTS * 2, "completion": chosen + rejected, "label": labels}
+        data = {"prompt": PROMPTS * 2, "completion": chosen + rejected, "label": labels}
     elif name in ("GRPO", "RLOO"):
-        data = {"prompt": _PROMPTS}
+        data = {"prompt": PROMPTS}
         usual |= {"num_generations": 2, "max_completion_length": 6, "beta": 0.1}
         more["reward_funcs"] = [lambda completions, **_: [float(len(set(text))) for text in completions]]
     module = {"ORPO": orpo, "CPO": cpo}.get(name, trl)
