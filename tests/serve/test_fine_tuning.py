@@ -14,6 +14,7 @@ import openai
 
 from tests.serve.asking import connect
 from tests.serve.workspace import Place
+from tsugiki.io.json import to_lines
 
 WORDS = ("larch", "maple", "cedar", "apple", "plum", "birch", "ash", "oak", "elm", "yew")
 
@@ -90,6 +91,52 @@ def test_a_page_of_another_site_can_neither_send_nor_delete_files(client: Any, p
     assert place.sent() == ["rows.jsonl"]
 
 
+def test_pairs_of_openai_are_learned_by_dpo(client: Any, place: Place):
+    said = [{"role": "assistant", "content": text} for text in ("a tree.", "a stone.")]
+    pairs = [
+        {
+            "input": {"messages": [{"role": "user", "content": f"What is {word * 3}?"}], "parallel_tool_calls": True},
+            "preferred_output": said[:1],
+            "non_preferred_output": said[1:],
+        }
+        for word in WORDS
+    ]
+    file = client.files.create(file=("pairs.jsonl", to_lines(pairs)), purpose="fine-tune")
+    method = {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.2, "n_epochs": 1}}}
+    job = ended(client, client.fine_tuning.jobs.create(model="base", training_file=file.id, method=method))
+    assert (job.status, job.error, job.method.dpo.hyperparameters.beta) == ("succeeded", None, 0.2)
+    steps = [one.data for one in client.fine_tuning.jobs.list_events(job.id) if one.type == "metrics"]
+    assert any("train_accuracy" in one for one in steps)
+    wrong = client.files.create(
+        file=("wrong.jsonl", to_lines([*pairs, {**pairs[0], "input": "a"}])), purpose="fine-tune"
+    )
+    job = ended(client, client.fine_tuning.jobs.create(model="base", training_file=wrong.id, method=method))
+    assert (job.status, job.error.param) == ("failed", "training_file")
+    assert "wrong.jsonl:11" in job.error.message
+
+
+@pytest.mark.parametrize(
+    ("changes", "param"),
+    [
+        ({"model": "gpt-none"}, "model"), ({"training_file": "file-none"}, "training_file"),
+        ({"training_file": "../poet"}, "training_file"), ({"validation_file": "/etc/passwd"}, "validation_file"),
+        ({"hyperparameters": {"n_epochs": 0}}, "hyperparameters.n_epochs"),
+        ({"hyperparameters": {"n_epochs": 1e9}}, "hyperparameters.n_epochs"),
+        ({"hyperparameters": {"batch_size": "many"}}, "hyperparameters.batch_size"),
+        ({"method": {"type": "magic"}}, "method.type"), ({"suffix": "x" * 65}, "suffix"),
+        ({"metadata": {"a": "b" * 600}}, "metadata.a"), ({"settings": {"out": "x"}}, "out"),
+    ],
+)  # fmt: skip
+def test_jobs_that_are_refused(client: Any, place: Place, changes: dict[str, Any], param: str):
+    file = client.files.create(file=("rows.jsonl", ROWS), purpose="fine-tune")
+    url, body = f"{place.running.url}/v1/fine_tuning/jobs", {"model": "base", "training_file": file.id, **changes}
+    answer = httpx2.post(url, json=body)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (404 if param == "model" else 400, param)
+    assert httpx2.post(url, json=body, headers={"Origin": "https://example.org"}).status_code == 403
+    for given in ("ftjob-none", "..", "%2e%2e%2fpoet"):
+        assert httpx2.get(f"{url}/{given}").status_code == 404
+
+
 def ended(client: Any, job: Any) -> Any:
     """The job when it has ended."""
     while job.status not in ("succeeded", "failed", "cancelled"):
@@ -106,7 +153,7 @@ def test_a_job_is_created_polled_read_and_talked_to(client: Any, place: Place):
     jobs = client.fine_tuning.jobs
     first = strictly(jobs.create(model="base", training_file=file.id, method=method, **more))
     second = strictly(jobs.create(model="base", training_file=file.id, hyperparameters={"n_epochs": 1}))
-    assert [one.id for one in strictly(jobs.list(limit=1))] == [second.id, first.id]
+    assert [one.id for one in strictly(jobs.list(limit=1))][:2] == [second.id, first.id]
     assert second.status == "queued"
     assert strictly(jobs.cancel(second.id)).status == "cancelled"
     job = ended(client, first)

@@ -80,6 +80,8 @@ class Hyperparameters(Fields):
     batch_size: Annotated[int | None, Field(ge=1, le=1024), _Auto] = None
     learning_rate_multiplier: Annotated[float | None, Field(gt=0, le=1000), _Auto] = None
     """Relative to the learning rate that `tsugiki train` chooses."""
+    beta: Annotated[float | None, Field(gt=0, le=100), _Auto] = None
+    """Of `dpo`."""
 
 
 class MethodFields(Fields):
@@ -91,8 +93,9 @@ class MethodFields(Fields):
 class Method(Fields):
     """A method, and its settings in the field of its name."""
 
-    type: Literal["supervised"]
+    type: Literal["supervised", "dpo"]
     supervised: MethodFields = MethodFields()
+    dpo: MethodFields = MethodFields()
 
 
 class JobRequest(OpenFields):
@@ -130,12 +133,18 @@ class FineTuning:
 
     def create(self, asked: JobRequest) -> dict[str, Any]:
         """Start a run, or put it into the queue, and return its job."""
-        chosen = asked.method.supervised.hyperparameters if asked.method else asked.hyperparameters
+        chosen = asked.hyperparameters if asked.method is None else asked.method.supervised.hyperparameters
+        is_dpo = asked.method is not None and asked.method.type == "dpo"
+        if asked.method is not None and is_dpo:
+            chosen = asked.method.dpo.hyperparameters
         values: dict[str, Any] = {
             "epochs": chosen.n_epochs,
             "batch_size": chosen.batch_size,
             "learning_rate_factor": chosen.learning_rate_multiplier,
             "seed": asked.seed,
+            "preference": "dpo" if is_dpo else None,
+            "preference_settings": {"beta": chosen.beta} if is_dpo and chosen.beta else None,
+            "chat_template": "auto" if is_dpo else None,
         }
         fields, stem = dict(asked.settings), asked.suffix or ""
         if asked.training_file or not fields:

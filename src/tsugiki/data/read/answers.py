@@ -3,10 +3,11 @@
     prompt, chosen, rejected     two answers to a prompt; texts, or lists of messages
     chosen, rejected             the same, where both begin with the prompt
     prompt, completion, label    an answer that is good (true or 1) or bad (false or 0)
+    input, preferred_output, non_preferred_output    two answers as in OpenAI's format; `input` has messages and tools
 
-These are the shapes of TRL. Each answer with its prompt is a record as in training on texts (see `schemas`), and the
-chosen and the rejected answer of a row follow each other. The turns with which two lists of messages begin are the
-prompt. Two texts without a prompt are documents; their common tokens are the prompt (`preference.pairs`).
+The first three are the shapes of TRL. Each answer with its prompt is a record as in training on texts (see `schemas`),
+and the chosen and the rejected answer of a row follow each other. The turns with which two lists of messages begin are
+the prompt. Two texts without a prompt are documents; their common tokens are the prompt (`preference.pairs`).
 
 Prompts that a model is to answer are read here, too, from tables with the column `prompt`.
 """
@@ -37,9 +38,11 @@ from tsugiki.language import _
 
 ANSWER = "answer"
 """The field of a record that says what kind of answer it is: chosen, rejected, good or bad."""
+PREFERRED = "input, preferred_output and non_preferred_output"
 ANSWER_KEYS: SchemaKeys = {
     "chosen and rejected": ("chosen", "rejected"),
     "prompt, completion and label": ("prompt", "completion", "label"),
+    PREFERRED: ("input", "preferred_output", "non_preferred_output"),
 }
 LABELS = {"true": "good", "1": "good", "false": "bad", "0": "bad"}
 _LEARNED = {*(key for keys in (KEYS, ANSWER_KEYS) for fields in keys.values() for key in fields), *PROMPTS}
@@ -71,7 +74,10 @@ def _checked(record: Record) -> Record:
 
 def _read_row(row: Mapping[str, Any], source: str, reading: Reading) -> list[Record]:
     """Return the records of a row, in which the answers are named as completions or texts."""
-    paired = schema_of(row, source, ANSWER_KEYS) == "chosen and rejected"
+    schema = schema_of(row, source, ANSWER_KEYS)
+    if schema == PREFERRED:
+        row = _with_names_of_trl(row, source)
+    paired = schema != "prompt, completion and label"
     answers = _two_answers(row, source, reading) if paired else {_label(row["label"], source): dict(row)}
     others = {name: value for name, value in row.items() if name not in _LEARNED}
     records = []
@@ -85,6 +91,17 @@ def _read_row(row: Mapping[str, Any], source: str, reading: Reading) -> list[Rec
         if record := read_row({**others, **learned}, where):
             records.append(replace(record, fields={**record.fields, ANSWER: name}))
     return records
+
+
+def _with_names_of_trl(row: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Return a row of OpenAI's format with the prompt and the answers under the names of TRL."""
+    field = ANSWER_KEYS[PREFERRED][0]
+    asked = row[field]
+    if not isinstance(asked, Mapping) or not isinstance(asked.get("messages"), list):
+        message = _('{source}: {field} must be an object like {{"messages": […]}}', source=source, field=field)
+        raise TsugikiError(message)
+    answers = {"chosen": row["preferred_output"], "rejected": row["non_preferred_output"]}
+    return {"prompt": asked["messages"], "tools": asked.get("tools"), **answers}
 
 
 def _two_answers(row: Mapping[str, Any], source: str, reading: Reading) -> dict[str, dict[str, Any]]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal, TypeAlias
 
-from tsugiki.data.read.answers import ANSWER_KEYS, LABELS
+from tsugiki.data.read.answers import ANSWER_KEYS, LABELS, PREFERRED
 from tsugiki.data.read.files import Data, read_parts
 from tsugiki.data.read.schemas import KEYS, NO_COLUMNS, Columns, Wanted, known_columns, schema_of, with_fields
 from tsugiki.data.records import Document, Reading
@@ -22,6 +22,7 @@ _KINDS: Mapping[str, Recognised] = {
     "conversations": "conversations",
     "chosen and rejected": "pairs",
     "prompt, completion and label": "labels",
+    PREFERRED: "pairs",
 }
 _ROWS = Wanted({"row": ()}, lambda row, where, _reading: [Document("", where, row)], NO_COLUMNS)
 """Reads any row as a document without text, whose fields are its cells."""
