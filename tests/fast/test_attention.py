@@ -100,6 +100,7 @@ def attend(
     """Return the output of `attention_forward` as [batch, heads, length, width]."""
     out, probabilities = attention_forward(nn.Module(), query, key, value, mask, scaling=scale, **rest)
     assert probabilities is None
+    assert out.is_contiguous()  # models view it in other shapes
     return out.transpose(1, 2)
 
 

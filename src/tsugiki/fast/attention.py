@@ -80,26 +80,28 @@ def attention_forward(
         softcap: the scores become softcap · tanh(score / softcap); None: no cap.
 
     Returns:
-        The output [batch, length, heads, value width], and None in the place of the probabilities.
+        The output [batch, length, heads, value width], contiguous because models view it in other shapes, and None in
+        the place of the probabilities.
     """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if query.device.type != "cpu" and softcap is None:
         key, value = _for_each_query(query, key, value)
         output = F.scaled_dot_product_attention(query, key, value, attention_mask, dropout, scale=scale)
-        return output.transpose(1, 2), None
+        return output.transpose(1, 2).contiguous(), None
     known = None
     long_enough = _SHORT < query.shape[2] <= key.shape[2]
     if not dropout and softcap is None and long_enough and eager_on_cpu(query, key, value):
         known = _known_blocks(attention_mask)
     if known is None:
-        return plain_attention(query, key, value, attention_mask, scale, softcap, dropout).transpose(1, 2), None
+        plain = plain_attention(query, key, value, attention_mask, scale, softcap, dropout)
+        return plain.transpose(1, 2).contiguous(), None
     blocks, bits = known
     call = native_for("attention_amx", query) or native_for("attention", query)
     if call is not None and scale > 0 and _belong_together(query, key, value, bits):
         in_c: Tensor = _CAttention.apply(query, key, value, scale, bits, call)  # type: ignore[no-untyped-call]
-        return in_c.transpose(1, 2), None
+        return in_c.transpose(1, 2).contiguous(), None
     in_blocks: Tensor = _BlockAttention.apply(query, key, value, scale, blocks)  # type: ignore[no-untyped-call]
-    return in_blocks.transpose(1, 2), None
+    return in_blocks.transpose(1, 2).contiguous(), None
 
 
 def plain_attention(
