@@ -163,8 +163,7 @@ def has_product(layer: nn.Module) -> bool:
     kind: type = type(layer)
     if kind is nn.Linear or kind is _conv1d_class():
         weight = layer._parameters.get("weight")
-        # A subclass of a quantisation library, or of FSDP, is no ordinary parameter.
-        return type(weight) is nn.Parameter and not weight.requires_grad
+        return weight is not None and _is_dense(weight) and not weight.requires_grad
     return _implements_quantized_linear(kind)
 
 
@@ -242,6 +241,11 @@ def _multiplies_by(layer: nn.Linear, in_features: int, out_features: int) -> boo
         return False
     expected = F.linear(x, weight, bias)
     return isinstance(y, Tensor) and y.shape == expected.shape and torch.allclose(y, expected, rtol=1e-3, atol=1e-3)
+
+
+def _is_dense(weight: nn.Parameter) -> bool:
+    """Return whether the weight is an ordinary parameter, not a subclass of a quantisation library or of FSDP."""
+    return type(weight) is nn.Parameter
 
 
 @cache
