@@ -96,7 +96,7 @@ def test_a_failed_run_has_its_reason_and_a_button(opened: Any, place: Place, tmp
     page.locator("button.primary").click()  # the run has its record alone
     page.wait_for_url("**/#train/again/runs%2Fbad")
     expect(page.get_by_label({"en": "Name", "ja": "名前"}[lang], exact=True)).to_have_value("bad-2")
-    expect(page.locator(".length input")).to_have_value("3.0")
+    expect(page.locator(".length input")).to_have_value("4")
     look(page, "again", tmp_path)
 
 
