@@ -177,7 +177,7 @@ class FineTuning:
             "finished_at": int(run.changed) if has_ended else None,
             "estimated_finish": None if left is None else int(time.time() + left),
             "status": status,
-            "error": _error(summary, record) if status == "failed" else None,
+            "error": _error(summary, given) if status == "failed" else None,
             "model": summary.get("model") or self.adapters.base.name,
             "fine_tuned_model": run.name if status == "succeeded" else None,
             "organization_id": "tsugiki",
@@ -249,8 +249,7 @@ class FineTuning:
         """Return the file that a request names, and its content: one that was sent, or the figures of a job's steps."""
         given = request.path_params["file"]
         for run in self.runs.all():
-            record = self.runs.readable(run)
-            if _results_id(run) == given and record:
+            if _results_id(run) == given and (record := self.runs.readable(run)):
                 content = _table(record)
                 name, changed = f"{run.name}.csv", int(run.changed)
                 return file_object(given, name, len(content), changed, "fine-tune-results"), content
@@ -265,7 +264,9 @@ class FineTuning:
 
     def jobs(self, request: Request) -> dict[str, Any]:
         """Return a page of the jobs, the newest first."""
-        return page_of([self.job(run) for run in sorted(self.runs.all(), key=lambda run: -run.created)], request)
+        newest = sorted(self.runs.all(), key=lambda run: -run.created)
+        page = page_of([{"id": job_id(run.name), "run": run} for run in newest], request)
+        return {**page, "data": [self.job(one["run"]) for one in page["data"]]}
 
 
 def workspace_routes(workspace: Workspace, adapters: ServedAdapters) -> list[Route]:
@@ -355,7 +356,10 @@ def _results_id(run: RunFolder) -> str:
     return file_id(f"{run.name}/results")
 
 
-def _error(summary: dict[str, Any], record: RunRecord | None) -> dict[str, Any]:
-    """Return why a job has failed; without a record, it has not come to the end of its data."""
-    code, param = ("job_failed", None) if record else ("invalid_training_file", "training_file")
-    return {"code": code, "message": summary.get("error") or summary["reason"], "param": param}
+def _error(summary: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Return why a job has failed. It is because of its data if the message names one of the files."""
+    message, data = summary.get("error") or summary["reason"], given.get("data", [])
+    names = [Path(file).name for file in ([data] if isinstance(data, str) else data)]
+    of_data = any(name in message for name in names)
+    code, param = ("invalid_training_file", "training_file") if of_data else ("job_failed", None)
+    return {"code": code, "message": message, "param": param}
