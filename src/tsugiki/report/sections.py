@@ -153,7 +153,7 @@ class Section:
 
 
 def answer_label(label: str, is_right: bool) -> str:
-    """Return the label of an answer, which begins with a mark for a right or for a wrong one."""
+    """Return the label of an answer with a mark before it, which says whether the answer is right."""
     return f"{RIGHT if is_right else WRONG} {label}"
 
 

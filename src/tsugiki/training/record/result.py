@@ -417,12 +417,12 @@ def still_gains(rounds: Sequence[RewardRound]) -> bool:
 
 
 def choose(judged: Sequence[RewardRound], forgetting: float) -> RewardRound:
-    """Mark what is left out, and return what to keep: the highest reward of the rest; of equal ones, the first one.
+    """Return the model to keep: of those that are not left out, the first one with the highest reward.
 
-    A model is left out if the loss on the retention text is above that of the base by more than the share `forgetting`,
-    if its answers have less than three quarters of the variety of those at the start, or if the share of them that are
-    empty or repeat themselves has certainly risen by more than a twentieth. The first one of `judged`, the start, is
-    returned if nothing is better.
+    `left_out` of each one is set to the reason, or to None. A model is left out if the loss on the retention text is
+    above that of the base by more than the share `forgetting`, if its answers have less than three quarters of the
+    variety of those at the start, or if the share of them that are empty or repeat themselves has certainly risen by
+    more than a twentieth. The first one of `judged`, the start, is returned if nothing is better.
     """
     start = judged[0]
     for one in judged:
