@@ -122,7 +122,7 @@ class Completions:
             async with self.adapters.held(parsed.model, parsed.adapters or {}) as served:
                 generation = await self._generation(served, parsed, since)
                 self.engine.submit(generation.requests)
-                message = _("the request took more than {seconds:g} s").format(seconds=self.seconds)
+                message = _("the request took more than {seconds:g} s", seconds=self.seconds)
                 late = ApiError(503, message, code="took_too_long")
                 timer = asyncio.get_running_loop().call_later(self.seconds, generation.fail, late)
                 self._running.add(generation)

@@ -65,7 +65,7 @@ def as_api_error(error: BaseException) -> ApiError:
             return ApiError(503, str(error), code="stopping")
         case TsugikiError():
             return ApiError(400, str(error))
-    return ApiError(500, _("unexpected {kind}; the server's log shows it").format(kind=type(error).__name__))
+    return ApiError(500, _("unexpected {kind}; the server's log shows it", kind=type(error).__name__))
 
 
 async def wait_for_disconnect(request: Request) -> None:

@@ -128,7 +128,7 @@ class FineTuning:
         for run in self.runs.all():
             if job_id(run.name) == given:
                 return run
-        message = _("there is no job {name!r}").format(name=given[:100])
+        message = _("there is no job {name!r}", name=given[:100])
         raise ApiError(404, message, "fine_tuning_job_id", "not_found")
 
     def create(self, asked: JobRequest) -> dict[str, Any]:

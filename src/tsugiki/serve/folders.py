@@ -18,7 +18,7 @@ def inside(root: Path, name: str) -> Path:
     """
     parts = name.split("/")
     if len(name) > _LONGEST or not all(is_allowed(part) for part in parts):
-        message = _("{name!r} is no path below the server's folder").format(name=name[:100])
+        message = _("{name!r} is no path below the server's folder", name=name[:100])
         raise ApiError(400, message, code="invalid_path")
     path = root
     for part in parts:
@@ -28,7 +28,7 @@ def inside(root: Path, name: str) -> Path:
         except (OSError, ValueError):
             mode = 0
         if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
-            message = _("there is no file or folder {name!r}").format(name=name[:100])
+            message = _("there is no file or folder {name!r}", name=name[:100])
             raise ApiError(404, message, code="not_found")
     return path
 

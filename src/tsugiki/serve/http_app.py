@@ -231,7 +231,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
     paths = [route.path for route in request.app.routes]
     known = ", ".join(path for path in paths if path.startswith("/v1/") and "{" not in path)
     messages = {
-        404: _("there is nothing at this address; there are {known}").format(known=known),
+        404: _("there is nothing at this address; there are {known}", known=known),
         405: _("this address does not take this method"),
     }
     message = messages.get(error.status_code, error.detail)

@@ -117,7 +117,7 @@ def main() -> None:
         if not is_ordinary(error):
             raise
         kind = type(error).__name__
-        result = {"error": _("unexpected {kind}: {error}").format(kind=kind, error=error_text(error))}
+        result = {"error": _("unexpected {kind}: {error}", kind=kind, error=error_text(error))}
     print(json.dumps(result, ensure_ascii=False), file=answers, flush=True)
 
 

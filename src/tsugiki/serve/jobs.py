@@ -67,7 +67,7 @@ async def _ask(request: Request, call: bytes, seconds: float, directory: Path) -
         async with asyncio.timeout(seconds):
             return await unless_disconnected(request, process.stdout.readline())
     except TimeoutError as error:
-        message = _("it takes more than {seconds:.0f} s; choose fewer texts").format(seconds=seconds)
+        message = _("it takes more than {seconds:.0f} s; choose fewer texts", seconds=seconds)
         raise ApiError(503, message) from error
     except ValueError:  # an answer that is too long
         return b""

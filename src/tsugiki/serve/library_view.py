@@ -203,7 +203,7 @@ class LibraryView:
     def _find(self, name: str) -> Path:
         """Return the folder of an adapter; 404 for the base, and for a name that is not exactly an adapter's."""
         if name == self.adapters.base.name or self.adapters.find(name) != name:
-            raise ApiError(404, _("no adapter is called {name!r}").format(name=name[:100]), "name", "not_found")
+            raise ApiError(404, _("no adapter is called {name!r}", name=name[:100]), "name", "not_found")
         return self.adapters.folder(name)
 
     async def _identity(self) -> BaseIdentity:
@@ -221,15 +221,16 @@ class LibraryView:
         """Check that an adapter belongs to the library, so that the page may change it."""
         self._find(name)
         if name in self.adapters.folders:
-            message = _("{name!r} was given when the server was started, so it stays as it is until the server ends")
-            raise ApiError(409, message.format(name=name), "name", "given_at_start")
+            message = _(
+                "{name!r} was given when the server was started, so it stays as it is until the server ends", name=name
+            )
+            raise ApiError(409, message, "name", "given_at_start")
 
     def _check_free(self, name: str) -> None:
         """Check a new name. That the library does not contain it is checked when the adapter is written."""
         check_name(name)
         if name == self.adapters.base.name or name in self.adapters.folders:
-            message = _("requests use the name {name!r} for another model; choose another name")
-            raise TsugikiError(message.format(name=name))
+            raise TsugikiError(_("requests use the name {name!r} for another model; choose another name", name=name))
 
 
 def _row(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -316,8 +317,12 @@ def _gguf(folder: Path) -> bytes:
         try:
             export_gguf_adapter(folder, file)
         except MergedOnlyError as error:
-            message = _("{name} alone cannot be a GGUF file: {problems}; “tsugiki export” writes one with its base")
-            raise TsugikiError(message.format(name=folder.name, problems=error.problems)) from error
+            message = _(
+                "{name} alone cannot be a GGUF file: {problems}; “tsugiki export” writes one with its base",
+                name=folder.name,
+                problems=error.problems,
+            )
+            raise TsugikiError(message) from error
         return file.read_bytes()
 
 

@@ -66,8 +66,10 @@ def check_tokens(model: PreTrainedModel, tokens: Iterable[int], param: str) -> N
     vocabulary = model.config.get_text_config().vocab_size
     largest = max(tokens, default=0)
     if largest >= vocabulary:
-        message = _("{name}: there is no token {token}; the vocabulary has {count}")
-        raise invalid(message.format(name=param, token=largest, count=vocabulary), param)
+        message = _(
+            "{name}: there is no token {token}; the vocabulary has {count}", name=param, token=largest, count=vocabulary
+        )
+        raise invalid(message, param)
 
 
 def chat_prompt(
@@ -88,9 +90,10 @@ def chat_prompt(
     if tokenizer.chat_template is None:
         message = _(
             "{name!r} has no chat template; use /v1/completions, name an adapter that learned conversations, "
-            "or start the server with --chat-template"
+            "or start the server with --chat-template",
+            name=name,
         )
-        raise ApiError(400, message.format(name=name), param="model", code="no_chat_template")
+        raise ApiError(400, message, param="model", code="no_chat_template")
     if continued != (messages[-1].role == "assistant") or (continued and len(messages) == 1):
         message = _(
             "the last message is the assistant's own, so there is nothing to answer; with continue_final_message: true "
@@ -176,7 +179,7 @@ def _check_text(text: str, param: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        message = _("{name}: a character is incomplete (a lone surrogate)").format(name=param)
+        message = _("{name}: a character is incomplete (a lone surrogate)", name=param)
         raise invalid(message, param) from error
 
 
@@ -195,8 +198,10 @@ def tokenize_route(adapters: ServedAdapters) -> Route:
             raise invalid(_("give either prompt or messages"), "prompt")
         if parsed.messages is not None:
             if parsed.add_special_tokens:
-                message = _("the chat template decides on special tokens; leave {name} out")
-                raise invalid(message.format(name="add_special_tokens"), "add_special_tokens")
+                raise invalid(
+                    _("the chat template decides on special tokens; leave {name} out", name="add_special_tokens"),
+                    "add_special_tokens",
+                )
             tokenizer = adapters.tokenizer(served, parsed.chat_template_of)
             return chat_prompt(model, served.name, tokenizer, parsed.messages).ids
         assert parsed.prompt is not None

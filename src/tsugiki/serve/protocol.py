@@ -347,10 +347,10 @@ async def read_body(request: Request, most: int = MAX_BODY, seconds: int = _SECO
             async for part in request.stream():
                 body += part
                 if len(body) > most:
-                    message = _("the body has more than {count:,} bytes").format(count=most)
+                    message = _("the body has more than {count:,} bytes", count=most)
                     raise ApiError(413, message, code="too_large")
     except TimeoutError as error:
-        raise ApiError(408, _("the body did not arrive within {seconds} s").format(seconds=seconds)) from error
+        raise ApiError(408, _("the body did not arrive within {seconds} s", seconds=seconds)) from error
     return bytes(body)
 
 
@@ -359,7 +359,7 @@ def parse(kind: type[_Parsed], body: bytes) -> _Parsed:
     try:
         fields = from_json(body, allow_inf_nan=False)
     except ValueError as error:
-        raise ApiError(400, _("the body is not JSON: {reason}").format(reason=str(error)[:200])) from error
+        raise ApiError(400, _("the body is not JSON: {reason}", reason=str(error)[:200])) from error
     if not isinstance(fields, dict):
         raise ApiError(400, _("the body must be a JSON object"))
     fields = {name: value for name, value in fields.items() if value is not None}
@@ -402,14 +402,18 @@ def _invalid(problem: ErrorDetails) -> ApiError:
     )
     name = ".".join(path[: depth or 4])
     if depth:  # pydantic names the type that it tried first
-        text = _("input should be {form}").format(form=_(_ACCEPTED[path[depth - 1]]))
+        text = _("input should be {form}", form=_(_ACCEPTED[path[depth - 1]]))
     elif problem["type"] == "extra_forbidden":
         return _unsupported(name)
     else:
         text = problem_text(problem)
-    return invalid(_("{name}: {problem}").format(name=name, problem=text), name)
+    return invalid(_("{name}: {problem}", name=name, problem=text), name)
 
 
 def _unsupported(name: str) -> ApiError:
-    message = _("the parameter {name} is not supported; leave it out")
-    return ApiError(400, message.format(name=name), param=name, code="unsupported_parameter")
+    return ApiError(
+        400,
+        _("the parameter {name} is not supported; leave it out", name=name),
+        param=name,
+        code="unsupported_parameter",
+    )

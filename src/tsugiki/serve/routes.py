@@ -31,7 +31,7 @@ def page_of(objects: Sequence[dict[str, Any]], request: Request, usual: int = 20
     places = {None: 0, **{one["id"]: place for place, one in enumerate(objects, 1)}}
     begin = places.get(asked.after)
     if begin is None:
-        message = _("{name!r} is not in the list").format(name=str(asked.after)[:100])
+        message = _("{name!r} is not in the list", name=str(asked.after)[:100])
         raise invalid(message, "after")
     end = begin + asked.limit
     return {"object": "list", "data": objects[begin:end], "has_more": end < len(objects)}

@@ -109,8 +109,9 @@ class RunProcesses:
             finally:
                 os.close(log)
         except OSError as error:
-            message = _("the run in {folder} cannot be started: {reason}")
-            raise TsugikiError(message.format(folder=folder.name, reason=error_text(error, 200))) from error
+            raise TsugikiError(
+                _("the run in {folder} cannot be started: {reason}", folder=folder.name, reason=error_text(error, 200))
+            ) from error
         if hasattr(os, "setpriority"):
             with suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, process.pid, _NICE)
@@ -215,7 +216,7 @@ class Runs:
         folder = inside(self.root, name)
         run = _run_in(folder, name)
         if run is None or (self.library and folder.is_relative_to(self.library)):
-            raise ApiError(404, _("there is no run in {name!r}").format(name=name[:100]), code="not_found")
+            raise ApiError(404, _("there is no run in {name!r}", name=name[:100]), code="not_found")
         return run
 
     def all(self) -> list[RunFolder]:
@@ -259,7 +260,7 @@ class Runs:
         """Ask a run to end after its present step, or take it out of the queue."""
         is_running = self.summary(run)["state"] != "finished"  # or its process only ends
         if not self.queue.remove(run.name) and not (is_running and self.processes.stop(run.folder)):
-            message = _("no process that could be stopped from here trains in {name}").format(name=run.name)
+            message = _("no process that could be stopped from here trains in {name}", name=run.name)
             raise ApiError(409, message, code="not_running")
 
     def begin(self, run: RunFolder) -> None:
@@ -328,10 +329,10 @@ class Runs:
         if isinstance(record, TsugikiError):
             raise record
         if not _can_begin(run, record):
-            message = _("the run in {name} cannot be continued: it is finished, or has not begun").format(name=run.name)
+            message = _("the run in {name} cannot be continued: it is finished, or has not begun", name=run.name)
             raise ApiError(409, message, code="not_resumable")
         if (record.config.to_dict() if record else settings_given(run.folder)).get("trust_remote_code"):
-            message = _("the run in {name} runs code of its model; continue it in a terminal").format(name=run.name)
+            message = _("the run in {name} runs code of its model; continue it in a terminal", name=run.name)
             raise ApiError(409, message, code="not_resumable")
         return ["train", "--resume", run.name] if record else ["train", f"{run.name}/{SETTINGS_FILE}"]
 
@@ -342,7 +343,7 @@ class Runs:
 
     def _refuse_going_on(self, run: RunFolder) -> None:
         if not self.is_at_rest(run.folder):
-            message = _("the run in {name} is going on or waits; stop it first").format(name=run.name)
+            message = _("the run in {name} is going on or waits; stop it first", name=run.name)
             raise ApiError(409, message, code="busy")
 
     def _end_of_log(self, folder: Path) -> str:
@@ -428,7 +429,7 @@ class Runs:
             return _(_DISK_FULL)
         if status < 0:
             name = signal.Signals(-status).name
-            return _("the system ended it ({signal}), perhaps because memory ran out").format(signal=name)
+            return _("the system ended it ({signal}), perhaps because memory ran out", signal=name)
         return last or None if status or not (folder / RECORD_FILE).exists() else None
 
 
@@ -476,10 +477,10 @@ def record_in(folder: Path) -> RunRecord | TsugikiError | None:
     except OSError:
         return None
     if not stat.S_ISREG(info.st_mode):
-        return TsugikiError(_("{path} is not a file").format(path=RECORD_FILE))
+        return TsugikiError(_("{path} is not a file", path=RECORD_FILE))
     if info.st_size > _LARGEST_RECORD:
         size = format_size(_LARGEST_RECORD)
-        return TsugikiError(_("{path} has more than {size}").format(path=RECORD_FILE, size=size))
+        return TsugikiError(_("{path} has more than {size}", path=RECORD_FILE, size=size))
     return _read_record(folder, file_state(info))
 
 

@@ -124,8 +124,11 @@ def check(
     """
     host = headers.get("host", "").lower()
     if not access.is_own_host(host):
-        message = _("{host!r} is no known name of this server; if it is one, start the server with --allow-host {host}")
-        raise ApiError(400, message.format(host=host[:_LONGEST_SHOWN]), code="wrong_host")
+        message = _(
+            "{host!r} is no known name of this server; if it is one, start the server with --allow-host {host}",
+            host=host[:_LONGEST_SHOWN],
+        )
+        raise ApiError(400, message, code="wrong_host")
     origin = headers.get("origin")
     foreign = origin is not None and not access.is_own_origin(origin, host)
     if not (method == "GET" and path in public):  # a link on another site may lead to the page
@@ -147,7 +150,7 @@ def check(
     )
     given = headers.get("content-type", "").partition(";")[0].strip().lower()
     if method == "POST" and has_body and given != wanted:
-        raise ApiError(415, _("the body must be {kind}").format(kind=wanted), code="wrong_content_type")
+        raise ApiError(415, _("the body must be {kind}", kind=wanted), code="wrong_content_type")
     changes_for_page = path.startswith(PAGE_API) and method not in ("GET", "HEAD")
     if changes_for_page and not hmac.compare_digest(headers.get("x-page-token", "").encode(), page_token.encode()):
         raise ApiError(403, _("the page is older than the server; load it again"), code="wrong_page_token")
@@ -158,8 +161,9 @@ def check_origins(origins: Collection[str]) -> frozenset[str]:
     for origin in origins:
         parts = urlsplit(origin)
         if parts.scheme not in ("http", "https") or not parts.hostname or origin != f"{parts.scheme}://{parts.netloc}":
-            message = _("{origin!r} is no origin; write it as browsers do, such as https://example.org")
-            raise TsugikiError(message.format(origin=origin))
+            raise TsugikiError(
+                _("{origin!r} is no origin; write it as browsers do, such as https://example.org", origin=origin)
+            )
     return frozenset(origin.lower() for origin in origins)
 
 
@@ -168,9 +172,10 @@ def check_hosts(names: Collection[str]) -> frozenset[str]:
     for name in names:
         if not _HOST.fullmatch(name):
             message = _(
-                "{name!r} is no name of a host; write it as browsers show it, such as example.org or example.org:8443"
+                "{name!r} is no name of a host; write it as browsers show it, such as example.org or example.org:8443",
+                name=name,
             )
-            raise TsugikiError(message.format(name=name))
+            raise TsugikiError(message)
     return frozenset(name.lower() for name in names)
 
 

@@ -165,8 +165,8 @@ class ServedAdapters:
         if called in names or self._run(called):  # a name is looked up in a list and is no path
             return called
         near = get_close_matches(called, names, n=_NEAR)
-        shown = _("; did you mean {names}?").format(names=", ".join(map(repr, near))) if near else ""
-        message = _("no model or adapter is called {name!r}{near}").format(name=called[:100], near=shown)
+        shown = _("; did you mean {names}?", names=", ".join(map(repr, near))) if near else ""
+        message = _("no model or adapter is called {name!r}{near}", name=called[:100], near=shown)
         raise ApiError(404, message, param, "model_not_found")
 
     def _terms(self, name: str, mix: Mapping[str, float]) -> _Terms:
@@ -175,11 +175,15 @@ class ServedAdapters:
         if not mix:
             return () if called == self.base.name else ((called, None),)
         if called != self.base.name:
-            message = _("model names the adapter {name!r}; with adapters, it must be the base, {base!r}")
-            raise invalid(message.format(name=called, base=self.base.name), "adapters")
+            message = _(
+                "model names the adapter {name!r}; with adapters, it must be the base, {base!r}",
+                name=called,
+                base=self.base.name,
+            )
+            raise invalid(message, "adapters")
         found = [(self.find(part, "adapters"), weight) for part, weight in mix.items()]
         if any(part == self.base.name for part, _weight in found):
-            message = _("adapters names the base, {base!r}, which is always part of a mix").format(base=self.base.name)
+            message = _("adapters names the base, {base!r}, which is always part of a mix", base=self.base.name)
             raise invalid(message, "adapters")
         return tuple(sorted((part, float(weight)) for part, weight in found if weight))
 
@@ -238,7 +242,7 @@ class ServedAdapters:
             weights = [weight for _part, weight in terms if weight is not None]
             files = tuple(map(adapter_file_states, folders))  # not `folder` again: a run may have a newer one by now
             load = partial(load_served, engine.model, folders, weights, key, mismatch)
-            message = _("{name!r} was replaced while it was loaded; try again").format(name=name)
+            message = _("{name!r} was replaced while it was loaded; try again", name=name)
             replaced = ApiError(503, message, retry_after=1)
             try:
                 digest = await asyncio.to_thread(digest_of, folders, weights)
@@ -272,8 +276,12 @@ class ServedAdapters:
         present requests have ended, even if new requests keep naming all adapters.
         """
         if size > self.max_bytes:
-            message = _("the adapter {name!r} takes {size} of memory, which is more than the server has for adapters")
-            raise ApiError(400, message.format(name=name, size=format_size(size)), "model", "adapter_unusable")
+            message = _(
+                "the adapter {name!r} takes {size} of memory, which is more than the server has for adapters",
+                name=name,
+                size=format_size(size),
+            )
+            raise ApiError(400, message, "model", "adapter_unusable")
         while self._is_full(size):
             leaving = next((terms for terms, served in self._loaded.items() if served.users == 0), None)
             if leaving is None and not self._replaced:

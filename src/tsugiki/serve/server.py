@@ -43,8 +43,9 @@ def check_access(host: str, api_key: str | None) -> None:
     if api_key is not None and (not api_key.strip() or not api_key.isascii() or not api_key.isprintable()):
         raise TsugikiError(_("the API key must be printable ASCII characters, and at least one"))
     if api_key is None and host not in LOCAL:
-        message = _("other machines can reach {host}; give a key by --api-key-file or TSUGIKI_API_KEY")
-        raise TsugikiError(message.format(host=host))
+        raise TsugikiError(
+            _("other machines can reach {host}; give a key by --api-key-file or TSUGIKI_API_KEY", host=host)
+        )
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -54,9 +55,10 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=_WAITING_CONNECTIONS)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            raise TsugikiError(_("port {port} is in use; choose another one by --port").format(port=port)) from error
-        message = _("cannot listen at {host}:{port}: {reason}")
-        raise TsugikiError(message.format(host=host, port=port, reason=error.strerror or error)) from error
+            raise TsugikiError(_("port {port} is in use; choose another one by --port", port=port)) from error
+        raise TsugikiError(
+            _("cannot listen at {host}:{port}: {reason}", host=host, port=port, reason=error.strerror or error)
+        ) from error
 
 
 def serve(settings: ServerSettings, ready: Callable[[str, str, str], None]) -> None:
@@ -72,7 +74,7 @@ def serve(settings: ServerSettings, ready: Callable[[str, str, str], None]) -> N
         TsugikiError: the address cannot be used, or a setting, the model or an adapter is not as it must be.
     """
     if settings.texts is not None and not settings.texts.is_dir():
-        raise TsugikiError(_("--texts {folder}: there is no such folder").format(folder=settings.texts))
+        raise TsugikiError(_("--texts {folder}: there is no such folder", folder=settings.texts))
     key = _key(settings.api_key, settings.api_key_file)
     check_access(settings.host, key)
     access = Access(settings.host, key, check_origins(settings.allow_origin), check_hosts(settings.allow_host))
@@ -135,7 +137,7 @@ def _named_base(given: Sequence[str]) -> str:
     if len(bases) == 1:
         return bases[0]
     if bases:
-        raise TsugikiError(_("the adapters name several bases: {bases}; pass --model").format(bases=", ".join(bases)))
+        raise TsugikiError(_("the adapters name several bases: {bases}; pass --model", bases=", ".join(bases)))
     raise TsugikiError(_("no --adapter names a base; pass --model"))
 
 
@@ -147,8 +149,9 @@ def _folders(given: Sequence[str], base: str) -> dict[str, Path]:
         folder = adapter_folder(path if separator else value)
         called = check_name(name if separator else folder.resolve().name)
         if called == base or called in folders:
-            message = _("two models would be called {name!r}; pass --adapter NAME=FOLDER with another name")
-            raise TsugikiError(message.format(name=called))
+            raise TsugikiError(
+                _("two models would be called {name!r}; pass --adapter NAME=FOLDER with another name", name=called)
+            )
         folders[called] = folder
     return folders
 

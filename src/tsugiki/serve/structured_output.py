@@ -70,9 +70,9 @@ def requested_grammar(parsed: CompletionRequest | ChatRequest) -> tuple[str, Cal
         message = _("an answer of this form cannot call a tool; leave out the tools, or set tool_choice")
         raise _invalid(found[0][0], message)
     if len(found) > 1:
-        raise _invalid(found[1][0], _("{name} already sets the structure of the answer").format(name=found[0][0]))
+        raise _invalid(found[1][0], _("{name} already sets the structure of the answer", name=found[0][0]))
     return found[0] if found else given[0]
 
 
 def _invalid(name: str, problem: str) -> ApiError:
-    return invalid(_("{name}: {problem}").format(name=name, problem=problem), name)
+    return invalid(_("{name}: {problem}", name=name, problem=problem), name)

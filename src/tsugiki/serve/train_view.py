@@ -248,7 +248,7 @@ class Training:
         """Return the folders and texts in a subfolder of the folder of texts; "": in the folder of texts itself."""
         path = inside(self.texts, folder) if folder else self.texts
         if not path.is_dir():
-            raise ApiError(404, _("{name!r} is no folder").format(name=folder[:100]), code="not_found")
+            raise ApiError(404, _("{name!r} is no folder", name=folder[:100]), code="not_found")
         listed = []
         for entry in sorted(entries(path), key=lambda entry: entry.is_file(follow_symlinks=False)):
             is_folder = entry.is_dir(follow_symlinks=False)
@@ -262,11 +262,11 @@ class Training:
         """Return the run that a request describes; `more` are settings that no request of the page can have."""
         name = check_name(parsed.name)
         if not is_allowed(name):
-            raise ApiError(400, _("a run cannot be called {name!r}").format(name=name[:100]), param="name")
+            raise ApiError(400, _("a run cannot be called {name!r}", name=name[:100]), param="name")
         earlier = self._earlier(parsed.again)
         base = parsed.base or self.model
         if base not in (*self.bases(), earlier.get("model")):  # a name is looked up in a list and is no path
-            message = _("{name!r} is no base that the page lists").format(name=base[:100])
+            message = _("{name!r} is no base that the page lists", name=base[:100])
             raise invalid(message, "base")
         given: dict[str, Any] = {
             "model": base,
@@ -327,9 +327,10 @@ class Training:
         if given.get("trust_remote_code") or any(parse_rule(rule).is_program for rule in given.get("reward", [])):
             message = _(
                 "the run in {name} runs code, of its model or as a rule, which the page does not start; start it again "
-                "in a terminal: tsugiki train with the settings under config in {name}/run.json"
+                "in a terminal: tsugiki train with the settings under config in {name}/run.json",
+                name=name,
             )
-            raise ApiError(409, message.format(name=name), code="runs_code")
+            raise ApiError(409, message, code="runs_code")
         data = given.get("data", [])
         return without_defaults(given) | {"data": [data] if isinstance(data, str) else data}
 
@@ -342,7 +343,7 @@ class Training:
     def start(self, prepared: Prepared, noted: Mapping[str, Any] = {}) -> RunFolder:
         """Start a run in a process of its own, or put it into the queue; `noted` is kept with its job."""
         if (self.runs.root / RUNS_FOLDER).is_symlink():
-            raise ApiError(409, _("{name} is a link; runs are not written there").format(name=RUNS_FOLDER))
+            raise ApiError(409, _("{name} is a link; runs are not written there", name=RUNS_FOLDER))
         with self.runs.beginning():
             folder = self._new_folder(prepared.name)
             write_text(folder / SETTINGS_FILE, prepared.text)
@@ -367,12 +368,12 @@ class Training:
             folder.mkdir(exist_ok=True)
             is_free = set(os.listdir(folder)) <= _LEFT_BY_A_FAILED_START and self.runs.is_at_rest(folder)
             if stat.S_ISLNK(folder.lstat().st_mode) or not is_free:
-                message = _("{folder} exists already; choose another name").format(folder=f"{RUNS_FOLDER}/{name}")
+                message = _("{folder} exists already; choose another name", folder=f"{RUNS_FOLDER}/{name}")
                 raise ApiError(409, message, param="name", code="exists")
             (folder / LOG_FILE).unlink(missing_ok=True)
         except OSError as error:
             reason = error.strerror or error_text(error)
-            message = _("cannot write {folder}: {reason}").format(folder=f"{RUNS_FOLDER}/{name}", reason=reason)
+            message = _("cannot write {folder}: {reason}", folder=f"{RUNS_FOLDER}/{name}", reason=reason)
             raise TsugikiError(message) from error
         return folder
 
@@ -437,8 +438,11 @@ def _refuse_links(folder: Path, name: str) -> None:
         for entry in (*folders, *files):
             seen += 1
             if os.path.islink(os.path.join(parent, entry)):
-                message = _("{name!r} contains a link, {link!r}; choose files instead")
-                raise ApiError(400, message.format(name=name[:100], link=entry[:100]), code="invalid_path")
+                raise ApiError(
+                    400,
+                    _("{name!r} contains a link, {link!r}; choose files instead", name=name[:100], link=entry[:100]),
+                    code="invalid_path",
+                )
         if seen > _MOST_FILES:
-            message = _("{name!r} contains more than {count:,} files").format(name=name[:100], count=_MOST_FILES)
+            message = _("{name!r} contains more than {count:,} files", name=name[:100], count=_MOST_FILES)
             raise ApiError(400, message, code="invalid_path")

@@ -59,7 +59,7 @@ class Uploads:
         for one in self.objects():
             if one["id"] == given:
                 return one
-        raise ApiError(status, _("there is no file {name!r}").format(name=given[:100]), param, "not_found")
+        raise ApiError(status, _("there is no file {name!r}", name=given[:100]), param, "not_found")
 
     async def receive(self, request: Request) -> dict[str, Any]:
         """Write the file of a form, and return it as `objects` does; an equal file if there is one."""
@@ -67,8 +67,9 @@ class Uploads:
             self.check_room(0)
             purpose, file = await _read_form(request)
             if purpose != PURPOSE:
-                message = _("files with the purpose {purpose!r} are kept here, and no others")
-                raise invalid(message.format(purpose=PURPOSE), "purpose")
+                raise invalid(
+                    _("files with the purpose {purpose!r} are kept here, and no others", purpose=PURPOSE), "purpose"
+                )
             name = await asyncio.to_thread(self.put, file.filename or "", await file.read())
         return self.find(file_id(name))
 
@@ -76,7 +77,7 @@ class Uploads:
         """Write a file, unless there is one of this kind with this content; return the file's name."""
         path = self.new_path(name)
         if not content:
-            raise invalid(_("{name!r} is empty").format(name=name[:100]), "file")
+            raise invalid(_("{name!r} is empty", name=name[:100]), "file")
         similar = (
             self.folder / one
             for one, state in self._files().items()
@@ -104,17 +105,24 @@ class Uploads:
         """Check that `size` more bytes may be written."""
         sizes = [state.st_size for state in self._files().values()]
         if len(sizes) >= MOST_FILES or sum(sizes) + size > MOST_BYTES:
-            message = _("the texts in {folder} take the {size} that they may; remove some first")
-            raise ApiError(413, message.format(folder=self.folder, size=format_size(MOST_BYTES)), code="no_room")
+            message = _(
+                "the texts in {folder} take the {size} that they may; remove some first",
+                folder=self.folder,
+                size=format_size(MOST_BYTES),
+            )
+            raise ApiError(413, message, code="no_room")
         existing = next(folder for folder in (self.folder, *self.folder.absolute().parents) if folder.exists())
         if shutil.disk_usage(existing).free - size < SPARE:
-            message = _("less than {size} of the disk would stay free; make room")
-            raise ApiError(413, message.format(size=format_size(SPARE)), code="no_room")
+            raise ApiError(
+                413,
+                _("less than {size} of the disk would stay free; make room", size=format_size(SPARE)),
+                code="no_room",
+            )
 
     def path(self, name: str) -> Path:
         """Return the path of the file that a request names."""
         if "/" in name:
-            raise ApiError(400, _("{name!r} is no name of a text").format(name=name[:100]), code="invalid_path")
+            raise ApiError(400, _("{name!r} is no name of a text", name=name[:100]), code="invalid_path")
         return inside(self.folder, name)
 
     def remove(self, name: str) -> None:
@@ -157,7 +165,7 @@ async def _read_form(request: Request) -> tuple[str, UploadFile]:
     try:
         form = await _Parser(request.headers, parts(), max_files=1, max_fields=10).parse()
     except MultiPartException as error:
-        message = _("the body is no form with a file: {reason}").format(reason=error.message)
+        message = _("the body is no form with a file: {reason}", reason=error.message)
         raise ApiError(400, message) from error
     purpose, file = form.get("purpose"), form.get("file")
     if not isinstance(file, UploadFile):
@@ -187,8 +195,12 @@ def _clean(given: str) -> tuple[str, str]:
     stem, _dot, suffix = last.rpartition(".")
     suffix = f".{suffix.lower()}"
     if suffix not in SUFFIXES:
-        message = _("{name!r} is no text that can be sent; the name must end with {suffixes}")
-        raise invalid(message.format(name=last[:100], suffixes=", ".join(SUFFIXES)), "file")
+        message = _(
+            "{name!r} is no text that can be sent; the name must end with {suffixes}",
+            name=last[:100],
+            suffixes=", ".join(SUFFIXES),
+        )
+        raise invalid(message, "file")
     return clean_stem(stem), suffix
 
 

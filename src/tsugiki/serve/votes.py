@@ -78,7 +78,7 @@ class VoteRequest(Fields):
     def pairs(self, base: str) -> list[dict[str, Any]]:
         """Return a row for each other answer; none with an answer that is empty or the same as the best one."""
         if self.best >= len(self.answers):
-            message = _("best: there is no answer {number}").format(number=self.best)
+            message = _("best: there is no answer {number}", number=self.best)
             raise invalid(message, "best")
         best = self.answers[self.best]
         others = [one for one in self.answers if one.text.strip() not in ("", best.text.strip())]
@@ -130,8 +130,11 @@ class Votes:
                 content += b"\n"
             content += added
             if len(content) > _LARGEST:
-                message = _("the votes take the {size} that they may; download and delete them first")
-                raise ApiError(413, message.format(size=format_size(_LARGEST)), code="no_room")
+                message = _(
+                    "the votes take the {size} that they may; download and delete them first",
+                    size=format_size(_LARGEST),
+                )
+                raise ApiError(413, message, code="no_room")
             Uploads(self.folder).check_room(len(content))
             if added:
                 with new_file(self.file, replace=True) as temporary:
