@@ -2,14 +2,12 @@
 
 import math
 import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from tsugiki.annotations import PreTrainedModel
 from tsugiki.errors import TsugikiError, error_text
@@ -84,29 +82,6 @@ def read_shards(folder: Path) -> list[Shard]:
         )
         raise TsugikiError(message)
     return shards
-
-
-class LazyTensors(Mapping[str, Tensor]):
-    """A mapping from the keys in a model's weight files to tensors. A tensor is read when it is accessed."""
-
-    def __init__(self, folder: Path) -> None:
-        self._files: dict[str, Any] = {}
-        for shard in read_shards(folder):
-            try:
-                file: Any = safe_open(shard.path, framework="pt")
-            except (SafetensorError, OSError) as error:
-                raise TsugikiError(_("{path} is broken: {error}", path=shard.path, error=error)) from error
-            self._files |= dict.fromkeys(shard.entries, file)
-
-    def __getitem__(self, key: str) -> Tensor:
-        tensor: Tensor = self._files[key].get_tensor(key)
-        return tensor
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._files)
-
-    def __len__(self) -> int:
-        return len(self._files)
 
 
 @dataclass(frozen=True)
