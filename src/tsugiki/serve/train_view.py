@@ -363,17 +363,17 @@ class Training:
 
     def _new_folder(self, name: str) -> Path:
         """Create the folder of a run, or reuse a folder with only the files of a failed start."""
-        folder = self.runs.root / RUNS_FOLDER / name
+        folder, called = self.runs.root / RUNS_FOLDER / name, f"{RUNS_FOLDER}/{name}"
         try:
             folder.mkdir(exist_ok=True)
             is_free = set(os.listdir(folder)) <= _LEFT_BY_A_FAILED_START and self.runs.is_at_rest(folder)
             if stat.S_ISLNK(folder.lstat().st_mode) or not is_free:
-                message = _("{folder} exists already; choose another name", folder=f"{RUNS_FOLDER}/{name}")
+                message = _("{folder} exists already; choose another name", folder=called)
                 raise ApiError(409, message, param="name", code="exists")
             (folder / LOG_FILE).unlink(missing_ok=True)
         except OSError as error:
             reason = error.strerror or error_text(error)
-            message = _("cannot write {folder}: {reason}", folder=f"{RUNS_FOLDER}/{name}", reason=reason)
+            message = _("cannot write {folder}: {reason}", folder=called, reason=reason)
             raise TsugikiError(message) from error
         return folder
 
