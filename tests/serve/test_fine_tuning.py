@@ -1,6 +1,5 @@
 """OpenAI's interface for files and fine-tuning, by its own client, whose types parse every answer strictly."""
 
-import json
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -23,7 +22,7 @@ def rows(words: Iterable[str]) -> bytes:
     """A row of OpenAI's format for each word."""
     turns = ([("user", f"What is {word * 3}?"), ("assistant", f"{word * 4} is a tree.")] for word in words)
     found = ([{"role": role, "content": text} for role, text in one] for one in turns)
-    return "".join(json.dumps({"messages": one}) + "\n" for one in found).encode()
+    return to_lines([{"messages": one} for one in found])
 
 
 ROWS = rows(WORDS[:6])
@@ -36,7 +35,9 @@ def client(place: Place, no_uploads: None) -> Any:
 
 def strictly(answer: Any) -> Any:
     """The answer, each object of which has the types that OpenAI's specification gives it."""
-    for one in getattr(answer, "data", [answer]):
+    found = getattr(answer, "data", [answer])
+    assert found
+    for one in found:
         type(one).model_validate(one.to_dict(), strict=True)
     return answer
 
@@ -50,6 +51,7 @@ def test_files_are_sent_listed_read_and_deleted(client: Any, place: Place):
     assert strictly(client.files.retrieve(file.id)) == file
     assert [one.id for one in strictly(client.files.list())] == [unnamed.id, file.id]
     assert [one.id for one in client.files.list(limit=1)] == [unnamed.id, file.id], "page by page"
+    assert [one.id for one in client.files.list(order="asc")] == [file.id, unnamed.id]
     assert client.files.list(purpose="batch").data == []
     assert client.files.content(file.id).content == ROWS
     assert strictly(client.files.delete(file.id)).deleted
@@ -133,6 +135,8 @@ def test_jobs_that_are_refused(client: Any, place: Place, changes: dict[str, Any
     answer = httpx2.post(url, json=body)
     assert (answer.status_code, answer.json()["error"]["param"]) == (404 if param == "model" else 400, param)
     assert httpx2.post(url, json=body, headers={"Origin": "https://example.org"}).status_code == 403
+    for what in ("cancel", "pause", "resume"):  # without a body, which a browser sends unasked
+        assert httpx2.post(f"{url}/ftjob-none/{what}", headers={"Origin": "null"}).status_code == 403
     for given in ("ftjob-none", "..", "%2e%2e%2fpoet"):
         assert httpx2.get(f"{url}/{given}").status_code == 404
 
@@ -155,10 +159,15 @@ def test_a_job_is_created_polled_read_and_talked_to(client: Any, place: Place):
     second = strictly(jobs.create(model="base", training_file=file.id, hyperparameters={"n_epochs": 1}))
     assert [one.id for one in strictly(jobs.list(limit=1))][:2] == [second.id, first.id]
     assert second.status == "queued"
-    assert strictly(jobs.cancel(second.id)).status == "cancelled"
+    assert [one.id for one in jobs.list(metadata={"of": "a test"})] == [first.id]
+    with pytest.raises(openai.ConflictError):
+        client.files.delete(file.id)  # another file of its name would be learned
+    acts = jobs.pause, jobs.resume, jobs.pause, jobs.cancel
+    assert [strictly(act(second.id)).status for act in acts] == ["queued", "queued", "queued", "cancelled"]
     job = ended(client, first)
     assert (job.status, job.error, job.seed, job.metadata) == ("succeeded", None, 3, {"of": "a test"})
-    assert (job.training_file, job.validation_file, job.method.type) == (file.id, other.id, "supervised")
+    assert (job.training_file, job.validation_file) == (file.id, other.id)
+    assert (job.method.type, job.method.dpo) == ("supervised", None)
     assert (job.hyperparameters.n_epochs, job.hyperparameters.batch_size) == (2, 3)
     assert job.trained_tokens > 0
     assert job.finished_at >= job.created_at

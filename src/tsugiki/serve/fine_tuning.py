@@ -1,7 +1,7 @@
 """OpenAI's interface for files and fine-tuning. Each run below the working directory is a job, whoever has started it.
 
 What a job is, and what it has done, is read from the files of its run. Beside them, a file keeps what only this
-interface knows: metadata, a grader, and whether a run was stopped for a while or for good.
+interface knows: metadata, the method, the ids of its files, and whether a run was stopped for a while or for good.
 """
 
 import csv
@@ -10,6 +10,7 @@ import math
 import secrets
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
@@ -27,7 +28,7 @@ from tsugiki.report.record_text import run_notes
 from tsugiki.report.run import decision_table
 from tsugiki.report.sections import Note
 from tsugiki.serve.errors import ApiError
-from tsugiki.serve.folders import with_home
+from tsugiki.serve.folders import base_name, with_home
 from tsugiki.serve.jobs import Jobs
 from tsugiki.serve.protocol import Fields, OpenFields, validated
 from tsugiki.serve.routes import json_route, page_of, post_route
@@ -133,10 +134,8 @@ class FineTuning:
 
     def create(self, asked: JobRequest) -> dict[str, Any]:
         """Start a run, or put it into the queue, and return its job."""
-        chosen = asked.hyperparameters if asked.method is None else asked.method.supervised.hyperparameters
-        is_dpo = asked.method is not None and asked.method.type == "dpo"
-        if asked.method is not None and is_dpo:
-            chosen = asked.method.dpo.hyperparameters
+        method, is_dpo = asked.method, asked.method is not None and asked.method.type == "dpo"
+        chosen = asked.hyperparameters if method is None else getattr(method, method.type).hyperparameters
         values: dict[str, Any] = {
             "epochs": chosen.n_epochs,
             "batch_size": chosen.batch_size,
@@ -155,7 +154,9 @@ class FineTuning:
             values["held_out"] = with_home(self.uploads.path(name))
         if asked.model is not None and (name := self.adapters.find(asked.model)) != self.adapters.base.name:
             values["start_from"] = str(self.adapters.folder(name))
-        noted = asked.model_dump(include={"metadata", "method", "validation_file"}, exclude_none=True)
+        noted = asked.model_dump(include={"metadata", "validation_file"}, exclude_none=True)
+        if method is not None:
+            noted["method"] = method.model_dump(include={"type", method.type}, exclude_none=True)
         name = f"{clean_stem(stem)}-{secrets.token_hex(3)}"  # jobs can have the same suffix
         run = validated(RunRequest, {"name": name, **fields})
         noted["training_file"] = file_id(run.uploads[0]) if run.uploads else ""
@@ -178,8 +179,8 @@ class FineTuning:
             "estimated_finish": None if left is None else int(time.time() + left),
             "status": status,
             "error": _error(summary, given) if status == "failed" else None,
-            "model": summary.get("model") or self.adapters.base.name,
-            "fine_tuned_model": run.name if status == "succeeded" else None,
+            "model": summary.get("model") or base_name(given.get("model", self.adapters.base.name)),
+            "fine_tuned_model": run.name if status == "succeeded" and summary["talks"] else None,
             "organization_id": "tsugiki",
             "training_file": noted.get("training_file", ""),
             "validation_file": noted.get("validation_file"),
@@ -187,7 +188,7 @@ class FineTuning:
             "trained_tokens": record.training.tokens if record and record.training and has_ended else None,
             "seed": given.get("seed", 42),
             "hyperparameters": {
-                "n_epochs": epochs if isinstance(epochs, str) else int(epochs),
+                "n_epochs": epochs if isinstance(epochs, str) else math.ceil(epochs),
                 "batch_size": record.chosen("batch_size") if record else given.get("batch_size", "auto"),
                 "learning_rate_multiplier": given.get("learning_rate_factor", "auto"),
             },
@@ -201,11 +202,16 @@ class FineTuning:
         """Stop a job after its step, for good (`cancel`) or for a while (`pause`), or let it go on (`resume`)."""
         run = self.find(request)
         noted, state = noted_of(run.folder), self.runs.summary(run)["state"]
-        if asked == "resume":
-            self.runs.begin(run)
-        elif (asked, state, noted.get("asked")) != ("cancel", "stopped", "pause"):
-            self.runs.stop(run)
-        write_json(run.folder / JOB_FILE, {**noted, "asked": asked})
+        file = run.folder / JOB_FILE
+        write_json(file, {**noted, "asked": asked})  # before it: who looks meanwhile must not see it cancelled
+        try:
+            if asked == "resume":
+                self.runs.begin(run)
+            elif (asked, state, noted.get("asked")) != ("cancel", "stopped", "pause"):
+                self.runs.stop(run)
+        except BaseException:
+            write_json(file, noted)
+            raise
         return self.job(run)
 
     def events(self, request: Request) -> dict[str, Any]:
@@ -231,18 +237,19 @@ class FineTuning:
         run = self.find(request)
         record, saved = self.runs.readable(run), checkpoints(run.folder / CHECKPOINTS)
         figures = step_figures(record) if record else {}
-        shown = [
-            {
-                "object": "fine_tuning.job.checkpoint",
-                "id": short_id("ftckpt", f"{run.name} {step}"),
-                "created_at": int(folder.stat().st_mtime),
-                "fine_tuned_model_checkpoint": f"{run.name}{CHECKPOINT_MARK}{step}",
-                "fine_tuning_job_id": job_id(run.name),
-                "step_number": step,
-                "metrics": figures.get(step, {}),
-            }
-            for step, folder in zip(map(checkpoint_step, saved), saved, strict=True)
-        ]
+        shown = []
+        for step, folder in zip(map(checkpoint_step, saved), saved, strict=True):
+            with suppress(FileNotFoundError):  # the run removes old ones meanwhile
+                one = {
+                    "object": "fine_tuning.job.checkpoint",
+                    "id": short_id("ftckpt", f"{run.name} {step}"),
+                    "created_at": int(folder.stat().st_mtime),
+                    "fine_tuned_model_checkpoint": f"{run.name}{CHECKPOINT_MARK}{step}",
+                    "fine_tuning_job_id": job_id(run.name),
+                    "step_number": step,
+                    "metrics": figures.get(step, {}),
+                }
+                shown.append(one)
         return page_of(shown[::-1], request)
 
     def file(self, request: Request) -> tuple[dict[str, Any], bytes]:
@@ -259,12 +266,22 @@ class FineTuning:
     def remove(self, request: Request) -> dict[str, Any]:
         """Remove a file that was sent."""
         file = self.uploads.find(request.path_params["file"])
-        self.uploads.remove(file["filename"])
+        path = with_home(self.uploads.path(file["filename"]))
+        with self.runs.beginning():  # another file with its name would have its id, and a waiting run would learn it
+            for run in self.runs.all():
+                if path in _data_of(settings_given(run.folder)) and not self.runs.is_at_rest(run.folder):
+                    message = _("{name} learns from the file; stop it first", name=run.name)
+                    raise ApiError(409, message, "file_id", "busy")
+            self.uploads.remove(file["filename"])
         return {"id": file["id"], "object": "file", "deleted": True}
 
     def jobs(self, request: Request) -> dict[str, Any]:
-        """Return a page of the jobs, the newest first."""
+        """Return a page of the jobs, or of those with some metadata, the newest first."""
         newest = sorted(self.runs.all(), key=lambda run: -run.created)
+        asked = request.query_params
+        wanted = {name[9:-1]: value for name, value in asked.items() if name.startswith("metadata[")}
+        if wanted:
+            newest = [run for run in newest if wanted.items() <= (noted_of(run.folder).get("metadata") or {}).items()]
         page = page_of([{"id": job_id(run.name), "run": run} for run in newest], request)
         return {**page, "data": [self.job(one["run"]) for one in page["data"]]}
 
@@ -291,8 +308,9 @@ def fine_tuning_routes(tuning: FineTuning) -> list[Route]:
         return Response(tuning.file(request)[1], media_type="application/octet-stream")
 
     def files(request: Request) -> dict[str, Any]:
-        wanted = request.query_params.get("purpose", PURPOSE)
-        return page_of(tuning.uploads.objects() if wanted == PURPOSE else [], request, MOST_FILES)
+        asked = request.query_params
+        found = tuning.uploads.objects() if asked.get("purpose", PURPOSE) == PURPOSE else []
+        return page_of(found[::-1] if asked.get("order") == "asc" else found, request, MOST_FILES)
 
     return [
         Route(FILES, receive, methods=["POST"]),
@@ -349,6 +367,7 @@ def _said(job: dict[str, Any], record: RunRecord | None) -> Iterator[tuple[str, 
         yield "error", job["error"]["message"], {}
     if job["fine_tuned_model"]:
         yield "info", f"New fine-tuned model created: {job['fine_tuned_model']}", {}
+    if job["status"] == "succeeded":
         yield "info", "The job has successfully completed", {}
 
 
@@ -358,8 +377,13 @@ def _results_id(run: RunFolder) -> str:
 
 def _error(summary: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     """Return why a job has failed. It is because of its data if the message names one of the files."""
-    message, data = summary.get("error") or summary["reason"], given.get("data", [])
-    names = [Path(file).name for file in ([data] if isinstance(data, str) else data)]
-    of_data = any(name in message for name in names)
+    message = summary.get("error") or summary["reason"]
+    of_data = any(Path(file).name in message for file in _data_of(given))
     code, param = ("invalid_training_file", "training_file") if of_data else ("job_failed", None)
     return {"code": code, "message": message, "param": param}
+
+
+def _data_of(given: dict[str, Any]) -> list[str]:
+    """Return the files that a run with these settings learns from, and is tested with."""
+    data, held_out = given.get("data", []), given.get("held_out")
+    return [*([data] if isinstance(data, str) else data), *([held_out] if isinstance(held_out, str) else [])]

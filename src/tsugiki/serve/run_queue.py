@@ -40,7 +40,7 @@ class RunQueue:
             return len(waiting) < before
 
     def alone(self) -> AbstractContextManager[None]:
-        """Let nobody else start, queue, move or remove a run while a `with` block runs."""
+        """Let nobody else start, queue or remove a run while a `with` block runs."""
         return locked(self._file.with_suffix(".lock"), self._file)
 
     @contextmanager

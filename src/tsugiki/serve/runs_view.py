@@ -60,7 +60,6 @@ CHECKPOINT_MARK = ":ckpt-step-"
 _NICE = 5  # requests have priority over training steps
 _DEPTH = 4  # levels of folders that are searched below the working directory
 _MOST_FOLDERS = 5000  # folders that are searched
-_MOST_RUNS = 200  # runs that are listed
 _NOT_ENTERED = frozenset({"checkpoints", "node_modules", "__pycache__"})
 _LARGEST_RECORD = 64_000_000  # bytes
 _KEPT_RECORDS = 64  # in the cache
@@ -243,7 +242,7 @@ class Runs:
                     and Path(entry.path) != self.library
                 )
         found.sort(key=lambda run: -run.changed)
-        return found[:_MOST_RUNS]
+        return found
 
     def details(self, run: RunFolder) -> dict[str, Any]:
         """Return the summary of a run, and the sections that the page shows."""

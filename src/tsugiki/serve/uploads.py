@@ -38,6 +38,7 @@ MOST_FILES = 500
 SPARE = 256_000_000  # bytes of the disk that stay free
 PURPOSE = "fine-tune"
 _AROUND = 10_000  # bytes of a form around its file
+_PART = 1 << 18  # bytes of a form that are read at once
 _SECONDS = 600  # the longest time in which a file may arrive
 _LONGEST = 60  # characters of a name without its suffix
 
@@ -64,14 +65,14 @@ class Uploads:
     async def receive(self, request: Request) -> dict[str, Any]:
         """Write the file of a form, and return it as `objects` does; an equal file if there is one."""
         async with self._receiving:
-            self.check_room(0)
+            await asyncio.to_thread(self.check_room, 0)
             purpose, file = await _read_form(request)
             if purpose != PURPOSE:
                 raise invalid(
                     _("files with the purpose {purpose!r} are kept here, and no others", purpose=PURPOSE), "purpose"
                 )
             name = await asyncio.to_thread(self.put, file.filename or "", await file.read())
-        return self.find(file_id(name))
+        return await asyncio.to_thread(self.find, file_id(name))
 
     def put(self, name: str, content: bytes) -> str:
         """Write a file, unless there is one of this kind with this content; return the file's name."""
@@ -160,7 +161,9 @@ async def _read_form(request: Request) -> tuple[str, UploadFile]:
     body = await read_body(request, LARGEST + _AROUND, _SECONDS)
 
     async def parts() -> AsyncGenerator[bytes, None]:
-        yield body
+        for begin in range(0, len(body), _PART):
+            yield body[begin : begin + _PART]
+            await asyncio.sleep(0)  # streams of answers go on meanwhile
 
     try:
         form = await _Parser(request.headers, parts(), max_files=1, max_fields=10).parse()
