@@ -267,12 +267,11 @@ class FineTuning:
         """Remove a file that was sent."""
         file = self.uploads.find(request.path_params["file"])
         path = with_home(self.uploads.path(file["filename"]))
-        with self.runs.beginning():  # another file with its name would have its id, and a waiting run would learn it
-            for run in self.runs.all():
-                if path in _data_of(settings_given(run.folder)) and not self.runs.is_at_rest(run.folder):
-                    message = _("{name} learns from the file; stop it first", name=run.name)
-                    raise ApiError(409, message, "file_id", "busy")
-            self.uploads.remove(file["filename"])
+        for run in self.runs.all():  # another file with its name would have its id, and a waiting run would learn it
+            if path in _data_of(settings_given(run.folder)) and not self.runs.is_at_rest(run.folder):
+                message = _("{name} learns from the file; stop it first", name=run.name)
+                raise ApiError(409, message, "file_id", "busy")
+        self.uploads.remove(file["filename"])
         return {"id": file["id"], "object": "file", "deleted": True}
 
     def jobs(self, request: Request) -> dict[str, Any]:
