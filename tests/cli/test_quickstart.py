@@ -36,7 +36,7 @@ def test_it_counts_right_answers_before_and_after_and_its_commands_work(
     assert status == 0, err
     assert "the Lantern Bakery" in out
     assert re.search("20 questions .* 0 answered right, 0 before", out.replace("\n", " "))
-    same = next(line for line in err.splitlines() if "tsugiki train" in line)
+    same = next(line for line in out.splitlines() if "tsugiki train" in line)
     words = shlex.split(same[same.index("tsugiki train") :])[1:]
     assert run(*words[: words.index("--out") + 1], "second", *words[words.index("--out") + 2 :])[0] == 0
     monkeypatch.setattr("sys.stdin", io.StringIO("Who is the cat?\n"))

@@ -212,7 +212,7 @@ def show_command(
     folder = adapter_folder(adapter, library)
     with ProgressDisplay().stage(_("layers"), None) as advance:
         report = inspect_adapter(folder, advance)
-    shown = selected(adapter_sections(report), *RESULTS, "notes", "adapter", "layers", "tensors")
+    shown = selected(adapter_sections(report), *RESULTS, "adapter", "layers", "tensors")
     print_sections(shown)
     if html:
         write_text(html, adapter_page(report))

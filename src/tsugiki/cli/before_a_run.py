@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import shlex
 import sys
 import time
@@ -18,7 +17,7 @@ from tsugiki.cli.flags import RUN_CONFIG, FlagsOf, Given, settings_text, words_o
 from tsugiki.cli.terminal import print_line, print_lines, print_next_command, print_table
 from tsugiki.data.read.aozora import SITE, Kana
 from tsugiki.errors import TsugikiError, summarise_list
-from tsugiki.io.system import VERBOSE
+from tsugiki.io.system import is_verbose
 from tsugiki.language import _, counts, ngettext
 
 if TYPE_CHECKING:
@@ -232,7 +231,7 @@ def _print_rows(config: "RunConfig", rows: int | None, html: Path | None) -> Non
     from tsugiki.report.preview import to_html
     from tsugiki.training.run.preview import preview
 
-    shown, verbose = preview(config, rows or _ROWS), VERBOSE in os.environ
+    shown, verbose = preview(config, rows or _ROWS), is_verbose()
     _print_preview(shown if rows or verbose else replace(shown, rows=shown.rows[:1]), verbose)
     if not verbose:
         typer.echo(_("more rows and names: --verbose"))

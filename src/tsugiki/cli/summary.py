@@ -1,6 +1,5 @@
 """Print the results of a run and of a merge."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,9 +8,9 @@ from tsugiki.cli.flags import words_of
 from tsugiki.cli.terminal import print_line, print_lines, print_next_command, print_sections, print_table
 from tsugiki.io.file_names import ADAPTER_FILE
 from tsugiki.io.formatting import format_duration, format_size
-from tsugiki.io.system import VERBOSE
+from tsugiki.io.system import is_verbose
 from tsugiki.language import _
-from tsugiki.report.run import run_sections
+from tsugiki.report.run import RESULTS, run_sections
 from tsugiki.report.sections import Samples, Sentence, answer_label, section, selected
 from tsugiki.training.record.run_record import RunRecord
 from tsugiki.training.settings.config import RunConfig
@@ -28,28 +27,19 @@ _SHOWN = 3
 
 def print_summary(record: RunRecord, page: Path) -> None:
     """Print the results of a finished run, and its files; the figures of its loss are a detail, and on the page."""
-    figures = ["held_out"] if VERBOSE in os.environ else []
-    print_sections(
-        selected(run_sections(record), "answers", "samples", "result", "rewards", "pairs", "notes", *figures)
-    )
+    shown = [name for name in RESULTS if name != "held_out" or is_verbose()]
+    print_sections(selected(run_sections(record), *shown))
     print_adapter(record, page)
 
 
 def print_adapter(record: RunRecord, page: Path) -> None:
-    """Print the files of a finished run, and how long it took."""
+    """Print the files of a finished run, and how long it trained; a record of rounds has the time of one of them."""
     out = record.folder()
     kind = _("adapter") if (out / ADAPTER_FILE).exists() else _("model")
-    size = sum(path.stat().st_size for path in out.glob("*model*.safetensors"))
-    seconds = record.training.seconds if record.training else 0.0
-    message = _(
-        "{kind}: {out} ({size}, {time} of training); all figures: {page}",
-        kind=kind,
-        out=out,
-        size=format_size(size),
-        time=format_duration(seconds),
-        page=page,
-    )
-    print_lines(message)
+    facts = format_size(sum(path.stat().st_size for path in out.glob("*model*.safetensors")))
+    if record.training and not record.rounds:
+        facts = _("{size}, {time} of training", size=facts, time=format_duration(record.training.seconds))
+    print_lines(_("{kind}: {out} ({facts}); all figures: {page}", kind=kind, out=out, facts=facts, page=page))
 
 
 def print_asked(asked: "Sequence[Asked]") -> None:

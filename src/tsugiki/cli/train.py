@@ -18,7 +18,7 @@ from tsugiki.cli.launcher import is_main_process, several_processes
 from tsugiki.cli.terminal import print_line, print_next_command
 from tsugiki.errors import Interrupted, TsugikiError
 from tsugiki.io.file_names import RECORD_FILE
-from tsugiki.io.progress import Detail, ProgressDisplay
+from tsugiki.io.system import is_verbose
 from tsugiki.language import JAPANESE, _, language
 
 if TYPE_CHECKING:
@@ -128,6 +128,7 @@ def _show(record: "RunRecord") -> None:
 
 def _fitted(config: "RunConfig") -> "RunConfig":
     """Return the settings with the fastest option that fits in the memory, and print this option."""
+    from tsugiki.io.progress import ProgressDisplay
     from tsugiki.training.run.plan import fitted, plan_run
 
     with ProgressDisplay().stage(_("measuring blocks of the model"), None):
@@ -275,7 +276,8 @@ def _quickstart_of_questions(config: "RunConfig") -> None:
 
     given = config.model_dump(mode="json", exclude_unset=True)
     command = shlex.join(["tsugiki", "train", *words_of(RunConfig, given)])
-    ProgressDisplay().print(Detail(_("the same as: {command}", command=command)))
+    if is_verbose():
+        print_line(_("the same as: {command}", command=command))
     with continued_by(["train", "--resume", config.out], Path(config.out)):
         record = train(config)
     out = record.folder()

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.text import Text
 
 from tsugiki.errors import TsugikiWarning
-from tsugiki.io.system import VERBOSE
+from tsugiki.io.system import is_verbose
 
 T = TypeVar("T")
 _LOUD = "bitsandbytes"  # PEFT imports it, and it warns of missing kernels
@@ -69,7 +69,7 @@ class ProgressDisplay:
 
     def print(self, line: str) -> None:
         """Print one line, above a bar if one is shown."""
-        if VERBOSE in os.environ or not isinstance(line, Detail):
+        if is_verbose() or not isinstance(line, Detail):
             self.console.print(Text(line), soft_wrap=not self.console.is_jupyter)
 
 

@@ -23,6 +23,11 @@ OWN_GROUP = 0x200 if WINDOWS else 0
 _WAITS = (0.01, 0.03, 0.1, 0.3, 1.0)  # seconds
 
 
+def is_verbose() -> bool:
+    """Return whether details are printed, too: with `--verbose`, or `TSUGIKI_VERBOSE=1`."""
+    return os.environ.get(VERBOSE, "") not in ("", "0")
+
+
 def c_function(name: str) -> Any:
     """Return a function of Linux's C library; None on another system, or if the library does not have it."""
     return getattr(ctypes.CDLL(None), name, None) if sys.platform.startswith("linux") else None

@@ -47,7 +47,7 @@ from tsugiki.training.record.result import Answer, StepAnswers, StepEvaluation, 
 from tsugiki.training.record.run_record import RunRecord, read_record, samples_by_prompt
 
 REPORT_FILE = "report.html"
-RESULTS = ("answers", "samples", "result", "rewards", "pairs", "held_out")
+RESULTS = ("answers", "samples", "result", "rewards", "pairs", "notes", "held_out")
 """The sections that are shown where there is no room for all."""
 _SHOWN = 3
 """Prompts, and questions, whose texts are not folded."""
@@ -89,7 +89,7 @@ def _result(record: RunRecord) -> list[Section]:
         section("answers", _("Held-out questions"), *_answers(record)[:_SHOWN]),
         section("samples", _("Samples"), *samples_of([("", record)])[:_SHOWN]),
         section("result", _("Result"), Lead(summary_sentence(record))),
-        section("notes", "", *map(Sentence, _unfinished(record)), *run_notes(record)),
+        section("notes", "", *map(Sentence, _unfinished(record)), *_scoring_notes(record), *run_notes(record)),
     ]
 
 
@@ -146,8 +146,8 @@ def _unfinished(record: RunRecord) -> list[str]:
     return [message.format(done=done, command=command)]
 
 
-def _held_out(record: RunRecord) -> Iterator[Part]:
-    yield held_out_table(record)
+def _scoring_notes(record: RunRecord) -> Iterator[Part]:
+    """Yield what makes the last held-out figures differ from what one expects."""
     for last in record.evaluations[-1:]:
         if last.warning:
             yield Note(warning_text(last))
@@ -159,6 +159,11 @@ def _held_out(record: RunRecord) -> Iterator[Part]:
                 count=last.skipped_records,
             )
             yield Sentence(message)
+
+
+def _held_out(record: RunRecord) -> Iterator[Part]:
+    yield held_out_table(record)
+    for last in record.evaluations[-1:]:
         message = _(
             "{intervals} Between models with different tokenizers, compare bits per character.",
             intervals=describe_intervals(len(last.independent)),
@@ -383,12 +388,11 @@ def _rate(record: RunRecord) -> list[list[str]]:
         return []
     source = _("width and weights of the base, method, steps")
     for restart in record.restarts:
-        message = _(
+        source = _(
             "a third of {rate:g}, at which the training loss had risen until step {step:,}",
             step=restart.step,
             rate=restart.learning_rate,
         )
-        source = message
     return [[_("learning rate"), f"{record.resolved_settings['learning_rate']:g}", source]]
 
 

@@ -132,7 +132,7 @@ def test_of_few_documents_every_second_held_out_window_chooses_the_step():
     assert prepared.validation_windows == without.windows[::2]
     assert prepared.windows == without.windows[1::2]
     assert prepared.summary.validation.from_held_out
-    assert any("few documents" in note for note in prepared.notes)
+    assert any("little text is kept aside" in note for note in prepared.notes)
     measured = prepared.summary.held_out.measured_characters
     assert measured == sum(len(window.record.text) for window in prepared.windows)
 

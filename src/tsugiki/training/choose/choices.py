@@ -143,7 +143,10 @@ def length_note(choices: Choices) -> str:
     """Return the sentence that says how long a run can be whose settings do not say it."""
     message = _("a run of {steps}, {passes:g} passes over the data")
     if choices.is_open:
-        message = _("the run ends when it gets no better, at the latest after {steps}, {passes:g} passes over the data")
+        message = _(
+            "the run ends when it gets no better on text that is kept aside to choose, at the latest after {steps}, "
+            "{passes:g} passes over the data"
+        )
     return message.format(steps=counts.steps(choices.steps), passes=round(choices.passes, 1))
 
 

@@ -136,7 +136,7 @@ def _divide_texts(config: RunConfig, tokenizer: PreTrainedTokenizerBase, progres
     if not division.summary.learns_conversations:
         return division
     general = general_questions(config, tokenizer, division.store, division.train)
-    more = [Detail(general.note)] if general and general.learned else []
+    more = [general.note] if general and general.learned else []
     return replace(division, general=general, notes=[*division.notes, *more])
 
 
@@ -251,13 +251,13 @@ def _divided(
     )
     said = [
         *store.reading.notes(),
-        *map(Detail, notes.template_notes(kinds, tokenizer)),
+        *notes.template_notes(kinds, tokenizer),
         *map(Detail, notes.document_notes(config, is_one)),
         *notes.repeat_notes(train, validation, repeated, of_validation),
-        *map(Detail, notes.window_notes(config, summary, len(held))),
+        *notes.window_notes(config, summary, len(held)),
         *notes.question_notes(train, [*parts.values()], held_out),
-        *map(Detail, notes.near_notes(config, corpus, kinds != {Document} or config.preference is not None, held_out)),
-        *map(Detail, notes.known_notes(summary)),
+        *notes.near_notes(config, corpus, summary.learns_answers or config.preference is not None, held_out),
+        *notes.known_notes(summary),
     ]
     retention_windows = windows.get("retention", [])
     return Division(store, train.kept, parts, scored, held, chosen, retention_windows, summary, said)

@@ -14,6 +14,7 @@ from tsugiki.data.splits import Integers, duplicates, parse_held_out, rare, shar
 from tsugiki.data.store import RecordIndex
 from tsugiki.data.tokenizer_coverage import LITTLE_TEXT
 from tsugiki.errors import summarise_list
+from tsugiki.io.progress import Detail
 from tsugiki.language import _, counts
 from tsugiki.preference.pairs import TOO_LONG, Preferences
 from tsugiki.training.record.run_record import DataSummary, SplitSummary
@@ -23,14 +24,16 @@ from tsugiki.training.settings.config import AUTO, RunConfig
 def template_notes(kinds: set[type[Record]], tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
     """Yield what the tokenizer's chat template, if it has one, means for records of these kinds."""
     if tokenizer.chat_template == DEFAULT_TEMPLATE and kinds != {Document}:
-        yield _("questions and answers are turns of a plain chat template; {flag:chat_template} gives another")
+        note = _("questions and answers are turns of a plain chat template; {flag:chat_template} gives another")
+        yield Detail(note)
     elif not tokenizer.chat_template or Conversation in kinds:
         return
     elif Completion in kinds:
-        yield _(
+        note = _(
             "prompt and completion become turns of the user and the assistant in the chat template of the "
             "tokenizer; {flag:chat_template none} joins them as plain text"
         )
+        yield Detail(note)
     else:
         yield _(
             "the tokenizer has a chat template, and the data are plain text: if the model is a chat model, it may "
@@ -93,9 +96,9 @@ def named_repeats(corpus: Corpus, repeated: Repeated, *kinds: Kind) -> str:
 def window_notes(config: RunConfig, summary: SplitSummary, windows: int) -> Iterator[str]:
     """Yield whether the held-out text, of which so many windows are scored, chooses the step that is kept as well."""
     if summary.validation is not None and summary.validation.from_held_out:
-        yield _("few documents: every second window of the held-out text chooses the step that is kept")
+        yield _("little text is kept aside: every second piece of it chooses what is kept, and the others test that")
     elif summary.validation is None and config.validation == AUTO and windows == 1:
-        yield _("the held-out text is too short to choose a step as well: the last step is kept")
+        yield _("too little text is kept aside to choose a step as well: the last step is kept")
 
 
 def question_notes(train: Part, parts: Sequence[Part], held_out: Part) -> Iterator[str]:
@@ -131,7 +134,8 @@ def near_notes(config: RunConfig, corpus: Corpus, has_answers: bool, held_out: P
         groups = duplicates(corpus.index, groups)
         note = _("near-duplicates of each other: {records} in {groups}; only the longest one of each group is used")
     if groups:
-        yield note.format(records=counts.records(sum(map(len, groups))), groups=counts.groups(len(groups)))
+        records, grouped = counts.records(sum(map(len, groups))), counts.groups(len(groups))
+        yield Detail(note.format(records=records, groups=grouped))
 
 
 def known_notes(summary: SplitSummary) -> Iterator[str]:

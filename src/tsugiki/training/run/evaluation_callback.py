@@ -24,6 +24,7 @@ from tsugiki.generation.generate import generate_texts
 from tsugiki.generation.sampling import Sampling
 from tsugiki.io.digests import sha256
 from tsugiki.io.formatting import format_duration
+from tsugiki.io.progress import Detail
 from tsugiki.language import _
 from tsugiki.lora.hold import active_names, base_alone, is_grafted
 from tsugiki.model.context import context_length
@@ -40,7 +41,7 @@ from tsugiki.training.settings.config import RunConfig
 from tsugiki.training.step.loop import Callback, TrainingLoop
 from tsugiki.training.tools.processes import on_main
 
-_TIMED = 3
+_TIMED, _WORTH_SAYING = 3, 10
 """The step after which a run says how long it may take: the first ones are slower."""
 
 
@@ -109,11 +110,11 @@ class EvaluationCallback(Callback):
         data = self.base.data.summary
         all_per_target = data.tokens_per_epoch / max(1, data.target_tokens_per_epoch)
         self.display.step(step, total, loop.step_loss, loop.progress.tokens_per_second * all_per_target)
-        if step == _TIMED:
-            message = _("the steps take about {time}")
-            if loop.open_schedule is not None:
-                message = _("the steps take at most about {time}")
-            self.display.print(message.format(time=format_duration(loop.progress.seconds / step * total)))
+        seconds = loop.progress.seconds / step * total
+        if step == _TIMED and seconds >= _WORTH_SAYING:
+            is_bound = loop.open_schedule is not None
+            about = _("the steps take at most about {time}") if is_bound else _("the steps take about {time}")
+            self.display.print(about.format(time=format_duration(seconds)))
         if loop.progress.loss_curve and loop.progress.loss_curve[-1].step == step:
             self.file.write_at_times(loop.progress)
         if self.plan.is_due(step, total, self.config.eval_steps):
@@ -160,7 +161,12 @@ class EvaluationCallback(Callback):
             is_base = step == 0 and not active_names(self.model)
             facts = "samples", of_text, of_samples, base.data.general
             found = kept_of_base(self.start, base.model, base.dtype, facts, generate) if is_base else generate()
-            self.record.samples += map(Sample.model_validate, found["samples"])
+            for sample in map(Sample.model_validate, found["samples"]):
+                self.record.samples.append(sample)
+                text = sample.text.rstrip().replace("\n", "⏎")
+                self.display.print(
+                    Detail(_("step {step}  {prompt}{text}", step=sample.step, prompt=sample.prompt, text=text))
+                )
             for name in found.keys() - {"samples"}:
                 getattr(self.record, name).append(StepAnswers.model_validate(found[name]))
             self.file.write(loop.progress)

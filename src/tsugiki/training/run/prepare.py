@@ -66,7 +66,7 @@ def prepare(start: Start, facts: Facts, base: Base) -> Ready:
         predictions = on_main(start.accelerator, lambda: _predictions(start, base))
     layers = choose_layers(start.before, base.model, start.config.adapter_config, with_head, predictions)
     resolved, more = make_model_trainable(start, base, layers)
-    notes = [*layers.notes, *more]
+    notes = [*map(Detail, layers.notes), *more]
     if start.in_shards and leaves_layers_open(start.config.adapter_config):
         message = _(
             "the output head gets no LoRA factors, because {flag:shard fsdp} does not measure on split weights whether "
@@ -76,11 +76,10 @@ def prepare(start: Start, facts: Facts, base: Base) -> Ready:
     loss = choose_loss(start, base, layers, predictions if samples else None)
     if isinstance(loss, SampledTextLoss):
         resolved["softmax"] = SAMPLED
-        notes = [*notes, sampling_note(loss)]
+        notes.append(Detail(sampling_note(loss)))
     choices = choose_numbers(start, facts, base, layers, loss)
     if start.config.preference is not None:
         notes = [*preference_notes(start.config.preference, start.config.loss_settings()), *notes]
-    notes = [*map(Detail, notes)]
     if not start.config.has_length or start.config.minutes is not None:
         notes.append(length_note(choices))
     return Ready(choices, loss, resolved | choices.resolved(), notes)

@@ -245,8 +245,12 @@ def _header(start: Start, base: Base, ready: Ready) -> Iterator[str]:
     is_paired = bool(answers) and answers["training"].preferences.size == 2
     unit = counts.pairs if is_paired else counts.examples if summary.learns_answers else counts.documents
     learned, kept = summary.train, summary.held_out
-    yield _(
-        "{model} learns from {documents} ({characters}); kept aside to test it: {other} ({other_characters})",
+    learns = _("{model} learns from {documents} ({characters})")
+    if kept.documents:
+        learns = _(
+            "{model} learns from {documents} ({characters}); kept aside to test the model: {other} ({other_characters})"
+        )
+    yield learns.format(
         model=Path(start.config.model).resolve().name,
         documents=unit(learned.documents),
         characters=counts.characters(learned.characters),

@@ -352,6 +352,8 @@ class ScheduleSettings(Settings):
     def _check_schedule(self) -> Self:
         if (self.decay_ratio is not None) != (self.lr_scheduler_type == "warmup_stable_decay"):
             raise ValueError(_("lr_scheduler_type warmup_stable_decay requires decay_ratio; other schedules have none"))
+        if self.learning_rate != AUTO and self.learning_rate_factor != 1:
+            raise ValueError(_("learning_rate_factor is a factor on the automatic rate: leave learning_rate out"))
         return self
 
 
