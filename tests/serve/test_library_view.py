@@ -71,7 +71,7 @@ def test_an_adapter(server: Running):
     shown = {section["name"]: section["parts"] for section in details["sections"]}
     assert ["method", "lora, r 2"] in shown["adapter"][0]["rows"]
     assert details["card"] == "# <b>Poet</b>"
-    assert set(shown) == {"result", "adapter"}
+    assert set(shown) == {"result", "notes", "adapter"}
     assert get(server, f"adapters/{quote('歌人')}").json()["card"] is None
 
 

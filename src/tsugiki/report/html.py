@@ -1,7 +1,8 @@
 """Render sections as a self-contained HTML page, with jinja2, and plots as SVG elements, which matplotlib draws.
 
 Each kind of part has a macro in `macros.html`. Texts that are passed to a template or a macro are escaped. The result
-is `Markup`, which is not escaped again.
+is `Markup`, which is not escaped again. Colours of plots are CSS variables of the page, so that they follow its theme.
+Their SVG has only numbers: names are in an HTML legend, because the page's fonts cover all scripts.
 """
 
 import io

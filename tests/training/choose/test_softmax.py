@@ -22,8 +22,8 @@ from tsugiki.training.choose.output_head import is_target, kept_tokens
 @pytest.fixture(autouse=True)
 def few_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tiny model has 257 tokens."""
-    monkeypatch.setattr(output_head, "_LIKELY", 40)
-    monkeypatch.setattr(output_head, "_DRAWN", 40)
+    monkeypatch.setattr(output_head, "_LIKELY_TOKENS", 40)
+    monkeypatch.setattr(output_head, "_DRAWN_TOKENS", 40)
 
 
 def softmax_of(record: RunRecord) -> str:
@@ -33,7 +33,7 @@ def softmax_of(record: RunRecord) -> str:
 def test_by_default_it_is_sampled_where_the_part_is_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
     for largest, asked, expected in ((None, None, "full"), (1.0, None, "sampled"), (1.0, "full", "full")):
         if largest:
-            monkeypatch.setattr(output_head, "_LARGEST_SHARE", largest)
+            monkeypatch.setattr(output_head, "_MOST_COMPUTED", largest)
         record = train(run_config(tmp_path, f"{largest} {asked}", softmax=asked, max_steps=1))
         assert softmax_of(record) == expected
         assert ("--softmax full" in capsys.readouterr().err) == (expected == "sampled")
@@ -53,7 +53,7 @@ def test_the_rows_that_are_computed_at_once_change_nothing(tmp_path: Path):
 
 
 def test_all_tokens_drawn_train_as_the_whole_vocabulary_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(output_head, "_DRAWN", 10_000)
+    monkeypatch.setattr(output_head, "_DRAWN_TOKENS", 10_000)
     records = [train(run_config(tmp_path, name, softmax=name, base_dtype="fp32")) for name in ("full", "sampled")]
     one, other = ([point.loss for point in record.loss_curve] for record in records)
     assert one == pytest.approx(other, rel=1e-5)

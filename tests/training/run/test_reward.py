@@ -27,7 +27,7 @@ from tsugiki.report.rewards import reward_parts
 from tsugiki.report.sections import Sentence
 from tsugiki.training import RunConfig, TrainingLoop, train
 from tsugiki.training.data.divide import split_prompts
-from tsugiki.training.record.result import RewardRound, choose, still_gains
+from tsugiki.training.record.result import RewardRound, choose_round, still_gains
 from tsugiki.training.record.run_record import read_record
 from tsugiki.training.run import reward as reward_run
 from tsugiki.training.run.reward import train_by_reward
@@ -82,7 +82,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_rounds_are_asked_learned_and_judged_and_the_best_one_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr(reward_run, "choose", lambda judged, most: judged[1])
+    monkeypatch.setattr(reward_run, "choose_round", lambda judged, most: judged[1])
     record = train_by_reward(config(tmp_path))
     first, *learned = record.rounds
     assert [len(first.held_out), len(first.validation), first.learned.drawn] == [4, 4, 0]
@@ -194,10 +194,10 @@ def judged(number: int, reward: float, **figures: Any) -> RewardRound:
 )
 def test_what_is_spoiled_is_never_kept(figures: dict[str, Any], left_out: str | None):
     start, safe, best = judged(0, 0.1), judged(1, 0.3, strength=0.5), judged(1, 0.9, **figures)
-    kept = choose([start, safe, best], 0.1)
+    kept = choose_round([start, safe, best], 0.1)
     assert best.left_out == left_out
     assert kept is (safe if left_out else best)
-    assert choose([start, best], 0.1) is (start if left_out else best)
+    assert choose_round([start, best], 0.1) is (start if left_out else best)
 
 
 @pytest.mark.parametrize(
@@ -223,16 +223,16 @@ def test_answers_that_repeat_themselves_are_told_from_short_ones():
 
 def test_of_equal_rewards_the_first_one_is_kept():
     rounds = [judged(0, 0.1), judged(1, 0.9), judged(2, 0.9)]
-    assert choose(rounds, 0.1) is rounds[1]
+    assert choose_round(rounds, 0.1) is rounds[1]
     unmeasured = [one.model_copy(update={"validation": []}) for one in (*rounds, judged(2, 0.0, strength=0.5))]
-    assert choose(unmeasured, 0.1) is unmeasured[2]
+    assert choose_round(unmeasured, 0.1) is unmeasured[2]
     unmeasured[2].retention = 2
-    assert choose(unmeasured, 0.1) is unmeasured[3]
+    assert choose_round(unmeasured, 0.1) is unmeasured[3]
 
 
 def test_a_part_of_an_update_is_judged_by_answers_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The result, which was measured, is what `tsugiki adapters combine` makes of the round."""
-    monkeypatch.setattr(reward_run, "choose", lambda judged, most: judged[-1])
+    monkeypatch.setattr(reward_run, "choose_round", lambda judged, most: judged[-1])
     record = train_by_reward(config(tmp_path, settings={"rounds": 1}))
     strengths = [one.strength for one in record.weakened]
     assert (record.kept_round, record.strength, strengths) == (1, strengths[-1], sorted(strengths))
@@ -259,7 +259,7 @@ def test_the_report_says_why_the_highest_reward_is_not_kept():
     start, safe, far = judged(0, 0.1), judged(1, 0.3), judged(2, 0.9, retention=1.2)
     assert "Nothing that was judged has a higher reward" in said(start, safe)
     assert said(start, safe, far) == "[]", "a record of an earlier version does not say it"
-    choose([start, safe, far], 0.1)
+    choose_round([start, safe, far], 0.1)
     assert "Round 2 has a higher reward (0.900 on" in said(start, safe, far)
     unmeasured = [one.model_copy(update={"validation": []}) for one in (start, safe, far)]
     assert said(*unmeasured[:2]) == "[]"
@@ -305,7 +305,7 @@ def test_one_prompt_suffices_and_a_rule_that_no_answer_reaches_is_named(tmp_path
 
 
 def test_no_adapter_is_left_where_no_round_is_better(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(reward_run, "choose", lambda judged, most: judged[0])
+    monkeypatch.setattr(reward_run, "choose_round", lambda judged, most: judged[0])
     with refused(r"no round.*900% more.*rounds"):
         train_by_reward(config(tmp_path, settings={"rounds": 1}))
     assert not (tmp_path / "run" / ADAPTER_FILE).exists()

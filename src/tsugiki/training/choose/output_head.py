@@ -55,7 +55,7 @@ from tsugiki.model.ungrafted import base_modules, output_head
 from tsugiki.training.settings.config import RunConfig
 from tsugiki.training.tools.processes import run_in_threads
 
-_SHARE, _LARGE_SHARE = 0.005, 0.02
+_SHARE, _LARGE_UNLIKELY_SHARE = 0.005, 0.02
 _SMALL_VOCABULARY, _LARGEST_VOCABULARY = 16_384, 32_768
 _SLOW = 0.1
 
@@ -102,7 +102,7 @@ def head_factor(share: float, vocabulary: int) -> float | None:
     """
     if share < _SHARE and vocabulary > _SMALL_VOCABULARY:
         return None
-    return 1.0 if share >= _LARGE_SHARE and vocabulary <= _LARGEST_VOCABULARY else _SLOW
+    return 1.0 if share >= _LARGE_UNLIKELY_SHARE and vocabulary <= _LARGEST_VOCABULARY else _SLOW
 
 
 def head_notes(share: float, model: nn.Module) -> list[str]:
@@ -124,7 +124,7 @@ def head_notes(share: float, model: nn.Module) -> list[str]:
     return notes
 
 
-_UNLIKELY = math.exp(-13.0)
+_UNLIKELY_BELOW = math.exp(-13.0)
 """The probability below which a token is unlikely, 2.3e-6."""
 _ROWS, _TOKENS = 8, 128
 """Rows of the sample, and tokens of each."""
@@ -167,13 +167,13 @@ def _predict(model: nn.Module, row: Mapping[str, Tensor]) -> tuple[int, int, Ten
     logits, targets = model(input_ids=ids[None]).logits[0, :-1][in_loss], labels[1:][in_loss]
     probabilities = logits.softmax(-1, dtype=torch.float32)  # of a large vocabulary, 100 MB
     of_targets = probabilities.gather(1, targets[:, None])
-    return int((of_targets < _UNLIKELY).sum()), len(targets), probabilities.sum(0).cpu()
+    return int((of_targets < _UNLIKELY_BELOW).sum()), len(targets), probabilities.sum(0).cpu()
 
 
 SAMPLED = "sampled"
-_LIKELY, _DRAWN = 8192, 8192  # tokens
+_LIKELY_TOKENS, _DRAWN_TOKENS = 8192, 8192  # tokens
 """The tokens with the highest probability that each step computes, and those that are drawn for it."""
-_LARGEST_SHARE = 1 / 3  # of the vocabulary; a step of SmolLM2 (49,152 tokens) takes as long with a quarter of it
+_MOST_COMPUTED = 1 / 3  # of the vocabulary; a step of SmolLM2 (49,152 tokens) takes as long with a quarter of it
 
 
 def samples_vocabulary(
@@ -188,10 +188,10 @@ def samples_vocabulary(
         return before.get("softmax") == SAMPLED
     if asked is not None:
         return asked == SAMPLED
-    most = _LARGEST_SHARE * vocabulary_of(model)
-    if not can_choose or most < _LIKELY + _DRAWN:
+    most = _MOST_COMPUTED * vocabulary_of(model)
+    if not can_choose or most < _LIKELY_TOKENS + _DRAWN_TOKENS:
         return False  # without looking at all tokens of the data
-    return int(is_target(blocks, vocabulary_of(model)).sum()) + _LIKELY + _DRAWN <= most
+    return int(is_target(blocks, vocabulary_of(model)).sum()) + _LIKELY_TOKENS + _DRAWN_TOKENS <= most
 
 
 def sampled_tokens(
@@ -211,7 +211,7 @@ def sampled_tokens(
     """
     is_lora = isinstance(adapter_config, LoraConfig)
     if is_lora and not in_shards and has_chunked_loss(model) and can_sample(head_of(model)):
-        return kept_tokens(blocks, probabilities, _LIKELY), _DRAWN
+        return kept_tokens(blocks, probabilities, _LIKELY_TOKENS), _DRAWN_TOKENS
     if config.softmax is None:
         return None
     message = _(

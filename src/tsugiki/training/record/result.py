@@ -361,7 +361,7 @@ _LEAST_VARIETY = 0.75
 """The share of the start's variety that answers must have."""
 _MORE_SPOILED = 0.05
 """How far the share of answers that are empty or repeat themselves may rise, by the lower end of the interval."""
-_FEWEST = 4  # rounds, with the start, after which a run may end
+_FEWEST_ROUNDS = 4  # rounds, with the start, after which a run may end
 
 
 class RewardRound(BaseModel):
@@ -409,14 +409,14 @@ def still_gains(rounds: Sequence[RewardRound]) -> bool:
     One round alone says too little: a reward that stands still for a round can rise again. Without an interval, such as
     without validation prompts, this is unknown, and there is another one.
     """
-    if len(rounds) < _FEWEST:
+    if len(rounds) < _FEWEST_ROUNDS:
         return True
     gains = [after - before for before, after in zip(rounds[-3].validation, rounds[-1].validation, strict=True)]
     interval = mean_interval(gains)
     return interval is None or interval[0] > 0
 
 
-def choose(judged: Sequence[RewardRound], forgetting: float) -> RewardRound:
+def choose_round(judged: Sequence[RewardRound], forgetting: float) -> RewardRound:
     """Return the model to keep: of those that are not left out, the first one with the highest reward.
 
     `left_out` of each one is set to the reason, or to None. A model is left out if the loss on the retention text is

@@ -1,4 +1,7 @@
-"""The first stages of a run: find the facts of its model, read its texts, and load the base with the texts in rows."""
+"""The first stages of a run: find the facts of its model, read its texts, load the base, and ask it general questions.
+
+What the base alone computes is kept in the cache (`kept_of_base`).
+"""
 
 import re
 from collections.abc import Callable, Sequence

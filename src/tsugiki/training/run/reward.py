@@ -72,7 +72,7 @@ from tsugiki.training.choose.decisions import has_only_pairs, multiply_update
 from tsugiki.training.data.divide import split_prompts
 from tsugiki.training.measure.facts import given_facts
 from tsugiki.training.record.progress import RunProgress
-from tsugiki.training.record.result import RewardRound, choose, still_gains
+from tsugiki.training.record.result import RewardRound, choose_round, still_gains
 from tsugiki.training.record.run_record import RunRecord, Sample, read_record
 from tsugiki.training.run.load import base_with_texts, find_facts, load_run_model, load_run_tokenizer, read_texts
 from tsugiki.training.run.stages import train_on
@@ -291,7 +291,7 @@ class Rounds:
         If nothing is better than the start, this is an error.
         """
         record, out = self.start.record, self.start.out
-        kept = choose([*record.rounds, *record.weakened], self.numbers.forgetting)
+        kept = choose_round([*record.rounds, *record.weakened], self.numbers.forgetting)
         own = {name: getattr(record, name) for name in ("config", "resolved_settings", "rounds", "weakened")}
         own |= {"kept_round": kept.round, "strength": kept.strength, "status": "finished"}
         own["samples"] = _samples([record.rounds[0], kept] if kept.round else record.rounds[:1])

@@ -1,4 +1,4 @@
-"""The device and the processes of a run, by accelerate.
+"""The device, the processes and the threads of a run; the processes by accelerate.
 
 `torchrun`, `accelerate launch` and `tsugiki train --processes` all start the same command several times, with
 environment variables that tell each process its number. Only the main process writes to the run's folder, shows
