@@ -2,9 +2,10 @@
 
 Pages of other sites can make a browser send requests to this machine. They are refused by the headers `Host` (against
 DNS rebinding: a foreign name that resolves to 127.0.0.1), `Origin` and `Sec-Fetch-Site`, and because bodies must be
-`application/json`, which a browser sends across sites only after a preflight request. A file is sent as a form, which
-a browser sends without one, so that `Origin` alone refuses it. Answers have CORS headers only for origins that the
-user allows. Requests of the server's own page that change something also need the page's token.
+`application/json`, which a browser sends across sites only after a preflight request. A file is sent as a form, and
+`cancel`, `pause` and `resume` have no body; a browser sends these without one, so `Origin` and `Sec-Fetch-Site` alone
+refuse them. Answers have CORS headers only for origins that the user allows. A POST below `PAGE_API` also needs the
+page's token; files and runs below `API` do not, because other clients use them as the page does.
 
 A browser can reach the server by another port (a tunnel) or another name (a reverse proxy). Any port is allowed,
 because the name alone shows DNS rebinding; the names of proxies are those that the user gives (`Access.names`).
@@ -117,10 +118,10 @@ def check(
 ) -> None:
     """Check a request by its headers.
 
-    The paths in `public` need no key, and may be opened from another site. The page sends `page_token` with requests
-    that change something; only a page that this server has sent knows it. Starlette's TrustedHostMiddleware is not
-    used for `Host`, because its answers are not in OpenAI's format and do not say what to do, and its CORSMiddleware
-    only adds headers: it refuses no request.
+    The paths in `public` need no key, and may be opened from another site. Requests below `PAGE_API` other than GET and
+    HEAD have to carry `page_token`; only a page that this server has sent knows it. Starlette's TrustedHostMiddleware
+    is not used for `Host`, because its answers are not in OpenAI's format and do not say what to do, and its
+    CORSMiddleware only adds headers: it refuses no request.
     """
     host = headers.get("host", "").lower()
     if not access.is_own_host(host):

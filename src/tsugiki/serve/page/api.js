@@ -2,7 +2,7 @@
  * Requests to the server: JSON, files, and streams of server-sent events.
  *
  * Each one carries the language, so that errors come in it; the key, if the server has one; and the page's token,
- * without which the server changes nothing. It ends when the view is left, unless it has a signal of its own.
+ * without which a POST below /page/api/ is refused. It ends when the view is left, unless it has a signal of its own.
  */
 
 const TOKEN = /** @type {HTMLMetaElement} */ (document.querySelector('meta[name="page-token"]')).content;
