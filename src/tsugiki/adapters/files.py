@@ -35,8 +35,9 @@ _COMMON_FIELDS = _WRITERS | {
     *("peft_type", "task_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode")
 }
 """Fields of adapter_config.json that are the same for all methods."""
-FOREIGN_FILES = ("adapters.safetensors", "adapter_model.bin")
-"""Files with which mlx-lm and older releases of PEFT store adapters (see `adapters.foreign`)."""
+MLX_FILE = "adapters.safetensors"
+"""The file of an adapter of mlx-lm (see `adapters.foreign`)."""
+_PICKLE = "adapter_model.bin"  # of PEFT before 0.7
 _NAMES = _COMMON_FIELDS - {"peft_type"}
 """The common fields on which the result of an adapter does not depend."""
 _OTHER_FORMATS = {
@@ -174,13 +175,16 @@ def map_weights(folder: Path) -> dict[str, Tensor]:
     """Map the tensors of an adapter into memory, by their names in the file, without reading their values."""
     tensors: dict[str, Tensor] = {}
     for path in adapter_weight_files(folder):
-        try:
-            tensors |= load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise TsugikiError(
-                _("{path} is broken: {reason}", path=path, reason=_other_format(path) or error)
-            ) from error
+        tensors |= map_tensors(path)
     return without_duplicates(tensors)
+
+
+def map_tensors(path: Path) -> dict[str, Tensor]:
+    """Map the tensors of a safetensors file into memory, by their names."""
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise TsugikiError(_("{path} is broken: {reason}", path=path, reason=_other_format(path) or error)) from error
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
@@ -210,13 +214,10 @@ def adapter_weight_files(folder: Path) -> list[Path]:
 
 def import_hint(folder: Path) -> str:
     """Return the end of a message: how to convert the file of another program in the folder; empty if it has none."""
-    found = foreign_file(folder)
-    return _("; `tsugiki adapters import` converts its {name}", name=found.name) if found else ""
-
-
-def foreign_file(folder: Path) -> Path | None:
-    """Return the file of another program in a folder; None if it has none."""
-    return next((folder / name for name in FOREIGN_FILES if (folder / name).is_file()), None)
+    if (folder / MLX_FILE).is_file():
+        return _("; `tsugiki adapters import` converts its {name}", name=MLX_FILE)
+    message = _("; its {name} is a pickle, which can run code, so it is not loaded; save the adapter with a new PEFT")
+    return message.format(name=_PICKLE) if (folder / _PICKLE).is_file() else ""
 
 
 def write_adapter_files(

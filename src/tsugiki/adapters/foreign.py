@@ -1,30 +1,24 @@
-"""Convert the adapters of mlx-lm, and PEFT's pickles, to folders that Tsugiki and PEFT load.
+"""Convert the adapters of mlx-lm, and those of PEFT with names of a wrapped model, to folders that PEFT loads.
 
     program     file                  tensors of a layer    A        B         factor on B A
     mlx-lm      adapters.safetensors  lora_a, lora_b, m     [in, r]  [r, out]  scale
-    PEFT        adapter_model.bin     see `methods.peft_keys`
 
-The factor is in adapter_config.json beside the tensors. Layers are found in the base by the ends of their names.
-
-Files of torch are pickles. They are read by torch's weights-only loader, which knows tensors and plain containers and
-runs nothing else, and by this command alone: a folder that is loaded, listed, or served holds safetensors.
+The factor is in adapter_config.json beside the tensors. Layers are found in the base by the ends of their names. The
+files of torch (`.bin`, `.pt`) are pickles, which can run code, so they are not read.
 """
 
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tsugiki.adapters.files import (
-    FOREIGN_FILES,
+    MLX_FILE,
     config_in,
-    foreign_file,
+    import_hint,
+    map_tensors,
     not_finite,
     read_config_fields,
     write_adapter_files,
@@ -61,7 +55,7 @@ def import_adapter(path: Path, model_name: str, out: Path) -> int:
         raise TsugikiError(
             _("{file} is a GGUF file, which is only written; import the adapter that it was made from", file=file)
         )
-    tensors, model = read_tensors(file), load_meta_model(model_name)
+    tensors, model = map_tensors(file), load_meta_model(model_name)
     if not tensors:
         raise TsugikiError(_("{file} holds no tensors", file=file))
     if all(_MLX_KEY.fullmatch(key) for key in tensors):
@@ -99,59 +93,22 @@ def import_adapter(path: Path, model_name: str, out: Path) -> int:
     return len(tensors)
 
 
-def read_tensors(file: Path) -> dict[str, Tensor]:
-    """Read a file of tensors by name: safetensors, or a pickle of torch that holds tensors and nothing else.
-
-    Anything that torch's weights-only loader does not know is an error. No code of the file is run.
-    """
-    try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        found = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError) as error:
-        raise TsugikiError(_("{path} is broken: {reason}", path=file, reason=error_text(error))) from error
-    except UnpicklingError as error:
-        named = re.search(r"GLOBAL (\S+)", str(error))
-        message = _("{file} holds {what}, and not tensors alone; such a pickle can run any code, so it is not loaded")
-        what = named[1] if named else _("other objects")
-        raise TsugikiError(message.format(file=file, what=what)) from error
-    except Exception as error:  # torch raises errors of many kinds for what is no pickle
-        raise TsugikiError(
-            _("{file} is not a file of tensors: {what}", file=file, what=error_text(error, 80))
-        ) from error
-    if not isinstance(found, dict) or not all(isinstance(tensor, Tensor) for tensor in found.values()):
-        raise TsugikiError(_("{file} does not hold tensors by name, so it is no file of an adapter", file=file))
-    unusual = next((name for name, tensor in found.items() if not _has_numbers(tensor)), None)
-    if unusual is not None:
-        message = _(
-            "{file}: {name} is sparse, quantised, nested or without values, and not an ordinary tensor",
-            file=file,
-            name=error_text(str(unusual), 100),
-        )
-        raise TsugikiError(message)
-    return {str(name): tensor for name, tensor in found.items()}
-
-
-def _has_numbers(tensor: Tensor) -> bool:
-    """Return whether a tensor has all of its numbers in memory, as they are."""
-    is_stored = tensor.layout == torch.strided and not tensor.is_meta
-    return is_stored and not tensor.is_quantized and not tensor.is_nested
-
-
 def _weight_file(path: Path) -> Path:
     if path.is_file():
         return path
     if not path.is_dir():
         raise TsugikiError(_("there is no file or folder at {path}", path=path))
-    found = foreign_file(path)
-    if found is None and not (path / ADAPTER_FILE).is_file():
+    found = next((path / name for name in (MLX_FILE, ADAPTER_FILE) if (path / name).is_file()), None)
+    if found is None:
         message = _(
-            "no adapter in {folder}: it has none of {names}; save adapters of other programs in PEFT's format",
+            "no adapter in {folder}: it has neither {mlx} nor {peft}{hint}",
             folder=path,
-            names=", ".join((*FOREIGN_FILES, ADAPTER_FILE)),
+            mlx=MLX_FILE,
+            peft=ADAPTER_FILE,
+            hint=import_hint(path),
         )
         raise TsugikiError(message)
-    return found or path / ADAPTER_FILE
+    return found
 
 
 def _refuse_unknown(file: Path, tensors: Iterable[str], fields: Mapping[str, Any]) -> None:

@@ -353,8 +353,8 @@ def import_command(
 ) -> None:
     """Convert an adapter of another program to a folder that Tsugiki and PEFT can load.
 
-    It reads the folders of mlx-lm, and adapter_model.bin of old releases of PEFT. A pickle (.bin) is read by torch's
-    weights-only loader, which loads tensors and runs no code of the file.
+    It reads the folders of mlx-lm, and those of PEFT whose tensors have the names of a wrapped model, such as module.
+    and _orig_mod.
 
     Args:
         file: A file with an adapter, or the folder that holds it.
