@@ -45,7 +45,10 @@ STEPS = {row["name"]: row for row in rows_of("zen5/gpt2-small.json")}
 BEST, DOCUMENTED, BF16, INT8 = (
     STEPS[name]["tokens_per_second"] for name in ("peft-bf16-malloc", "peft-bf16", "tsugiki-bf16", "tsugiki-int8")
 )
-MEMORY = STEPS["tsugiki-int8"]["above_loaded"] / STEPS["peft-bf16-malloc"]["above_loaded"]
+INT8_MEMORY, BF16_MEMORY = (
+    100 * STEPS[name]["above_loaded"] / STEPS["peft-bf16-malloc"]["above_loaded"]
+    for name in ("tsugiki-int8", "tsugiki-bf16")
+)
 ERRORS = [float(row[-1].rstrip("%")) for row in rows_of("zen5/planning_unfitted.json")]
 ALONE, EACH = "1 on the base", "8, each on an adapter of its own"
 BESIDE_PEERS = (
@@ -90,7 +93,7 @@ CLAIMS = [
     Claim(
         "README",
         r"(\S+) of 50 new questions are answered correctly after (\S+) s",
-        r"正解は 50 問中 (\S+) 問です（CPU 時間 (\S+) 秒）",
+        r"正解は 50 問中 (\S+) 問です（1 スレッドで CPU 時間 (\S+) 秒）",
         (SUPPORT[1], SUPPORT[-1]),
     ),
     Claim(
@@ -99,8 +102,12 @@ CLAIMS = [
         r"runs/support │ a conversation │ (\S+) of 50",
         (SUPPORT[1],),
     ),
-    Claim("README", r"answers (\S+) of 20 questions correctly", r"学習後は (\S+) 問に", (FACTS[1],)),
-    Claim("README", r"(\S+) s of processor time, \S+ s for the J", r"英語のパン屋では (\S+) 秒", (FACTS[-1],)),
+    Claim(
+        "README",
+        r"answers (\S+) of 20 questions correctly.* two threads: (\S+) s of",
+        r"学習後は (\S+) 問に.*パン屋では (\S+) 秒",
+        (FACTS[1], FACTS[-1]),
+    ),
     Claim("README", r"(\S+) s for the Japanese library", r"CPU 時間 (\S+) 秒、英語", (JAPANESE_FACTS[-1],)),
     Claim(
         "docs/reward",
@@ -108,14 +115,18 @@ CLAIMS = [
         r"held-out prompts \(24\) is (\S+) instead of (\S+): (\S+) \(95 % interval (\S+) to (\S+)\)",
         (POLITE[1], POLITE[0], *POLITE[2:5]),
     ),
-    Claim("README", r"\[(\S+) times as fast as PEFT\]", r"PEFT の最速の設定の (\S+) 倍の速さ\]", (INT8 / BEST,)),
     Claim(
         "README",
-        r"GPT-2 small trains (\S+) times .*, (\S+) times as PEFT's documentation",
-        r"GPT-2 small の学習は.*の (\S+) 倍、.*の (\S+) 倍の速さ",
-        (INT8 / BEST, INT8 / DOCUMENTED),
+        r"\[(\S+) times as fast as PEFT\].*in 8 bits; (\S+) times .*\[(\d+) % of its memory\].*\(bf16: (\d+) %\)",
+        r"PEFT の最速の設定の (\S+) 倍の速さ\].*8 ビットの場合.* (\S+) 倍.*メモリは PEFT の (\d+) %\].*では (\d+) %）",
+        (INT8 / BEST, BF16 / BEST, INT8_MEMORY, BF16_MEMORY),
     ),
-    Claim("README", r"\[(\d+) % of its memory\]", r"メモリは PEFT の (\d+) %\]", (100 * MEMORY,)),
+    Claim(
+        "README",
+        r"in 8 bits trains (\S+) times .*, (\S+) times as PEFT's .*; both in bf16, (\S+) and (\S+) times",
+        r"8 ビットの GPT-2 small .*の (\S+) 倍、.*の (\S+) 倍の速さです。どちらも bf16 なら (\S+) 倍と (\S+) 倍",
+        (INT8 / BEST, INT8 / DOCUMENTED, BF16 / BEST, BF16 / DOCUMENTED),
+    ),
     Claim(
         "README",
         r"\[together\]\(\S+\) are (\S+) times as fast",
