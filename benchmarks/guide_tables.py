@@ -106,7 +106,8 @@ def _origin(source: Figures | Results, language: Language, remark: str = "") -> 
     """Return command, machine, date and commit."""
     where = f"{computer(source.machine)}, {source.date}, {source.commit[:8]}"
     if language == "ja":
-        where = re.sub(r"(?: \((.+?)\))?, (\d+) threads?, ", r"（\1）、\2 スレッド、", where).replace("（）", "")
+        where = re.sub(r"(?: \((.+?)\))?, (\d+) threads?", r"（\1）、\2 スレッド", where).replace("（）", "")
+        where = where.replace("without C functions", "C の関数なし").replace(", ", "、")
     return f"`{source.command}`{remark} · {where}"
 
 

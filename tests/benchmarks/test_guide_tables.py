@@ -41,15 +41,15 @@ def test_a_table_of_a_guide_is_regenerated(tmp_path: Path):
     assert "| 最速の PEFT との比 | 限界比 | GB：PEFT、Tsugiki |" in text
     row = "| Zen 5, bf16 | gpt2-small | 205 | 205 | 512 | 2.50 [2.00, 4.33] | 51% | 2.00, 1.00 | 2026-12-01 |"
     assert text.count(row) == 2
-    assert "· EPYC（Zen 5）、2 スレッド、2" in text
+    assert "· EPYC（Zen 5）、2 スレッド、2026-12-01、" in text
     assert text.startswith("前\n")
     assert text.endswith("後\n")
     assert fill_guide(text, tmp_path, "ja") == text
-    alone = {"processor": "EPYC", "threads": 1}
-    assert computer(alone) == "EPYC, 1 thread"
+    alone = {"processor": "EPYC", "threads": 1, "c_functions": False}
+    assert computer(alone) == "EPYC, 1 thread, without C functions"
     for name in ("a", "b"):
         replace(results, machine=alone).write(tmp_path / name)
-    assert "· EPYC、1 スレッド、2" in fill_guide(text, tmp_path, "ja")
+    assert "· EPYC、1 スレッド、C の関数なし、2" in fill_guide(text, tmp_path, "ja")
 
 
 def tables_in(guide: Path) -> set[str]:
