@@ -40,6 +40,7 @@ def commands(page: Path) -> list[str]:
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TSUGIKI_ADAPTERS", str(tmp_path / "library"))
+    monkeypatch.delenv("TSUGIKI_VERBOSE")
     write_gguf(tmp_path / "base.gguf", load_model(save_tiny(tmp_path / "base", "gpt2", n_positions=512)))
     for number in range(6):
         work = work_zip(f"人生{number}", "夏目漱石", TEXT[number * 350 :][:500])
