@@ -806,6 +806,9 @@ static int has_amx(void) {
 #define AMX __attribute__((target("amx-tile,amx-bf16,avx512f,avx512bw,avx512bf16")))
 #define REQUEST_PERMISSION 0x1023 /* ARCH_REQ_XCOMP_PERM of Linux */
 #define TILE_DATA 18
+/* `_tile_loadd` of GCC does not tell the compiler that it reads memory, so what C writes to a buffer could come after the
+   load of a tile from it. This keeps the order. */
+#define WRITTEN_BEFORE_TILES() __asm__ volatile("" ::: "memory")
 
 /* Linux lets a process use the tiles only after a request. */
 EXPORT int64_t has_few_rows_amx_bfloat16(void) {
@@ -828,6 +831,7 @@ AMX INLINE void use_tiles(void) {
    columns], and tile 3 is x [16 pairs of columns, 16 rows, 2]. The pairs of the second group are `next` numbers further
    on. */
 AMX INLINE void add_products(int groups, const uint16_t *w, int64_t w_bytes, const uint32_t *pairs, int64_t next) {
+    WRITTEN_BEFORE_TILES();
     _tile_loadd(2, w, w_bytes);
     _tile_loadd(3, pairs, 64);
     _tile_dpbf16ps(0, 2, 3);
@@ -894,6 +898,7 @@ EXPORT AMX void few_rows_transposed_amx_bfloat16(const uint16_t *x, int64_t rows
         int64_t left = in - k < 32 ? in - k : 32;
         memset(of_x, 0, sizeof of_x);
         for (int64_t r = 0; r < rows; r++) memcpy(of_x[r], x + r * in + k, (size_t)left * 2);
+        WRITTEN_BEFORE_TILES();
         _tile_loadd(2, of_x[0], 64);
         for (int64_t i = 0; i < out; i += 32) {
             __mmask32 mask = out - i < 32 ? ((__mmask32)1 << (out - i)) - 1 : (__mmask32)-1;
@@ -904,6 +909,7 @@ EXPORT AMX void few_rows_transposed_amx_bfloat16(const uint16_t *x, int64_t rows
                 _mm512_store_si512(pairs[0][p], _mm512_unpacklo_epi16(even, odd));
                 _mm512_store_si512(pairs[1][p], _mm512_unpackhi_epi16(even, odd));
             }
+            WRITTEN_BEFORE_TILES();
             for (int half = 0; half < 2; half++) {
                 _tile_loadd(0, sums + i + 16 * half, 4 * padded);
                 _tile_loadd(3, pairs[half], 64);
@@ -1128,6 +1134,7 @@ typedef struct { const void *data; int64_t row, block; } Factor;
    32 columns, and one of b 16 rows of pairs; m and n are multiples of 32, and `width` is that of a row of c. */
 AMX INLINE void multiply(Factor a, Factor b, const int32_t *list, int64_t count, int64_t m, int64_t n, int add, float *c,
                          int64_t width) {
+    WRITTEN_BEFORE_TILES();
     for (int64_t i = 0; i < m; i += 32)
         for (int64_t k = 0; k < n; k += 32) {
             float *to = c + i * width + k, *below = to + 16 * width;
