@@ -642,6 +642,11 @@ EXPORT int64_t has_few_rows_bfloat16(void) { return __builtin_cpu_supports("avx5
 EXPORT int64_t has_few_integer_rows_float32(void) { return __builtin_cpu_supports("avx512vnni") != 0; }
 EXPORT int64_t has_few_integer_rows_bfloat16(void) { return has_few_integer_rows_float32(); }
 
+/* A mask of the first n of 32 numbers. */
+BFLOAT16 INLINE __mmask32 first_of_32(int64_t n) {
+    return n >= 32 ? (__mmask32)-1 : n <= 0 ? 0 : ((__mmask32)1 << n) - 1;
+}
+
 BFLOAT16 INLINE float dot_bfloat16(const uint16_t *a, const uint16_t *x, int64_t n) {
     __m512 sum[SUMS];
     int64_t i = 0;
@@ -652,7 +657,7 @@ BFLOAT16 INLINE float dot_bfloat16(const uint16_t *a, const uint16_t *x, int64_t
             sum[s] = _mm512_dpbf16_ps(sum[s], (__m512bh)of_a, (__m512bh)of_x);
         }
     for (; i < n; i += 32) {
-        __mmask32 mask = n - i < 32 ? ((__mmask32)1 << (n - i)) - 1 : (__mmask32)-1;
+        __mmask32 mask = first_of_32(n - i);
         __m512i of_a = _mm512_maskz_loadu_epi16(mask, a + i), of_x = _mm512_maskz_loadu_epi16(mask, x + i);
         sum[0] = _mm512_dpbf16_ps(sum[0], (__m512bh)of_a, (__m512bh)of_x);
     }
@@ -727,7 +732,7 @@ FEW_INTEGER_ROWS(few_integer_rows_bfloat16, uint16_t, rounded_bfloat16, to_bfloa
 BFLOAT16 INLINE void strip_bfloat16(int rows, int pairs, const uint16_t *x, int64_t in, int64_t n, const uint16_t *w,
                                     int64_t columns, float *sums, int64_t padded) {
     for (int64_t i = 0; i < columns; i += 32) {
-        __mmask32 mask = columns - i < 32 ? ((__mmask32)1 << (columns - i)) - 1 : (__mmask32)-1;
+        __mmask32 mask = first_of_32(columns - i);
         __m512 low[MOST_ROWS], high[MOST_ROWS];
         for (int r = 0; r < rows; r++) {
             low[r] = _mm512_loadu_ps(sums + r * padded + i);
@@ -901,7 +906,7 @@ EXPORT AMX void few_rows_transposed_amx_bfloat16(const uint16_t *x, int64_t rows
         WRITTEN_BEFORE_TILES();
         _tile_loadd(2, of_x[0], 64);
         for (int64_t i = 0; i < out; i += 32) {
-            __mmask32 mask = out - i < 32 ? ((__mmask32)1 << (out - i)) - 1 : (__mmask32)-1;
+            __mmask32 mask = first_of_32(out - i);
             for (int p = 0; p < 16; p++) {
                 const uint16_t *row = w + (k + 2 * p) * n + i;
                 __m512i even = _mm512_maskz_loadu_epi16(2 * p < left ? mask : 0, row);
@@ -945,11 +950,6 @@ typedef struct {
     int64_t of_bits;      /* from one row of the batch to the next */
 } Attention;
 
-/* A mask of the first n of 32 numbers. */
-BFLOAT16 INLINE __mmask32 first_of_32(int64_t n) {
-    return n >= 32 ? (__mmask32)-1 : n <= 0 ? 0 : ((__mmask32)1 << n) - 1;
-}
-
 /* to [BLOCK, columns] = the tokens of a head from `start` on, and zeros. */
 BFLOAT16 INLINE void read_block(View x, int64_t b, int64_t head, int64_t start, int64_t tokens, int64_t columns, uint16_t *to) {
     const uint16_t *from = x.data + b * x.batch + head * x.head + start * x.token;
@@ -974,15 +974,44 @@ BFLOAT16 INLINE void pair_rows(const uint16_t *x, int64_t n, int64_t width, uint
         for (int64_t i = 0; i < width; i++) to[i] = x[i] | (uint32_t)x[width + i] << 16;
 }
 
-/* to [columns, rows] = the transpose of x [rows, columns]. */
-INLINE void transpose(const void *x, int64_t rows, int64_t columns, uint32_t *restrict to) {
-    for (int64_t c = 0; c < columns; c++)
-        for (int64_t r = 0; r < rows; r++) to[c * rows + r] = ((const uint32_t *)x)[r * columns + c];
+/* to [columns, rows] = the transpose of x [rows, columns], for multiples of 16. In 4 steps, 16 rows exchange numbers with
+   the row that is `d` further on. */
+BFLOAT16 INLINE void transpose(const void *x, int64_t rows, int64_t columns, void *to) {
+    const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    for (int64_t r = 0; r < rows; r += 16)
+        for (int64_t c = 0; c < columns; c += 16) {
+            __m512i line[16];
+#pragma GCC unroll 16
+            for (int i = 0; i < 16; i++) line[i] = _mm512_loadu_si512((const uint32_t *)x + (r + i) * columns + c);
+#pragma GCC unroll 4
+            for (int d = 1; d < 16; d *= 2) {
+                __m512i other = _mm512_xor_si512(lane, _mm512_set1_epi32(d));
+                __mmask16 upper = _mm512_test_epi32_mask(lane, _mm512_set1_epi32(d));
+                __m512i first = _mm512_mask_add_epi32(lane, upper, other, _mm512_set1_epi32(16));
+                __m512i second = _mm512_mask_add_epi32(other, upper, lane, _mm512_set1_epi32(16));
+#pragma GCC unroll 16
+                for (int i = 0; i < 16; i++)
+                    if (!(i & d)) {
+                        __m512i a = line[i], b = line[i + d];
+                        line[i] = _mm512_permutex2var_epi32(a, first, b);
+                        line[i + d] = _mm512_permutex2var_epi32(a, second, b);
+                    }
+            }
+#pragma GCC unroll 16
+            for (int i = 0; i < 16; i++) _mm512_storeu_si512((uint32_t *)to + (c + i) * rows + r, line[i]);
+        }
 }
 
 BFLOAT16 INLINE void round_floats(const float *x, int64_t n, uint16_t *to) {
     for (int64_t i = 0; i < n; i += 16)
         _mm256_storeu_si256((__m256i *)(to + i), (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(x + i)));
+}
+
+/* The same as `write_block` for x in float32; `rows` is memory for the rounded block. */
+BFLOAT16 INLINE void write_floats(const float *x, int64_t columns, uint16_t *rows, View to, int64_t b, int64_t head,
+                                  int64_t start, int64_t tokens) {
+    round_floats(x, BLOCK * columns, rows);
+    write_block(rows, columns, to, b, head, start, tokens);
 }
 
 /* c [m, width] += a b, for a [m, n] of pairs, whose rows are `stride` pairs apart, and b [n, width] of pairs. */
@@ -1043,7 +1072,7 @@ BFLOAT16 INLINE float exponentials(float *scores, int64_t next, const int32_t *l
 /* `out` or, if there is memory for dq, the gradients; for the heads from `first` to `last`, counted over the batch, which
    are all those of some key heads. With the probabilities P of a block, dS = scale P (d_out v^T - sum of d_out out),
    dv += P^T d_out, dq += dS k and dk += dS^T q. The sums of dk and dv are transposed, [columns, BLOCK] for each block of
-   keys. `memory` has room for blocks (224 columns + 2050) + 288 columns numbers. */
+   keys. `_memory` of fast/attention.py says how much `memory` there is, here and for AMX. */
 EXPORT BFLOAT16 void attention_bfloat16(const Attention *a, int64_t first, int64_t last, uint16_t *memory) {
     int64_t blocks = (a->keys + BLOCK - 1) / BLOCK, group = a->heads / a->key_heads, columns = a->columns;
     int64_t size = BLOCK * columns / 2, backward = a->dq.data != 0;
@@ -1109,8 +1138,7 @@ EXPORT BFLOAT16 void attention_bfloat16(const Attention *a, int64_t first, int64
             }
             for (int64_t r = 0; r < n && !backward; r++)
                 for (int64_t c = 0; c < columns; c++) sums[r * columns + c] *= inverse[r];
-            round_floats(sums, 2 * size, rows);
-            write_block(rows, columns, backward ? a->dq : a->out, b, h, start, a->queries);
+            write_floats(sums, columns, rows, backward ? a->dq : a->out, b, h, start, a->queries);
         }
         for (int64_t t = 0; t < 2 * blocks && backward && h % group == group - 1; t++) { /* dv follows dk */
             round_floats(dk + 2 * t * size, 2 * size, d_rows);
@@ -1168,34 +1196,6 @@ AMX INLINE void multiply(Factor a, Factor b, const int32_t *list, int64_t count,
         }
 }
 
-/* to [columns, rows] = the transpose of x [rows, columns], for multiples of 16. In 4 steps, 16 rows exchange numbers with
-   the row that is `d` further on. */
-AMX INLINE void transpose_dwords(const void *x, int64_t rows, int64_t columns, void *to) {
-    const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-    for (int64_t r = 0; r < rows; r += 16)
-        for (int64_t c = 0; c < columns; c += 16) {
-            __m512i line[16];
-#pragma GCC unroll 16
-            for (int i = 0; i < 16; i++) line[i] = _mm512_loadu_si512((const uint32_t *)x + (r + i) * columns + c);
-#pragma GCC unroll 4
-            for (int d = 1; d < 16; d *= 2) {
-                __m512i other = _mm512_xor_si512(lane, _mm512_set1_epi32(d));
-                __mmask16 upper = _mm512_test_epi32_mask(lane, _mm512_set1_epi32(d));
-                __m512i first = _mm512_mask_add_epi32(lane, upper, other, _mm512_set1_epi32(16));
-                __m512i second = _mm512_mask_add_epi32(other, upper, lane, _mm512_set1_epi32(16));
-#pragma GCC unroll 16
-                for (int i = 0; i < 16; i++)
-                    if (!(i & d)) {
-                        __m512i a = line[i], b = line[i + d];
-                        line[i] = _mm512_permutex2var_epi32(a, first, b);
-                        line[i + d] = _mm512_permutex2var_epi32(a, second, b);
-                    }
-            }
-#pragma GCC unroll 16
-            for (int i = 0; i < 16; i++) _mm512_storeu_si512((uint32_t *)to + (c + i) * rows + r, line[i]);
-        }
-}
-
 /* With scores and d_scores [32 keys, 32 queries], whose bits are in `seen`: P and dS in bfloat16, and dS as pairs of keys.
    P = 2^(scale score - logarithm), dS = P (d_score - mean) */
 AMX INLINE void gradients_of_block(const float *scores, const float *d_scores, const __m512i *seen, const float *logarithms,
@@ -1222,12 +1222,6 @@ AMX INLINE void gradients_of_block(const float *scores, const float *d_scores, c
     }
 }
 
-AMX INLINE void write_floats(const float *x, int64_t columns, uint16_t *rows, View to, int64_t b, int64_t head, int64_t start,
-                             int64_t tokens) {
-    round_floats(x, BLOCK * columns, rows);
-    write_block(rows, columns, to, b, head, start, tokens);
-}
-
 INLINE float *logarithms_of(const Attention *a, int64_t b, int64_t head) {
     return (float *)a->logarithms.data + b * a->logarithms.batch + head * a->logarithms.head;
 }
@@ -1243,7 +1237,7 @@ AMX INLINE void forward_amx(const Attention *a, int64_t first, int64_t last, uin
         float *logarithms = logarithms_of(a, b, h);
         for (int64_t t = 0; t < blocks && h % group == 0; t++) {
             read_block(a->k, b, h / group, t * BLOCK, a->keys, columns, rows);
-            transpose_dwords(rows, BLOCK, columns / 2, keys + t * size);
+            transpose(rows, BLOCK, columns / 2, keys + t * size);
             read_block(a->v, b, h / group, t * BLOCK, a->keys, columns, rows);
             pair_rows(rows, BLOCK / 2, columns, (uint32_t *)(values + t * size));
         }
@@ -1289,11 +1283,11 @@ AMX INLINE void backward_amx(const Attention *a, int64_t first, int64_t last, ui
         int64_t b = i / a->heads, h = i % a->heads;
         for (int64_t s = 0; s < of_queries; s++) {
             read_block(a->q, b, h, s * BLOCK, a->queries, columns, rows);
-            transpose_dwords(rows, BLOCK, columns / 2, q_turned + s * size);
+            transpose(rows, BLOCK, columns / 2, q_turned + s * size);
             pair_rows(rows, BLOCK / 2, columns, (uint32_t *)(q_pairs + s * size));
             read_block(a->out, b, h, s * BLOCK, a->queries, columns, rows);
             read_block(a->d_out, b, h, s * BLOCK, a->queries, columns, d_rows);
-            transpose_dwords(d_rows, BLOCK, columns / 2, d_turned + s * size);
+            transpose(d_rows, BLOCK, columns / 2, d_turned + s * size);
             pair_rows(d_rows, BLOCK / 2, columns, (uint32_t *)(d_pairs + s * size));
             for (int64_t r = 0; r < BLOCK; r++)
                 mean[s * BLOCK + r] = dot_bfloat16(rows + r * columns, d_rows + r * columns, columns);
@@ -1306,7 +1300,7 @@ AMX INLINE void backward_amx(const Attention *a, int64_t first, int64_t last, ui
             read_block(a->k, b, h / group, t * BLOCK, a->keys, columns, rows);
             read_block(a->v, b, h / group, t * BLOCK, a->keys, columns, d_rows);
             pair_rows(rows, BLOCK / 2, columns, (uint32_t *)sums);
-            transpose_dwords(sums, BLOCK / 2, columns, k_turned);
+            transpose(sums, BLOCK / 2, columns, k_turned);
             for (int64_t s = 0; s < of_queries; s++) {
                 int64_t n = a->queries - s * BLOCK < BLOCK ? a->queries - s * BLOCK : BLOCK;
                 const uint32_t *bits = a->bits + b * a->of_bits + s * BLOCK * blocks + t;
@@ -1333,13 +1327,12 @@ AMX INLINE void backward_amx(const Attention *a, int64_t first, int64_t last, ui
             write_floats(dv + t * size, columns, rows, a->dv, b, h / group, t * BLOCK, a->keys);
         }
         for (int64_t s = 0; s < of_queries; s++) {
-            transpose_dwords(dq + s * size, columns, BLOCK, sums);
+            transpose(dq + s * size, columns, BLOCK, sums);
             write_floats(sums, columns, rows, a->dq, b, h, s * BLOCK, a->queries);
         }
     }
 }
 
-/* `memory` has room for blocks (320 columns + 3300) + 320 columns + 4500 numbers. */
 EXPORT AMX void attention_amx_bfloat16(const Attention *a, int64_t first, int64_t last, uint16_t *memory) {
     use_tiles();
     if (a->dq.data != 0) backward_amx(a, first, last, memory);
