@@ -162,6 +162,24 @@ def test_a_c_function_has_the_error_of_the_definition_and_no_bit_depends_on_thre
         assert relative_error(ours_, true) <= 1.2 * relative_error(plain, true) + 1e-3
 
 
+@pytest.mark.parametrize("there", [["attention_amx", "attention"], ["attention"], []])
+def test_the_function_for_amx_is_chosen_where_there_is_one(there: list[str], monkeypatch: pytest.MonkeyPatch):
+    used: list[str] = []
+    monkeypatch.setattr(
+        attention, "native_for", lambda kind, like: (lambda *given: used.append(kind)) if kind in there else None
+    )
+    with threads(1):
+        attend(*tensors(causal(70), torch.bfloat16), causal(70))
+    assert used == there[:1]
+
+
+def test_more_queries_than_keys_are_not_for_a_c_function():
+    query, key, value = tensors(causal(96))
+    bits = torch.zeros(1, 96, 12, dtype=torch.uint8)
+    assert attention._belong_together(query, key, value, bits)
+    assert not attention._belong_together(query, key[:, :, :65], value[:, :, :65], bits)
+
+
 @pytest.mark.parametrize("unit", UNITS[:-1], indirect=True)
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_what_is_not_finite_stays_in_its_query_and_in_its_row(value: float, unit: str):

@@ -10,9 +10,10 @@ queries that see few keys. In long documents it is computed again, block by bloc
 grows with the square of their length.
 
 On a processor this is faster than torch's fused kernel; in bfloat16 it takes half the time, because the kernel
-computes in float32. Where the processor multiplies bfloat16, a C function computes all blocks at once, with smaller
-blocks, whose scores stay in the cache; it always computes P again. There is one for the matrix unit AMX and one for
-AVX-512. `plain_attention` is the definition.
+computes in float32. Where the processor multiplies bfloat16, one call of a C function does all of this for a layer,
+forward or backward. It has blocks of 32 queries and 32 keys, whose scores stay in the cache, and keeps no P: backward
+computes it again. There is a function for the matrix unit AMX, and one for AVX-512, which processors without AMX use.
+`plain_attention` is the definition.
 """
 
 import struct
@@ -212,6 +213,7 @@ def _belong_together(query: Tensor, key: Tensor, value: Tensor, bits: Tensor) ->
         key.shape == (batch, key_heads, keys, width)
         and value.shape[:3] == key.shape[:3]
         and heads % key_heads == 0
+        and length <= keys
         and len(bits) in (1, batch)
         and bits.shape[1:] == (length, 4 * -(-keys // 32))
     )
@@ -227,7 +229,8 @@ def _bits(mask: Tensor) -> Tensor:
 class _CAttention(torch.autograd.Function):
     """The same by a C function, in bfloat16; it keeps its inputs and its output, and no probabilities.
 
-    The function for AMX also keeps log₂ of each query's sum of exponentials, and so computes P without that sum.
+    There is also memory for log₂ of each query's sum of exponentials. The function for AMX writes them forward, and
+    backward computes P from them. The one for AVX-512 does not use that memory: backward, it adds the sums again.
     """
 
     @staticmethod
@@ -266,15 +269,26 @@ def _call_c(call: Callable[..., None], scale: float, bits: Tensor, *tensors: Ten
     sizes = heads, key_heads, queries, keys, columns
     of_bits = bits.data_ptr(), bits.stride(0) // 4 if len(bits) > 1 else 0
     given = struct.pack("=50qd2q", *views, *[0] * (45 - len(views)), *sizes, scale, *of_bits)
-    memory = -(-keys // 32) * (320 * columns + 3300) + 320 * columns + 4500
 
     def compute(part: tuple[int, int]) -> None:
-        own = torch.empty(memory, dtype=torch.bfloat16, device="cpu")
+        own = torch.empty(_memory(keys, columns), dtype=torch.bfloat16, device="cpu")
         call(given, *(bound * heads // key_heads for bound in part), own.data_ptr())
 
     parts = torch.get_num_threads()
     bounds = [batch * key_heads * part // parts for part in range(parts + 1)]
     in_threads(compute, list(pairwise(bounds)))
+
+
+def _memory(keys: int, columns: int) -> int:
+    """Return how many numbers of 16 bits one call of either C function needs, for no more queries than keys.
+
+    AMX needs most for each block of keys, and more beside the blocks as well, unless the columns are very many.
+
+    Args:
+        keys: the number of keys.
+        columns: the larger width, of keys or of values, as a multiple of 32.
+    """
+    return -(-keys // 32) * (320 * columns + 3202) + 224 * columns + 4096
 
 
 class _BlockAttention(torch.autograd.Function):

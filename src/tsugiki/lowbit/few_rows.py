@@ -30,8 +30,8 @@ FEW_INTEGER_ROWS = 8
 def few_rows_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return x Wᵀ + bias, [..., out]. The result equals that of `matrix_product` up to rounding.
 
-    The C functions compute it for few rows in bfloat16 or float32, on one thread, without gradients. Otherwise
-    `matrix_product` does.
+    The C functions compute it for few rows in bfloat16 or float32, on one thread, without gradients: the one for AMX if
+    the processor has it, otherwise the one for AVX-512 or for float32. `matrix_product` computes everything else.
 
     Args:
         x: [..., in].
@@ -53,7 +53,9 @@ def few_rows_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if call is None:
         return matrix_product(x, weight, bias)
     x, bias, y = x.contiguous(), None if bias is None else bias.contiguous(), x.new_empty(*x.shape[:-1], out)
-    of_bias, memory = 0 if bias is None else bias.data_ptr(), torch.empty(16, max(out, width) + 31)
+    of_bias = 0 if bias is None else bias.data_ptr()
+    # For AMX, the pairs of 32 rows of x or the sums of 16 rows; for transposed weights on AVX-512, the sums of 4 rows.
+    memory = torch.empty(16, max(out, width) + 31, dtype=torch.float32, device="cpu")
     call(x.data_ptr(), rows, width, out, out, weight.data_ptr(), of_bias, memory.data_ptr(), y.data_ptr())
     return y
 
