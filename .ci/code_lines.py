@@ -67,7 +67,7 @@ def main() -> None:
         ceiling, notes = ceilings[name], []
         if count > ceiling:
             notes.append(f"more than {ceiling:,}, the ceiling in pyproject.toml")
-        if name == "tokens-of-src" and ceiling > lowest_ceiling():
+        if name == "tokens-of-src" and ceiling > lowest_ceiling() + ceilings["allowed"]:
             notes.append(f"the ceiling has been {lowest_ceiling():,} before, and may only fall")
         failed |= bool(notes)
         print("  ".join([f"{count:9,} of {ceiling:,}", name, *notes]))

@@ -22,9 +22,9 @@ OTHERS = {"root_command", "as_command", "print_next_command"}
 """Functions that have such a name, and are no commands."""
 
 
-@pytest.mark.parametrize("page", ["docs/data.md", "docs/data.ja.md", "tests/data/read/test_formats.py"])
+@pytest.mark.parametrize("page", ["docs/data.md", "docs/data.ja.md", "tests/data/read/test_*.py"])
 def test_each_kind_of_file_is_explained_and_read(page: str):
-    text = (ROOT / page).read_text(encoding="utf-8")
+    text = "".join(path.read_text(encoding="utf-8") for path in ROOT.glob(page))
     missing = [suffix for suffix in DATA_SUFFIXES if not re.search(rf"\b{suffix[1:]}\b", text)]
     assert missing in ([], [".htm"]), "an ending of DATA_SUFFIXES is missing"
 

@@ -421,7 +421,8 @@ def read_queue(folder: Path) -> None:
 
     queue = RunQueue(folder / "queue.json")
     names = queue.names()
-    assert queue.put("new", 1) == 1
+    queue.put("new")
+    assert queue.names() == [*names, "new"]
     assert queue.remove("new")
     assert queue.names() == [name for name in names if name != "new"]
 

@@ -52,7 +52,7 @@ def test_names_are_sanitised(place: Place, given: str, stored: str):
     assert [path.name for path in place.uploads.iterdir()] == [stored]
 
 
-@pytest.mark.parametrize("name", ["a.", "a.py", "chat_template.jinja", "a.json", "a.safetensors", "a.txt.exe"])
+@pytest.mark.parametrize("name", ["a.", "a.py", "chat_template.jinja", "a.yaml", "a.safetensors", "a.txt.exe"])
 def test_templates_and_code_are_refused(place: Place, name: str):
     assert place.send(name, b"x").status_code == 400
     assert list(place.uploads.glob("*")) == []

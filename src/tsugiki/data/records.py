@@ -184,6 +184,8 @@ class Reading:
     """Columns that were found to be a question and its answer, such as `question → answer`."""
     unused: list[str] = field(default_factory=list)
     """Columns of tables that are neither learned nor known to describe a record."""
+    remarks: list[str] = field(default_factory=list)
+    """What the readers of chats, mails, PDF and Word files say about one: what was left out, who answers."""
 
     def notes(self) -> list[str]:
         """Return one sentence for each fact that a user should know."""
@@ -249,7 +251,7 @@ class Reading:
         found = [
             _("{names}: read as {encoding}", names=summarise_list(names), encoding=encoding)
             for encoding, names in self.encodings.items()
-        ]
+        ] + self.remarks
         for facts, message in notes:
             names = [] if isinstance(facts, int) else facts
             if facts:

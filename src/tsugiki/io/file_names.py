@@ -1,7 +1,8 @@
 """Names of the files in the folders of models, adapters and runs."""
 
 DATA_SUFFIXES = (
-    ".txt", ".md", ".html", ".htm", ".epub", ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".zip",
+    ".txt", ".md", ".html", ".htm", ".epub", ".docx", ".pdf", ".eml", ".mbox", ".jsonl", ".json", ".csv", ".tsv",
+    ".xlsx", ".parquet", ".zip",
 )  # fmt: skip
 """The suffixes of the files that are read as data."""
 

@@ -52,7 +52,7 @@ from tsugiki.serve.runs_view import (
     settings_given,
 )
 from tsugiki.serve.security import PAGE_API
-from tsugiki.serve.uploads import LARGEST, SUFFIXES, Uploads
+from tsugiki.serve.uploads import LARGEST, Uploads
 from tsugiki.serve.votes import ALL_TRAIN, holds_few_votes
 from tsugiki.training.run.resume import without_defaults
 from tsugiki.training.settings.config import RunConfig
@@ -218,7 +218,7 @@ class Training:
             "bases": self.bases(),
             "texts": with_home(self.texts),
             "aozora": self.aozora,
-            "sent": {"suffixes": " ".join(SUFFIXES), "largest": LARGEST, "size": f"{LARGEST // 10**6} MB"},
+            "sent": {"suffixes": " ".join(DATA_SUFFIXES), "largest": LARGEST, "size": f"{LARGEST // 10**6} MB"},
             "lora_methods": [name for name, method in _methods().items() if method.config is LoraConfig],
             "losses": {name: {**loss.defaults, "likelihood": loss.likelihood} for name, loss in LOSSES.items()},
             "settings": [self._shown(name, setting) for name, setting in OFFERED.items()],

@@ -1,8 +1,9 @@
 """OpenAI's files: texts in a folder of the library, with limits for a file, for all files and for the free disk space.
 
 A request names a file by its id or its name, and never a path. The name that a client gives is changed into one that
-every system accepts, and ends with one of a few suffixes, so that no file is a template, a config or code. Nothing is
-unpacked here: the reader of texts does that in a process of its own, and refuses a zip that unpacks to an unusual size.
+every system accepts, and ends with one of the suffixes of data, so that no file is a template or code; nothing reads a
+config from this folder. Nothing is unpacked here: the reader of texts does that in a process of its own, and refuses a
+zip that unpacks to an unusual size.
 """
 
 import asyncio
@@ -30,8 +31,6 @@ from tsugiki.serve.protocol import read_body
 
 FOLDER = ".texts"
 """The folder in the library; no adapter's name can begin with a dot."""
-_REFUSED = (".json", ".html", ".htm")  # a config, or a page with a script
-SUFFIXES = tuple(suffix for suffix in DATA_SUFFIXES if suffix not in _REFUSED)
 LARGEST = 64_000_000  # bytes of a file
 MOST_BYTES = 1_000_000_000  # of all files
 MOST_FILES = 500
@@ -191,17 +190,17 @@ def data_names(data: str | Sequence[str]) -> str:
 
 
 def _clean(given: str) -> tuple[str, str]:
-    """Return a name for a file, with its suffix apart, which must be one of `SUFFIXES`."""
+    """Return a name for a file, with its suffix apart, which must be one of `DATA_SUFFIXES`."""
     last = unicodedata.normalize("NFC", given).replace("\\", "/").rpartition("/")[2]
     if "." not in last:  # clients call bytes without a name "upload"
         last += ".jsonl"
     stem, _dot, suffix = last.rpartition(".")
     suffix = f".{suffix.lower()}"
-    if suffix not in SUFFIXES:
+    if suffix not in DATA_SUFFIXES:
         message = _(
             "{name!r} is no text that can be sent; the name must end with {suffixes}",
             name=last[:100],
-            suffixes=", ".join(SUFFIXES),
+            suffixes=", ".join(DATA_SUFFIXES),
         )
         raise invalid(message, "file")
     return clean_stem(stem), suffix

@@ -272,7 +272,7 @@ def test_the_content_key_covers_names_and_bytes(tmp_path: Path):
         folder.mkdir()
         for name, content in files.items():
             (folder / f"{name}.txt").write_text(content)
-        (folder / "notes.pdf").write_text(folder.name)
+        (folder / "notes.doc").write_text(folder.name)
         return content_key(folder)
 
     assert key(a="x", b="y") == key(b="y", a="x")

@@ -101,7 +101,7 @@ def test_a_text_that_is_read_in_another_way_than_before_has_another_key(tmp_path
 def test_a_zip_of_several_texts_and_tables(tmp_path: Path):
     path = tmp_path / "all.zip"
     texts = {"b.txt": "二", "sub/a.md": "# 一", "c.jsonl": '{"text": "三"}\n', "package.json": '{"name": "x"}'}
-    others = {"README.md": b"about", "x.pdf": b"%PDF", ".b.txt": b"junk"}
+    others = {"README.md": b"about", "x.doc": b"", ".b.txt": b"junk"}
     path.write_bytes(zip_bytes({name: text.encode() for name, text in texts.items()} | others))
     link = zipfile.ZipInfo("link.txt")
     link.create_system, link.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
@@ -113,7 +113,7 @@ def test_a_zip_of_several_texts_and_tables(tmp_path: Path):
         ("三", f"{path}/c.jsonl:1"),
         ("# 一", f"{path}/sub/a.md"),
     ]
-    assert reading.passed_over == [f"{path}/link.txt (link)", f"{path}/x.pdf"]
+    assert reading.passed_over == [f"{path}/link.txt (link)", f"{path}/x.doc"]
     assert reading.without_fields == [f"{path}/package.json"]
 
 
@@ -266,7 +266,8 @@ def test_the_separator_of_a_table_is_found(name: str, mark: str, encoding: str, 
 
 
 @pytest.mark.parametrize(
-    ("name", "way"), [("a.docx", ".txt"), ("a.xlsx", "CSV"), ("a.pdf", "pdftotext"), ("a.png", ".parquet")]
+    ("name", "way"),
+    [("a.doc", "Word Document"), ("a.xls", "Excel Workbook"), ("a.odt", ".docx"), ("a.png", ".parquet")],
 )
 def test_files_of_other_kinds_say_what_to_do(name: str, way: str, tmp_path: Path):
     (tmp_path / name).write_bytes(b"x")
@@ -394,8 +395,8 @@ def test_a_folder_is_read_in_order_of_names_and_what_it_holds_besides_is_told(tm
         "sub/D.CSV": "text\nab\n",
         "meta.csv": "id,size\n1,2\n",
         "config.json": '{"a": 1}',
-        "c.pdf": "",
-        "d.pdf": "",
+        "c.doc": "",
+        "d.doc": "",
         "e.png": "",
     }.items():
         (tmp_path / name).write_text(content)
@@ -404,6 +405,6 @@ def test_a_folder_is_read_in_order_of_names_and_what_it_holds_besides_is_told(tm
     assert (records[-1].source, records[-1].fields) == (f"{tmp_path}/sub/c.jsonl:3", {"title": "x"})
     empty, others, without_texts = reading.notes()
     assert "blank.txt" in empty
-    assert "(.pdf 2, .png)" in others
+    assert "(.doc 2, .png)" in others
     assert "config.json" in without_texts
     assert "meta.csv" in without_texts

@@ -12,11 +12,11 @@ from urllib.parse import unquote
 from xml.etree import ElementTree
 
 from tsugiki.data.read.html import html_text
+from tsugiki.data.read.xml import MAX_SIZE, damaged, read_xml, xml_tag
 from tsugiki.errors import TsugikiError, error_text
 from tsugiki.io.archives import read_zip, zip_members
 from tsugiki.language import _
 
-_MAX_SIZE = 64_000_000  # bytes of all chapters together
 _CONTAINER = "META-INF/container.xml"
 _RIGHTS = ("META-INF/rights.xml", "META-INF/sinf.xml")  # Adobe's and Apple's DRM
 _ENCRYPTION = "META-INF/encryption.xml"
@@ -37,15 +37,15 @@ def read_epub(path: Path) -> Book:
     """Read the title, the author and the text of a book."""
     names = set(zip_members(path))
     _refuse_drm(path, names)
-    container = _xml(path, _CONTAINER, names)
-    rootfiles = (element for element in container.iter() if _tag(element) == "rootfile")
+    container = read_xml(path, _CONTAINER, names)
+    rootfiles = (element for element in container.iter() if xml_tag(element) == "rootfile")
     package_name = next((element.get("full-path", "") for element in rootfiles), "")
-    package = _xml(path, package_name, names)
+    package = read_xml(path, package_name, names)
     chapters = list(dict.fromkeys(_chapters(package, posixpath.dirname(package_name))))  # each once, as EPUB requires
     missing = next((name for name in chapters if name not in names), None)
     if missing is not None:
-        raise _damaged(path, _("{name} is missing in it", name=error_text(missing, 80)))
-    texts = [html_text(_decode(content, path)) for _name, content in read_zip(path, chapters, _MAX_SIZE)]
+        raise damaged(path, _("{name} is missing in it", name=error_text(missing, 80)))
+    texts = [html_text(_decode(content, path)) for _name, content in read_zip(path, chapters, MAX_SIZE)]
     authors = dict.fromkeys(_metadata(package, "creator"))
     title = next(iter(_metadata(package, "title")), "")
     return Book(title, "、".join(authors), "\n\n".join(text for text in texts if text))
@@ -54,8 +54,8 @@ def read_epub(path: Path) -> Book:
 def _refuse_drm(path: Path, names: Collection[str]) -> None:
     protected = any(name in names for name in _RIGHTS)
     if not protected and _ENCRYPTION in names:
-        encryption = _xml(path, _ENCRYPTION, names).iter()
-        methods = {element.get("Algorithm", "") for element in encryption if _tag(element) == "EncryptionMethod"}
+        encryption = read_xml(path, _ENCRYPTION, names).iter()
+        methods = {element.get("Algorithm", "") for element in encryption if xml_tag(element) == "EncryptionMethod"}
         protected = not methods <= _FONT_METHODS
     if protected:
         raise TsugikiError(
@@ -63,41 +63,20 @@ def _refuse_drm(path: Path, names: Collection[str]) -> None:
         )
 
 
-def _xml(path: Path, name: str, names: Collection[str]) -> ElementTree.Element:
-    if name not in names:
-        raise _damaged(path, _("{name} is missing in it", name=error_text(name, 80) or "package.opf"))
-    content = next(iter(read_zip(path, [name], _MAX_SIZE)))[1]
-    if b"<!ENTITY" in content:  # entities can grow without limit, and no package file needs them
-        raise _damaged(path, _("{name} defines entities", name=error_text(name, 80)))
-    try:
-        return ElementTree.fromstring(content)
-    except (ElementTree.ParseError, ValueError, LookupError) as error:
-        raise _damaged(path, f"{error_text(name, 80)}: {error_text(error, 80)}") from error
-
-
-def _damaged(path: Path, reason: str) -> TsugikiError:
-    return TsugikiError(_("{path} is no readable EPUB file: {reason}; get it again", path=path, reason=reason))
-
-
-def _tag(element: ElementTree.Element) -> str:
-    """Return the name of an element without its namespace."""
-    return element.tag.rpartition("}")[2] if isinstance(element.tag, str) else ""
-
-
 def _metadata(package: ElementTree.Element, name: str) -> Iterator[str]:
     for element in package.iter():
         text = " ".join((element.text or "").split())
-        if _tag(element) == name and text:
+        if xml_tag(element) == name and text:
             yield text
 
 
 def _chapters(package: ElementTree.Element, folder: str) -> Iterator[str]:
     """Yield the names of the chapters in the zip, in the order of reading, without the table of contents."""
     items: Mapping[str, ElementTree.Element] = {
-        element.get("id", ""): element for element in package.iter() if _tag(element) == "item"
+        element.get("id", ""): element for element in package.iter() if xml_tag(element) == "item"
     }
     for reference in package.iter():
-        if _tag(reference) != "itemref" or reference.get("linear") == "no":
+        if xml_tag(reference) != "itemref" or reference.get("linear") == "no":
             continue
         item = items.get(reference.get("idref", ""))
         if item is None or item.get("media-type") not in _CHAPTER_TYPES or "nav" in item.get("properties", "").split():
@@ -111,4 +90,4 @@ def _decode(content: bytes, path: Path) -> str:
             return content.decode(encoding)
         except UnicodeDecodeError:
             continue
-    raise _damaged(path, _("a chapter is not text in UTF-8 or UTF-16"))
+    raise damaged(path, _("a chapter is not text in UTF-8 or UTF-16"))

@@ -1,8 +1,10 @@
 """Read records from files, folders, patterns, or data sets on the hub, one by one.
 
     .txt, .md                  a document
-    .html, .htm, .epub         a document (see `html` and `epub`)
-    .jsonl, .json, .csv, .tsv, .parquet   a record for each row (see `tables`; its fields: `schemas`)
+    .html, .htm, .epub, .docx, .pdf   a document (see `html`, `epub` and `office`)
+    .eml, .mbox                a document for each mail (see `mail`)
+    .jsonl, .json, .csv, .tsv, .xlsx, .parquet   a record for each row (see `tables`; its fields: `schemas`)
+    chats of WhatsApp, LINE (.txt) and Telegram (.json)   conversations (see `chats`)
     .zip                       the texts and tables in it
 
 A text that is a work of Aozora Bunko, as the library distributes it, is read without its notation (see `aozora.text`).
@@ -22,6 +24,7 @@ from typing import Any, TypeAlias
 
 from tsugiki.data.read.aozora.text import clean_work, has_annotations, is_work, standard_characters
 from tsugiki.data.read.character_encoding import NAMES, decode, decode_as, detect_encoding
+from tsugiki.data.read.chats import is_chat, json_chats, text_rows
 from tsugiki.data.read.html import html_text
 from tsugiki.data.read.schemas import (
     FIELD_LENGTH,
@@ -48,6 +51,7 @@ from tsugiki.data.read.tables import (
     jsonl_rows,
     opener,
     parquet_rows,
+    rows_of_cells,
 )
 from tsugiki.data.records import Document, Reading, Record
 from tsugiki.errors import TsugikiError, error_text, summarise_list, unreadable
@@ -68,13 +72,12 @@ _MAX_ZIP = 1 << 30  # bytes that a zip may unpack to
 # Files that accompany data in a folder or a zip; they are read only if they are given by name.
 _ABOUT_DATA = ("readme", "license", "licence", "notice", "changelog", "copying")
 
-_WORD = marked("{root}: save the text as a .txt file first (in Word: File, Save As, Plain Text)")
-_SHEET = marked("{root}: save the table as a .csv file first (in Excel: File, Save As, CSV UTF-8)")
+_WORD = marked("{root}: save the text as a .docx file first (in Word: File, Save As, Word Document)")
+_SHEET = marked("{root}: save the table as a .xlsx file first (in Excel: File, Save As, Excel Workbook)")
 _OTHER_KIND = marked("{root}: {kind} is not supported; use {suffixes} or {last}")
 _HOW_TO_SAVE = {
-    **dict.fromkeys((".docx", ".doc", ".odt", ".rtf"), _WORD),
-    **dict.fromkeys((".xlsx", ".xls", ".ods"), _SHEET),
-    ".pdf": marked("{root}: put the text of the PDF into a .txt file first (copy it, or use pdftotext)"),
+    **dict.fromkeys((".doc", ".odt", ".rtf"), _WORD),
+    **dict.fromkeys((".xls", ".ods"), _SHEET),
 }
 
 
@@ -290,6 +293,12 @@ def _read_file(source: _File, wanted: Wanted, reading: Reading, usual: Callable[
             records = _read_zip(path, wanted, reading)
         case ".epub":
             records = _read_book(path, reading)
+        case ".docx" | ".pdf" | ".xlsx":
+            records = _read_office(path, suffix, wanted, reading)
+        case ".eml" | ".mbox":
+            from tsugiki.data.read.mail import mail_rows
+
+            records = _records_of_rows(mail_rows(path, reading), str(path), wanted, reading)
         case ".parquet":
             records = _records_of_rows(parquet_rows(path, wanted), str(path), wanted, reading)
         case _:
@@ -311,15 +320,22 @@ def _read_stream(
     encoding = detect_encoding(open_file, name, usual)
     if encoding in NAMES:
         reading.encodings.setdefault(NAMES[encoding], []).append(name)
-    if suffix in _TEXTS:
-        with open_file() as file:
-            content = file.read()
-        yield from _read_text(decode_as(content, encoding), encoding, name, suffix, reading)
-        return
     if suffix in _DELIMITED:
         rows = csv_rows(open_file, name, encoding, wanted, "\t" if suffix == ".tsv" else None)
+    elif suffix == ".jsonl":
+        rows = jsonl_rows(open_file, name, encoding)
+    elif suffix == ".json":
+        rows = json_chats(json_rows(open_file, name, encoding), name, wanted.columns, reading)
     else:
-        rows = (jsonl_rows if suffix == ".jsonl" else json_rows)(open_file, name, encoding)
+        with open_file() as file:
+            text = decode_as(file.read(), encoding)
+        if suffix == ".txt" and is_chat(text):
+            rows = text_rows(text, name, wanted.columns, reading)
+        elif suffix == ".txt" and encoding.startswith("utf-16") and "\t" in text.partition("\n")[0]:
+            rows = csv_rows(open_file, name, encoding, wanted, "\t")  # Excel's "Unicode text"
+        else:
+            yield from _read_text(text, encoding, name, suffix, reading)
+            return
     yield from _records_of_rows(rows, name, wanted, reading)
 
 
@@ -353,6 +369,20 @@ def _read_book(path: Path, reading: Reading) -> Iterator[Document]:
         yield _document(book.text, str(path), book.title, book.author)
     else:
         reading.empty.append(str(path))
+
+
+def _read_office(path: Path, suffix: str, wanted: Wanted, reading: Reading) -> Iterator[Record]:
+    from tsugiki.data.read import office
+
+    if suffix != ".xlsx":
+        text = office.docx_text(path) if suffix == ".docx" else office.pdf_text(path, reading)
+        yield from _read_text(text, "", str(path), suffix, reading)
+        return
+    sheets = office.sheets(path)
+    for title, cells in sheets:
+        name = str(path) if len(sheets) == 1 else f"{path} ({title})"
+        records = _records_of_rows(rows_of_cells(cells, name, wanted), name, wanted, reading)
+        yield from records if len(sheets) == 1 else _without_other_tables(records, name, reading)
 
 
 def _document(text: str, name: str, title: str, author: str) -> Document:

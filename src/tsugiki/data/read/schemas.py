@@ -23,7 +23,7 @@ import json
 import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any, TypeAlias
 
 from pydantic_core import from_json
@@ -76,11 +76,13 @@ _USUAL_PAIRS = (
     ("query", "response"),
     ("input", "output"),
     ("prompt", "response"),
-    ("質問", "回答"),
+    *product(("質問", "問い", "問題", "プロンプト"), ("回答", "答え", "解答", "こたえ", "応答")),
+    *product(("指示", "入力"), ("出力", "応答")),
+    ("ユーザー", "アシスタント"),
 )
 """Columns that stand for prompt and completion, in order of precedence; upper and lower case are the same."""
 
-PROMPTS = ("prompt", "question", "query", "instruction", "質問")
+PROMPTS = ("prompt", "question", "query", "instruction", "質問", "問い", "指示", "プロンプト")
 """Columns that hold the prompt of a chosen and a rejected answer, in order of precedence."""
 
 _ABOUT_RECORDS = ("title", "author", "translator", "source", "person_id", "kana", "orthography")

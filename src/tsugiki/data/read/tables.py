@@ -35,6 +35,7 @@ _BESIDE = frozenset({"prompt", "input", "system", "history", "tools"})
 """Columns that are read regardless of their type, as those of the schemas are."""
 
 NumberedRows: TypeAlias = Iterator[tuple[int, Mapping[str, Any]]]
+NumberedCells: TypeAlias = Iterator[tuple[int, list[str]]]
 OpenFile: TypeAlias = Callable[[], BinaryIO]
 
 
@@ -120,7 +121,7 @@ def csv_rows(
 ) -> NumberedRows:
     """Yield the number of the first line of each row of a `.csv` file, and its cells by the names of the columns.
 
-    The columns must have one of the wanted schemas. The delimiter is by default what is most frequent in the first
+    For the columns, see `rows_of_cells`. The delimiter is by default what is most frequent in the first
     line: a comma, a semicolon or a tab, as spreadsheets write, or a vertical bar.
     """
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a cell may contain a whole book; the default limit is 128 KiB
@@ -129,41 +130,54 @@ def csv_rows(
             first = next((line for line in file if line.strip()), "")
             delimiter = max(_DELIMITERS, key=first.count)
             file.seek(0)
-        reader = csv.reader(file, delimiter=delimiter, strict=True)
-        header: list[str] | None = None
-        while True:
-            number = reader.line_num + 1  # the first line of this row; cells may span several lines
-            try:
-                cells = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                message = _(
-                    "{path}:{number} is not a CSV row: {error}; put cells that contain commas, quotes or line ends "
-                    "in double quotes, and double the quotes inside",
-                    path=name,
-                    number=number,
-                    error=error,
-                )
-                raise TsugikiError(message) from error
-            if not any(cells):
-                continue
-            if header is None:
-                header = _header(cells, f"{name}:{number}")
-                if known_columns(header, wanted) is None:
-                    raise _unknown_columns(header, reader, f"{name}:{number}", wanted)
-                continue
-            if len(cells) != len(header):
-                message = _(
-                    "{path}:{number} has {count} cells, but the first line names {columns} columns; put cells that "
-                    "contain commas or line ends in double quotes",
-                    path=name,
-                    number=number,
-                    count=len(cells),
-                    columns=len(header),
-                )
-                raise TsugikiError(message)
-            yield number, dict(zip(header, cells, strict=True))
+        yield from rows_of_cells(_csv_cells(csv.reader(file, delimiter=delimiter, strict=True), name), name, wanted)
+
+
+def _csv_cells(reader: Any, name: str) -> NumberedCells:
+    """Yield the number of the first line of each row, whose cells may span several lines, and its cells."""
+    while True:
+        number = reader.line_num + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            message = _(
+                "{path}:{number} is not a CSV row: {error}; put cells that contain commas, quotes or line ends "
+                "in double quotes, and double the quotes inside",
+                path=name,
+                number=number,
+                error=error,
+            )
+            raise TsugikiError(message) from error
+        yield number, cells
+
+
+def rows_of_cells(numbered: NumberedCells, name: str, wanted: Wanted) -> NumberedRows:
+    """Yield the number of each row that is not blank, and its cells by the names in the first one.
+
+    The columns must have one of the wanted schemas.
+    """
+    header: list[str] | None = None
+    for number, cells in numbered:
+        if not any(cells):
+            continue
+        if header is None:
+            header = _header(cells, f"{name}:{number}")
+            if known_columns(header, wanted) is None:
+                raise _unknown_columns(header, numbered, f"{name}:{number}", wanted)
+            continue
+        if len(cells) != len(header):
+            message = _(
+                "{path}:{number} has {count} cells, but the first line names {columns} columns; put cells that "
+                "contain commas or line ends in double quotes",
+                path=name,
+                number=number,
+                count=len(cells),
+                columns=len(header),
+            )
+            raise TsugikiError(message)
+        yield number, dict(zip(header, cells, strict=True))
 
 
 def _header(cells: list[str], where: str) -> list[str]:
@@ -177,11 +191,11 @@ def _header(cells: list[str], where: str) -> list[str]:
     return names
 
 
-def _unknown_columns(header: list[str], rows: Iterator[list[str]], where: str, wanted: Wanted) -> NotDataError:
+def _unknown_columns(header: list[str], rows: NumberedCells, where: str, wanted: Wanted) -> NotDataError:
     """Return the error for a table without known columns; its first row tells which ones have texts."""
     cells = header
-    with suppress(csv.Error):
-        cells = next(rows, header)
+    with suppress(TsugikiError):
+        _number, cells = next(rows, (0, header))
     row = dict(zip(header, cells, strict=False))
     message = _(
         "{where} names none of the columns {known}, but {names}; the first line must name the columns, separated by "
