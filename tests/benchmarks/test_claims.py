@@ -99,7 +99,7 @@ CLAIMS = [
     Claim(
         "docs/tutorial-questions",
         r"runs/support │ a conversation │ (\S+) of 50",
-        r"runs/support │ a conversation │ (\S+) of 50",
+        r"runs/support │ 会話     │ 50 中 (\S+)",
         (SUPPORT[1],),
     ),
     Claim(

@@ -471,6 +471,25 @@ def test_an_answer_is_asked_again(page: Any, problems: list[str]):
     problems.clear()  # of the requests that the test has ended
 
 
+def test_the_first_sight_on_a_phone_in_japanese(opened: Any):
+    page = opened("talk/poet", lang="ja", width=390, has_touch=True, is_mobile=True)
+    heading = page.locator(".welcome h2")
+    lines = page.evaluate("(one) => getComputedStyle(one).wordBreak", heading.element_handle())
+    assert (lines, heading.text_content().count("\u200b")) == ("keep-all", 2), "it breaks between words alone"
+    assert page.locator(".welcome button").inner_text() == "春の朝、"
+    page.get_by_label("プロンプト").fill("abc")
+    page.locator(".composer button.primary").click()
+    page.locator(".composer button", has_text="停止").wait_for()
+    assert page.locator(".composer").bounding_box()["height"] < 90, "room for the answers"
+    page.locator('.answer[data-state="done"]').first.wait_for()
+    page.goto(page.url.partition("#")[0] + "#train")
+    choosing = page.locator("label.files")
+    assert choosing.locator("span").inner_text() == "ファイルを選ぶ"
+    assert choosing.locator("input").bounding_box()["width"] < 5, "the browser's text has another language"
+    page.goto(page.url.partition("#")[0] + "#runs")
+    assert "tsugiki quickstart" in page.locator(".empty").inner_text()
+
+
 def test_settings_do_not_cover_the_answers_of_a_phone(opened: Any):
     page = opened("talk/poet", width=390)
     page.get_by_role("button", name="Settings").click()

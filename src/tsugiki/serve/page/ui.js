@@ -134,6 +134,11 @@ export function Field({ label, title, children, ...input }) {
   </label>`;
 }
 
+/** @param {{ text: string, hint?: string, [attribute: string]: any }} props files; a browser's text has its language */
+export function FileField({ text, hint, ...input }) {
+  return html`<label class="field files">${hint}<input type="file" ...${input} /><span>${text}</span></label>`;
+}
+
 /** @param {{ set: (isOn: boolean) => void, [attribute: string]: any }} props a box to tick, with its text */
 export function Check({ set, title, children, ...others }) {
   const box = html`<input type="checkbox" onChange=${(event) => set(event.target.checked)} ...${others} />`;

@@ -60,11 +60,8 @@ function Loaded({ path }) {
 function List({ adapters, base }) {
   const { filter, found, tick, chosen } = useChoice(adapters, MOST);
   const heading = html`<div class="heading"><h1>${t("title")}</h1>${filter}</div>`;
-  if (!adapters.length) {
-    return html`${heading}
-      <p>${t("none")}</p>
-      <p class="faint"><a href="#train">${t("none.hint")}</a></p>`;
-  }
+  const nothing = html`<p>${t("none")}</p><p class="faint"><a href="#train">${t("none.hint")}</a></p>`;
+  if (!adapters.length) return [heading, nothing];
   return html`
     ${heading}
     <p class="faint lead">${t(adapters.length === 1 ? "one" : "count", { count: adapters.length, base })}</p>
@@ -88,12 +85,8 @@ function List({ adapters, base }) {
 /** @param {{ one: Adapter, tick: (name: string, label: string) => any }} props */
 function Row({ one, tick }) {
   const { name, broken, held_out: held } = one;
-  if (broken) {
-    return html`<tr>
-      <td></td>
-      <td colspan="7"><span class="name">${name}</span><p class="broken">${t("broken", { problem: broken })}</p></td>
-    </tr>`;
-  }
+  const problem = html`<p class="broken">${t("broken", { problem: broken ?? "" })}</p>`;
+  if (broken) return html`<tr><td></td><td colspan="7"><span class="name">${name}</span>${problem}</td></tr>`;
   const cells = {
     name: html`<a class="name" href=${`#adapters/${encodeURIComponent(name)}`}>${name}</a><${Tags} one=${one} />`,
     method: html`${one.method}<span class="faint"> r\u00a0${one.rank}</span>`,

@@ -117,7 +117,11 @@ function List() {
     </div>
     ${waiting.length > 0 && html`<${Queue} waiting=${waiting} reload=${reload} />`}
     ${answer && !all.length &&
-    html`<div class="sheet empty"><p>${t("none")}</p><p class="faint small">${t("none.hint")}</p></div>`}
+    html`<div class="sheet empty">
+      <p>${t("none")}</p>
+      <p class="faint small">${t("none.hint")}</p>
+      <pre>tsugiki quickstart</pre>
+    </div>`}
     <ul class="runs">${others.map(item)}</ul>
     ${chosen(2, t("compare"), (...names) => go("runs", COMPARED, ...names))}
     ${others.length > 1 && html`<p class="faint small">${t("compare.hint")}</p>`}

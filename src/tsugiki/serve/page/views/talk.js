@@ -8,8 +8,8 @@ import { getJson } from "../api.js";
 import { Actions, fail, Form, html, Input, Quiet, t, useEffect, useJson, useRef, useState } from "../ui.js";
 import { AnswerCard } from "./talk/answer.js";
 import { Composer, isSending } from "./talk/composer.js";
-import { again, begin, isBusy, isOpen, path, setSettings, show, stop, talk } from "./talk/conversation.js";
-import { useTalk, versions } from "./talk/conversation.js";
+import { again, begin, isBusy, isOpen, path, say, setSettings, show, stop } from "./talk/conversation.js";
+import { talk, useTalk, versions } from "./talk/conversation.js";
 import { chosenAtFirst, knownOf } from "./talk/models.js";
 import { vote, Votes } from "./talk/votes.js";
 
@@ -53,9 +53,12 @@ function useModels(opened) {
 }
 
 function Welcome({ known }) {
+  const kind = known.base.name === "embedded" ? "embedded" : talk.settings.mode; // that one writes Japanese alone
+  const example = t(`example.${kind}`);
   return html`<div class="welcome">
     <h2>${t("title")}</h2>
     <p>${t("welcome")}</p>
+    <p><span class="faint small">${t("example")}</span> <${Quiet} class="" act=${() => say(example)}>${example}<//></p>
     ${known.models.length === 1 && html`<p class="faint"><a href="#train">${t("no_adapters")}</a></p>`}
   </div>`;
 }

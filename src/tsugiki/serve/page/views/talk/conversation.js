@@ -36,7 +36,7 @@ export const NUMBERS = {
   top_k: [0, { min: 0, max: 100000, step: 1 }],
   min_p: [0, { min: 0, max: 1, step: "any" }],
   repetition_penalty: [null, { min: 0.5, max: 2, step: "any" }], // null: that of the base's generation settings
-  max_tokens: [200, { min: 1, max: 100000, step: 1 }],
+  max_tokens: [120, { min: 1, max: 100000, step: 1 }],
   seed: [1, { min: 0, max: 2 ** 31, step: 1 }],
 };
 const NUMBERS_AT_FIRST = Object.fromEntries(Object.entries(NUMBERS).map(([name, [start]]) => [name, start]));

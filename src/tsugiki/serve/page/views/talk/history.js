@@ -1,6 +1,6 @@
 /** Conversations of earlier visits. They are kept in this browser, and can be exported and imported as JSON. */
 
-import { Actions, Field, html, lang, openDialog, Quiet, saveFile, t, useState } from "../../ui.js";
+import { Actions, FileField, html, lang, openDialog, Quiet, saveFile, t, useState } from "../../ui.js";
 
 const STORED = "tsugiki.history";
 const OPEN = "tsugiki.talk.open";
@@ -112,7 +112,7 @@ function History({ close }) {
     <p class="faint small">${t("history.where")}</p>
     <ul class="listed">${all.map(item)}</ul>
     <p class="small" role="status">${said}</p>
-    <${Field} label=${t("history.import")}><input type="file" accept=".json" onChange=${read} /><//>
+    <${FileField} text=${t("history.import")} accept=".json" onChange=${read} />
     <${Actions} of=${[
       [true, t("history.forget"), () => forget([]), "danger"],
       [true, t("history.export"), save],

@@ -1,7 +1,7 @@
 /** Bring data: send files, paste a text, choose from those that are there, or fetch works of Aozora Bunko. */
 
 import { postJson, remove } from "../../api.js";
-import { ask, Check, Field, Form, html, lang, Quiet, t, useJson, useState, useWork } from "../../ui.js";
+import { ask, Check, Field, FileField, Form, html, lang, Quiet, t, useJson, useState, useWork } from "../../ui.js";
 
 const API = "/page/api/train/";
 const FILES = "/v1/files";
@@ -71,9 +71,9 @@ export function Sent({ options, draft, change, data }) {
   </li>`;
   return html`<div class="sent">
     <div class=${isOver ? "drop over" : "drop"} onDragOver=${over(true)} onDragLeave=${over(false)} onDrop=${drop}>
-      <${Field} label=${t("sent.file", options.sent)} type="file" multiple
+      <${FileField} hint=${t("sent.file", options.sent)} text=${t("sent.choose")} multiple
         accept=${options.sent.suffixes.replaceAll(" ", ",")}
-        set=${(_, target) => data.sendAll(target.files)} />
+        onChange=${({ target }) => data.sendAll(target.files)} />
       <${Field} label=${t("sent.paste")} rows=${4} value=${draft.pasted} set=${(pasted) => change({ pasted })} />
       <div class="actions">
         <button type="button" disabled=${!draft.pasted.trim()} onClick=${data.paste}>${t("sent.use")}</button>
