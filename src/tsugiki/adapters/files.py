@@ -36,7 +36,7 @@ _COMMON_FIELDS = _WRITERS | {
 }
 """Fields of adapter_config.json that are the same for all methods."""
 MLX_FILE = "adapters.safetensors"
-"""The file of an adapter of mlx-lm (see `adapters.foreign`)."""
+"""The name of the file in which mlx-lm saves an adapter (see `adapters.foreign`)."""
 _PICKLE = "adapter_model.bin"  # of PEFT before 0.7
 _NAMES = _COMMON_FIELDS - {"peft_type"}
 """The common fields on which the result of an adapter does not depend."""

@@ -185,7 +185,7 @@ class Reading:
     unused: list[str] = field(default_factory=list)
     """Columns of tables that are neither learned nor known to describe a record."""
     remarks: list[str] = field(default_factory=list)
-    """What the readers of chats, mails, PDF and Word files say about one: what was left out, who answers."""
+    """Sentences about single files: what was left out of a PDF file, or whose turns of a chat are the answers."""
 
     def notes(self) -> list[str]:
         """Return one sentence for each fact that a user should know."""

@@ -154,7 +154,7 @@ def telegram(*messages: tuple[str, str, Any], kind: str = "personal_chat") -> di
         {"type": "message", "date": f"2026-01-01T{time}:00", "from": who, "from_id": f"user{len(who)}", "text": text}
         for time, who, text in messages
     ]
-    return {"name": "Alice", "type": kind, "messages": [{"type": "service"}, *found]}
+    return {"name": "Alice", "type": kind, "messages": [{"type": "service", "date": ""}, *found]}
 
 
 def test_a_chat_of_telegram(tmp_path: Path):
@@ -174,7 +174,7 @@ def test_a_chat_of_telegram(tmp_path: Path):
     assert recognise(path).kind == "conversations"
     path.write_text(json.dumps({"personal_information": {"user_id": 2}, "chats": {"list": [chat, telegram()]}}))
     assert read(path)[0] == records
-    path.write_text(json.dumps(chat | {"messages": [{"type": "message", "from": "Me", "text": "no date"}]}))
+    path.write_text(json.dumps(chat | {"messages": [*chat["messages"], {"type": "message", "text": "no date"}]}))
     assert_refused(r"result\.json is no export of a chat.*date", read, path)
     path.write_text(json.dumps(chat)[:300])
     assert_refused(r"result\.json is not JSON", read, path)
@@ -221,6 +221,13 @@ def test_chats_of_line_and_whatsapp(text: str, answer: str, columns: dict[str, s
         assert_refused("chat of Alice, Bob", read, path)
         path = path.rename(tmp_path / "WhatsApp Chat with Alice.txt")
         assert turns(read(path)[0][0]) == turns(record)
+
+
+@pytest.mark.parametrize("line", ["2026/1/2 10:15 Woke up: rain\n", "2026-01-02 10:15:32 INFO: started\n"])
+def test_diaries_and_logs_are_no_chats(line: str, tmp_path: Path):
+    (tmp_path / "a.txt").write_text(line * 9)
+    [record], said = read(tmp_path / "a.txt")
+    assert (record.text, said) == (line * 9, "")
 
 
 def test_in_a_group_the_others_have_names(tmp_path: Path):

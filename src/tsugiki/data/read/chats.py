@@ -20,11 +20,11 @@ from tsugiki.language import _
 _SILENCE, _DAY = 180, 24 * 60  # minutes
 _TIME = r"(?P<before>午前|午後)?(?P<hour>\d{1,2}):(?P<minute>\d{2})[\d:]*(?:\s?(?P<after>[AP]M))?"
 _WHATSAPP = re.compile(
-    rf"\u200e?\[?(?P<day>\d{{1,4}}[./-]\d{{1,2}}[./-]\d{{1,4}}),?\s{_TIME}\]?(?:\s-)?\s"
+    rf"\u200e?(?P<bracket>\[)?(?P<day>\d{{1,4}}[./-]\d{{1,2}}[./-]\d{{1,4}}),?\s{_TIME}(?(bracket)\]|\s-)\s"
     r"(?:(?P<who>[^:]{1,80}):\s)?(?P<text>.*)",
     re.IGNORECASE,
 )
-"""The first line of a message, with the forms of several languages and of both systems; a notice has no writer."""
+"""The first line of a message, of iPhones (in brackets) or Android (with a dash); a notice has no writer."""
 _LINE = re.compile(rf"(?P<day>){_TIME}(?:\t(?P<who>[^\t]+)\t| (?P<word>\S+) )(?P<text>.*)", re.IGNORECASE)
 _LINE_TITLE = re.compile(r"\[LINE\] (?:Chat history (?:with|in) )?(?P<other>.+?)(?:との|の)?(?:トーク履歴)?\n")
 _LINE_DAY = re.compile(r"\d{4}[./]\d{1,2}[./]\d{1,2}|[A-Z][a-z]{2}, \d{1,2}/\d{1,2}/\d{4}")
@@ -62,12 +62,19 @@ def json_chats(rows: NumberedRows, name: str, columns: Columns, reading: Reading
     """Yield the rows of a `.json` file, and in place of a chat that Telegram has exported its conversations."""
     for number, row in rows:
         match row:
-            case {"chats": {"list": [*_]}} | {"type": str(), "messages": [{"type": "message" | "service"}, *_]}:
+            case {"chats": {"list": [*_]}} | {
+                "type": str(),
+                "messages": [{"type": "message" | "service", "date": str()}, *_],
+            }:
                 try:
                     yield from list(_telegram_rows(row, name, columns, reading))
                 except (KeyError, TypeError, ValueError, AttributeError) as error:
-                    message = _("{name} is no export of a chat as Telegram writes it: {error}; export it again")
-                    raise TsugikiError(message.format(name=name, error=error_text(error))) from error
+                    message = _(
+                        "{name} is no export of a chat as Telegram writes it: {error}; export it again",
+                        name=name,
+                        error=error_text(error),
+                    )
+                    raise TsugikiError(message) from error
             case _:
                 yield number, row
 

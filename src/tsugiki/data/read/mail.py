@@ -29,7 +29,7 @@ _QUOTED = re.compile(r"(?:^(?:On .*\n)?(?!>).*[:：]\n+(?=>))?(?:^[>＞].*(?:\n|
 
 
 def mail_rows(path: Path, reading: Reading) -> NumberedRows:
-    """Yield the number of each mail that has a text, and its text, subject (`title`) and sender (`author`)."""
+    """Yield a row for each mail with a text: its number in the file; text, subject as `title`, sender as `author`."""
     replaced = 0
     for number, mail in enumerate(_mails(path), 1):
         text = _text(mail)
@@ -41,8 +41,10 @@ def mail_rows(path: Path, reading: Reading) -> NumberedRows:
             reading.empty.append(f"{path}:{number}")
     reading.remarks.append(_("{name}: mails, without what they quote, signatures and attachments", name=path))
     if replaced:
-        message = _("{name}: in {count:,} mails, some characters could not be read and became \ufffd")
-        reading.remarks.append(message.format(name=path, count=replaced))
+        message = _(
+            "{name}: in {count:,} mails, some characters could not be read and became \ufffd", name=path, count=replaced
+        )
+        reading.remarks.append(message)
 
 
 def _mails(path: Path) -> Iterator[Any]:

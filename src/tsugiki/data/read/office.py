@@ -38,8 +38,8 @@ def _library(name: str, path: Path) -> Any:
         ) from error
 
 
-def _check_zip(path: Path) -> set[str]:
-    """Return the names in a file of Office, which is a zip if it is neither encrypted nor of before 2007."""
+def _member_names(path: Path) -> set[str]:
+    """Return the names of the members of an Office file: a zip, unless it is encrypted or of before 2007."""
     with path.open("rb") as file:
         if file.read(4) == b"\xd0\xcf\x11\xe0":
             message = _("{path} is protected by a password, or has a format of before 2007; save it without", path=path)
@@ -57,7 +57,7 @@ _ENDS = {"p": "\n", "br": "\n", "cr": "\n", "tab": "\t", "noBreakHyphen": "-"}
 def docx_text(path: Path) -> str:
     """Return the text of a Word document: a line for each paragraph and each row of a table."""
     try:
-        return _word_text(read_xml(path, "word/document.xml", _check_zip(path))).strip("\n")
+        return _word_text(read_xml(path, "word/document.xml", _member_names(path))).strip("\n")
     except RecursionError as error:
         raise damaged(path, _("it is nested too deeply")) from error
 
@@ -84,7 +84,7 @@ def sheets(path: Path) -> list[tuple[str, NumberedCells]]:
     A row has as many cells as the first one that is not blank.
     """
     openpyxl = _library("openpyxl", path)
-    deque(read_zip(path, _check_zip(path), _LARGEST), 0)  # refuses what unpacks to an unusual size
+    deque(read_zip(path, _member_names(path), _LARGEST), 0)  # refuses what unpacks to an unusual size
     try:
         book = openpyxl.load_workbook(path, read_only=True, data_only=True)
     except Exception as error:  # openpyxl raises what its parsers do
@@ -124,7 +124,7 @@ _FULL = 0.8  # of the width of the widest lines; a shorter line ends its paragra
 
 
 def pdf_text(path: Path, reading: Reading) -> str:
-    """Return the text of a PDF file, its lines joined to paragraphs, without running heads and page numbers."""
+    """Return the text of a PDF file without running heads and page numbers. Its lines are joined to paragraphs."""
     pypdf = _library("pypdf", path)
     logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # it prints what it repairs
     try:
