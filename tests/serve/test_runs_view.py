@@ -154,6 +154,7 @@ def test_a_start_that_failed_shows_what_was_printed(tmp_path: Path, runs: Runs):
     assert shown["log"].endswith("tsugiki: no data\n")
 
 
+KILLED = "its process ended without a message; something has killed it, perhaps because memory ran out"
 FULL = "the disk is full; make room, for example by deleting runs, and then resume it"
 
 
@@ -163,7 +164,7 @@ FULL = "the disk is full; make room, for example by deleting runs, and then resu
         ("tsugiki: the base is broken", "the base is broken", "again"),
         ("tsugiki: ended by SIGTERM: a checkpoint of step 4 of 10 was written; to continue: tsugiki …", None, None),
         ("tsugiki: Ctrl-Cで停止しました", None, None),
-        ("step 4 of 10", None, None),
+        ("step 4 of 10", KILLED, "again"),
         ("tsugiki: cannot write x: No space left on device; make room", FULL, "resume"),
         ("OSError: [Errno 122] Disk quota exceeded", FULL, "resume"),
         ("safetensors_rust.SafetensorError: Error while serializing: I/O error: os error 28", FULL, "resume"),

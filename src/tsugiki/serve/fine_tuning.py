@@ -56,6 +56,8 @@ _STATUSES = {
     "unreadable": "failed",
 }  # fmt: skip
 """State of a run -> status of its job, where they differ."""
+_NEED_DATA = ("queued", "starting", "running", "stopping")
+"""States of runs that may still read their data."""
 _FIGURES = {
     "train_loss": "training loss",
     "train_accuracy": "training accuracy",
@@ -268,9 +270,9 @@ class FineTuning:
         file = self.uploads.find(request.path_params["file"])
         path = with_home(self.uploads.path(file["filename"]))
         for run in self.runs.all():  # another file with its name would have its id, and a waiting run would learn it
-            if path in _data_of(settings_given(run.folder)) and not self.runs.is_at_rest(run.folder):
+            if path in _data_of(settings_given(run.folder)) and self.runs.summary(run)["state"] in _NEED_DATA:
                 message = _("{name} learns from the file; stop it first", name=run.name)
-                raise ApiError(409, message, "file_id", "busy")
+                raise ApiError(400, message, "file_id", "busy")
         self.uploads.remove(file["filename"])
         return {"id": file["id"], "object": "file", "deleted": True}
 

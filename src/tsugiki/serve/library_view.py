@@ -59,6 +59,7 @@ from tsugiki.serve.errors import ApiError
 from tsugiki.serve.folders import base_name
 from tsugiki.serve.page import HEADERS
 from tsugiki.serve.protocol import Fields, MixField, NameRequest, read
+from tsugiki.serve.routes import post_route
 from tsugiki.serve.security import PAGE_API
 from tsugiki.serve.served_adapters import ServedAdapters
 from tsugiki.serve.uploads import data_names
@@ -105,8 +106,8 @@ def library_routes(adapters: ServedAdapters) -> list[Route]:
         Route(f"{PAGE_API}export-adapter", view.export, methods=["POST"]),
         Route(f"{PAGE_API}rename-adapter", view.rename, methods=["POST"]),
         Route(f"{PAGE_API}remove-adapter", view.remove, methods=["POST"]),
-        Route(f"{PAGE_API}save-mix", view.save_mix, methods=["POST"]),
-        Route(f"{PAGE_API}keep-run", view.keep_run, methods=["POST"]),
+        post_route("save-mix", Combining, view.save_mix),
+        post_route("keep-run", Renaming, view.keep_run),
     ]
 
 
@@ -177,28 +178,22 @@ class LibraryView:
         self.adapters.forget(name)
         return JSONResponse({"name": name})
 
-    async def save_mix(self, request: Request) -> Response:
+    def save_mix(self, asked: Combining) -> dict[str, Any]:
         """Save the weighted sum of adapters in the library, as `tsugiki adapters combine` does."""
-        asked = await read(Combining, request)
         folders, weights = [self._find(part) for part in asked.adapters], list(asked.adapters.values())
         self._check_free(asked.name)
-        library, mismatch = self.adapters.library, self.adapters.allow_base_mismatch
+        out = new_adapter_folder(asked.name, self.adapters.library)
+        parts = load_weighted_adapters(folders, weights)
+        combined = combine(parts, allow_base_mismatch=self.adapters.allow_base_mismatch)
+        write_combined(combined, out, folders, weights)
+        return {"name": asked.name}
 
-        def save() -> None:
-            out = new_adapter_folder(asked.name, library)
-            parts = load_weighted_adapters(folders, weights)
-            write_combined(combine(parts, allow_base_mismatch=mismatch), out, folders, weights)
-
-        await asyncio.to_thread(save)
-        return JSONResponse({"name": asked.name})
-
-    async def keep_run(self, request: Request) -> Response:
+    def keep_run(self, asked: Renaming) -> dict[str, Any]:
         """Copy a run's newest adapter into the library, as `tsugiki adapters add` does."""
-        asked = await read(Renaming, request)
         folder = self._find(asked.name)
         self._check_free(asked.to)
-        await asyncio.to_thread(copy_into_library, folder, self.adapters.library, asked.to)
-        return JSONResponse({"name": asked.to})
+        copy_into_library(folder, self.adapters.library, asked.to)
+        return {"name": asked.to}
 
     def _find(self, name: str) -> Path:
         """Return the folder of an adapter; 404 for the base, and for a name that is not exactly an adapter's."""

@@ -260,7 +260,7 @@ class Runs:
         is_running = self.summary(run)["state"] != "finished"  # or its process only ends
         if not self.queue.remove(run.name) and not (is_running and self.processes.stop(run.folder)):
             message = _("no process that could be stopped from here trains in {name}", name=run.name)
-            raise ApiError(409, message, code="not_running")
+            raise ApiError(400, message, code="not_running")
 
     def begin(self, run: RunFolder) -> None:
         """Start or continue a run in a process of its own; or, if another one is going on, put it into the queue."""
@@ -329,10 +329,10 @@ class Runs:
             raise record
         if not _can_begin(run, record):
             message = _("the run in {name} cannot be continued: it is finished, or has not begun", name=run.name)
-            raise ApiError(409, message, code="not_resumable")
+            raise ApiError(400, message, code="not_resumable")
         if (record.config.to_dict() if record else settings_given(run.folder)).get("trust_remote_code"):
             message = _("the run in {name} runs code of its model; continue it in a terminal", name=run.name)
-            raise ApiError(409, message, code="not_resumable")
+            raise ApiError(400, message, code="not_resumable")
         return ["train", "--resume", run.name] if record else ["train", f"{run.name}/{SETTINGS_FILE}"]
 
     def is_at_rest(self, folder: Path) -> bool:
@@ -343,7 +343,7 @@ class Runs:
     def _refuse_going_on(self, run: RunFolder) -> None:
         if not self.is_at_rest(run.folder):
             message = _("the run in {name} is going on or waits; stop it first", name=run.name)
-            raise ApiError(409, message, code="busy")
+            raise ApiError(400, message, code="busy")
 
     def _end_of_log(self, folder: Path) -> str:
         text = read_end(folder / LOG_FILE, _END_OF_LOG)
@@ -414,9 +414,9 @@ class Runs:
         return "failed" if self._reason(folder) else "stopped"
 
     def _reason(self, folder: Path) -> str | None:
-        """Return why the process of a run that has not finished failed; None if it was stopped, or if it is unknown.
+        """Return why the process of a run that has not finished failed; None if it was stopped, or has no output.
 
-        The command's last line is its error, or names the signal that stopped it.
+        The command's last line is its error, or names the signal that stopped it. After any other line it was killed.
         """
         last = (self._end_of_log(folder).strip().splitlines() or [""])[-1]
         status = self.processes.status(folder)
@@ -429,7 +429,9 @@ class Runs:
         if status < 0:
             name = signal.Signals(-status).name
             return _("the system ended it ({signal}), perhaps because memory ran out", signal=name)
-        return last or None if status or not (folder / RECORD_FILE).exists() else None
+        if last and not status and (folder / RECORD_FILE).exists():
+            return _("its process ended without a message; something has killed it, perhaps because memory ran out")
+        return last or None
 
 
 def run_routes(runs: Runs) -> list[Route]:
