@@ -31,7 +31,7 @@
 #define DITHER_STEP (0.499f / 8388608.0f)
 
 /* Increase this, here and in native.py, whenever the arguments of a function change. */
-EXPORT int64_t interface_version(void) { return 12; }
+EXPORT int64_t interface_version(void) { return 13; }
 
 static inline float as_float(uint32_t bits) {
     float value;
@@ -634,7 +634,8 @@ FEW_ROWS(few_rows_float32, FAST, float, long_dot, from_float, to_float)
 #include <cpuid.h>
 #include <immintrin.h>
 
-#define SUMS 4 /* of a dot product, because an addition has to wait for the one before */
+#define SUMS 4    /* of a dot product, because an addition has to wait for the one before */
+#define AHEAD 2048 /* bytes */
 #define BFLOAT16 __attribute__((target("avx512f,avx512bw,avx512bf16")))
 #define INTEGERS __attribute__((target("avx512f,avx512bw,avx512vnni")))
 
@@ -666,53 +667,70 @@ BFLOAT16 INLINE float dot_bfloat16(const uint16_t *a, const uint16_t *x, int64_t
 
 FEW_ROWS(few_rows_bfloat16, BFLOAT16, uint16_t, dot_bfloat16, from_bfloat16, to_bfloat16)
 
-/* The sums of 128 a, in 16 parts. */
-INTEGERS INLINE __m512i sums_of_128(const int8_t *a, int64_t n) {
-    __m512i sum[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()}, factor = _mm512_set1_epi8(-128); /* 128 unsigned */
-    for (int64_t i = 0; i < n; i += 64) {
-        __mmask64 mask = n - i < 64 ? ((__mmask64)1 << (n - i)) - 1 : (__mmask64)-1;
-        sum[i / 64 % 2] = _mm512_dpbusd_epi32(sum[i / 64 % 2], factor, _mm512_maskz_loadu_epi8(mask, a + i));
-    }
-    return _mm512_add_epi32(sum[0], sum[1]);
+/* Ask for memory that is read next, because processors alone do not fetch as much of it ahead as they could. */
+INTEGERS INLINE void fetch(const void *next, int64_t bytes) {
+    for (int64_t i = 0; i < bytes; i += 64) _mm_prefetch((const char *)next + AHEAD + i, _MM_HINT_T0);
 }
 
-/* The sum of x a. The instruction takes one factor without a sign, and flipping the bit of the sign of x adds 128 to it, so
-   the sums of 128 a are subtracted. */
-INTEGERS INLINE int32_t dot_int8(const int8_t *a, const int8_t *x, int64_t n, __m512i of_128) {
+/* The sum of a x. The instruction takes one factor without a sign, and flipping the bit of the sign of a adds 128 to it, so
+   `of_128`, the sum of 128 x, is subtracted. */
+INTEGERS INLINE int32_t dot_int8(const int8_t *a, const int8_t *x, int64_t n, int32_t of_128) {
     const __m512i flip = _mm512_set1_epi8(-128);
     __m512i sum[SUMS];
     int64_t i = 0;
     for (int s = 0; s < SUMS; s++) sum[s] = _mm512_setzero_si512();
     for (; i + 64 * SUMS <= n; i += 64 * SUMS)
         for (int s = 0; s < SUMS; s++) {
-            __m512i of_x = _mm512_xor_si512(_mm512_loadu_epi8(x + i + 64 * s), flip);
-            sum[s] = _mm512_dpbusd_epi32(sum[s], of_x, _mm512_loadu_epi8(a + i + 64 * s));
+            __m512i of_a = _mm512_xor_si512(_mm512_loadu_epi8(a + i + 64 * s), flip);
+            sum[s] = _mm512_dpbusd_epi32(sum[s], of_a, _mm512_loadu_epi8(x + i + 64 * s));
         }
     for (; i < n; i += 64) {
         __mmask64 mask = n - i < 64 ? ((__mmask64)1 << (n - i)) - 1 : (__mmask64)-1;
-        __m512i of_x = _mm512_xor_si512(_mm512_maskz_loadu_epi8(mask, x + i), flip);
-        sum[0] = _mm512_dpbusd_epi32(sum[0], of_x, _mm512_maskz_loadu_epi8(mask, a + i));
+        __m512i of_a = _mm512_xor_si512(_mm512_maskz_loadu_epi8(mask, a + i), flip);
+        sum[0] = _mm512_dpbusd_epi32(sum[0], of_a, _mm512_maskz_loadu_epi8(mask, x + i));
     }
     sum[0] = _mm512_add_epi32(_mm512_add_epi32(sum[0], sum[1]), _mm512_add_epi32(sum[2], sum[3]));
-    return _mm512_reduce_add_epi32(_mm512_sub_epi32(sum[0], of_128));
+    return _mm512_reduce_add_epi32(sum[0]) - of_128;
 }
 
-/* `few_integer_rows`: x [rows, in] is rounded as by `levels_of`, and y [rows, out] = s (q + large) w^T scale + bias.
-   `memory` has room for 12 rows + 4 in + 2 rows in bytes. */
+/* levels [in] = those of a channel in NF4, as `levels_of_block` has them: the codes of 64 numbers, one in each byte and in
+   their order, look up their levels by one instruction. */
+INTEGERS INLINE void levels_of_channel(const uint8_t *packed, const uint8_t *m, int64_t in, const int8_t *table,
+                                       int8_t *levels) {
+    const __m512i code = _mm512_set1_epi8(15);
+    for (int64_t i = 0; i < in; i += 64, packed += 32, m++) {
+        __m512i both = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)packed));
+        __m512i codes = _mm512_or_si512(_mm512_srli_epi16(both, 4), _mm512_slli_epi16(both, 8));
+        __m512i of_block = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(table + 16 * *m)));
+        _mm512_storeu_epi8(levels + i, _mm512_shuffle_epi8(of_block, _mm512_and_si512(codes, code)));
+    }
+}
+
+/* `few_integer_rows`: x [rows, in] is rounded as by `levels_of`, and y [rows, out] = s (q + large) w^T scale + bias. w has
+   integers, or the codes of NF4 if the m of the blocks and `table` are given (see `nf4_int8`).
+   `memory` has room for 16 rows + 5 in + 2 rows in bytes. */
 #define FEW_INTEGER_ROWS(NAME, TYPE, ROUNDED, TO)                                                                     \
     EXPORT INTEGERS void NAME(const TYPE *x, int64_t rows, int64_t in, int64_t out, int64_t blocks, const int8_t *w,  \
-                              const float *scale, const float *bias, void *memory, TYPE *y) {                         \
-        int64_t *ends = memory;                                                                                       \
-        float *s = (float *)(ends + rows), *exact = s + rows;                                                         \
+                              const uint8_t *m, const int8_t *table, const float *scale, const float *bias,           \
+                              void *memory, TYPE *y) {                                                                \
+        int64_t *ends = memory, of_channel = m == 0 ? in : in / 2;                                                    \
+        int32_t *of_128 = (int32_t *)(ends + rows);                                                                   \
+        float *s = (float *)(of_128 + rows), *exact = s + rows;                                                       \
         int32_t *columns = (int32_t *)(exact + in), *values = columns + rows * in / 8;                                \
-        int8_t *q = (int8_t *)(values + rows * in / 8);                                                               \
+        int8_t *q = (int8_t *)(values + rows * in / 8), *levels = q + rows * in;                                      \
         ROUNDED(x, rows, in, in, blocks, q, s, exact, ends, columns, values);                                         \
-        for (int64_t c = 0; c < out; c++, w += in) {                                                                  \
+        for (int64_t row = 0; row < rows; row++) {                                                                    \
+            of_128[row] = 0;                                                                                          \
+            for (int64_t i = 0; i < in; i++) of_128[row] += 128 * q[row * in + i];                                    \
+        }                                                                                                             \
+        for (int64_t c = 0; c < out; c++, w += of_channel) {                                                          \
+            const int8_t *channel = m == 0 ? w : levels;                                                              \
             int64_t i = 0;                                                                                            \
-            __m512i of_128 = sums_of_128(w, in);                                                                      \
+            fetch(w, of_channel);                                                                                     \
+            if (m != 0) levels_of_channel((const uint8_t *)w, m + c * (in / 64), in, table, levels);                  \
             for (int64_t row = 0; row < rows; row++) {                                                                \
-                int32_t sum = dot_int8(w, q + row * in, in, of_128);                                                  \
-                for (; i < ends[row]; i++) sum += values[i] * w[columns[i]];                                          \
+                int32_t sum = dot_int8(channel, q + row * in, in, of_128[row]);                                       \
+                for (; i < ends[row]; i++) sum += values[i] * channel[columns[i]];                                    \
                 float value = (float)sum * s[row] * scale[c];                                                         \
                 y[row * out + c] = TO(bias ? bias[c] + value : value);                                                \
             }                                                                                                         \

@@ -37,12 +37,12 @@ _SIGNATURES = {
     "attention_amx": "pnnp",
     "few_rows": "pnnnnpppp",
     "few_rows_transposed": "pnnnnpppp",
-    "few_integer_rows": "pnnnnppppp",
+    "few_integer_rows": "pnnnnppppppp",
     "few_rows_amx": "pnnnnpppp",
     "few_rows_transposed_amx": "pnnnnpppp",
 }
 """The argument types of each kind of function: p for a pointer, n for int64, d for a double."""
-_VERSION = 12
+_VERSION = 13
 """The version of these signatures. A library that was compiled for another version, such as from an older checkout, is
 not used."""
 _TYPES = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "d": ctypes.c_double}
@@ -90,6 +90,11 @@ def can_read(tensor: "Tensor | None", dtype: "torch.dtype", *shape: int) -> bool
     if tensor is None:
         return True
     return tensor.dtype is dtype and tensor.shape == shape and tensor.is_cpu and tensor.is_contiguous()
+
+
+def address(tensor: "Tensor | None") -> int | None:
+    """Return where the numbers of a tensor are, which is null for None."""
+    return None if tensor is None else tensor.data_ptr()
 
 
 @cache

@@ -4,22 +4,27 @@ from itertools import cycle
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from tests.runs import threads
 from tsugiki.lowbit import (
     FEW_AMX_ROWS,
+    FEW_CODED_ROWS,
     FEW_FLOAT_ROWS,
     FEW_INTEGER_ROWS,
     FEW_ROWS,
     FEW_TRANSPOSED_AMX_ROWS,
     FEW_TRANSPOSED_ROWS,
+    Nf4Linear,
     few_integer_rows,
     few_rows,
     few_rows_product,
     plain_scaled,
 )
 from tsugiki.lowbit.integer_passes import plain_levels
+from tsugiki.lowbit.integer_products import product
+from tsugiki.lowbit.nf4 import plain_levels as plain_levels_of_codes
 from tsugiki.native import native, native_for
 
 SHAPES = [(1, 1), (130, 257), (5, 33), (64, 96), (3, 100), (7, 31), (9, 577)]
@@ -105,6 +110,25 @@ def test_integers_are_those_of_the_definition(rows: int, shape: tuple[int, int],
     found = few_integer_rows(x, w, scale, bias, blocks)
     assert found is not None
     assert torch.equal(found, expected)
+
+
+@needs["int8"]
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("rows", "shape"), [(1, (9, 64)), (3, (130, 192)), (FEW_CODED_ROWS, (17, 640))])
+def test_codes_of_4_bits_give_the_integers_of_their_levels(rows: int, shape: tuple[int, int], dtype: torch.dtype):
+    layer = Nf4Linear(torch.randn(shape), nn.Parameter(torch.randn(shape[0])), torch.float32)
+    x = torch.randn(rows, shape[1])
+    x[:, ::13] *= 300  # beyond 8 bits
+    x[-1, 3] = torch.nan  # of this row alone
+    tiles = [(plain_levels_of_codes(layer.packed, layer.blocks).to(torch.int8), layer.scale)]
+    expected = product(x.to(dtype), tiles, layer.bias, shape[0])
+    found = layer.product(x.to(dtype))
+    assert torch.equal(found[:-1], expected[:-1])
+    assert found[:-1].isfinite().all()
+    assert found[-1].isnan().all()
+    assert torch.equal(found[:1], layer.product(x[:1].to(dtype))) or rows == 1
+    with threads(2):
+        assert torch.equal(layer.product(x.to(dtype))[:-1], found[:-1])
 
 
 @needs["int8"]

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from tests.lowbit.definition import DTYPES, error
 from tests.tiny import seeded
-from tsugiki.lowbit import Nf4Linear, decode, decode_by_pairs, encode, nf4
+from tsugiki.lowbit import FEW_CODED_ROWS, Nf4Linear, decode, decode_by_pairs, encode, nf4
 from tsugiki.lowbit.nf4 import plain_levels
 
 
@@ -80,7 +80,7 @@ def test_products_in_floats_equal_those_with_the_dequantised_weight(
     monkeypatch.setattr(nf4, "CHANNELS", 16)
     torch.manual_seed(1)
     layer = Nf4Linear(_weight(40, into), nn.Parameter(torch.randn(40)), torch.bfloat16)
-    x, dy = torch.randn(6, into).to(dtype), torch.randn(6, 40).to(dtype)
+    x, dy = torch.randn(FEW_CODED_ROWS + 1, into).to(dtype), torch.randn(6, 40).to(dtype)
     weight = layer.dequantize()
     expected = F.linear(x.float(), weight, layer.bias), dy.float() @ weight
     for found, plain in zip((layer.product(x), layer.input_gradient(dy)), expected, strict=True):

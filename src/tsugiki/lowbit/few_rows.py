@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tsugiki.model.products import matrix_product
-from tsugiki.native import can_read, native_for
+from tsugiki.native import address, can_read, native_for
 
 FEW_ROWS = 12
 """The largest number of rows in bfloat16 for AVX512. With more, torch's product is as fast."""
@@ -25,6 +25,9 @@ FEW_TRANSPOSED_AMX_ROWS = 16
 """The same for AMX and a weight that is stored as [in, out]."""
 FEW_INTEGER_ROWS = 8
 """The largest number of rows of integers."""
+FEW_CODED_ROWS = 16
+"""The same for a weight in NF4, which torch would need decoded: on one thread, the function is faster than torch on
+several."""
 
 
 def few_rows_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -52,11 +55,10 @@ def few_rows_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     call = amx or (native_for(kind, x) if rows <= most else None)
     if call is None:
         return matrix_product(x, weight, bias)
-    x, bias, y = x.contiguous(), None if bias is None else bias.contiguous(), x.new_empty(*x.shape[:-1], out)
-    of_bias = 0 if bias is None else bias.data_ptr()
+    x, y = x.contiguous(), x.new_empty(*x.shape[:-1], out)
     # For AMX, the pairs of 32 rows of x or the sums of 16 rows; for transposed weights on AVX-512, the sums of 4 rows.
     memory = torch.empty(16, max(out, width) + 31, dtype=torch.float32, device="cpu")
-    call(x.data_ptr(), rows, width, out, out, weight.data_ptr(), of_bias, memory.data_ptr(), y.data_ptr())
+    call(x.data_ptr(), rows, width, out, out, *map(address, (weight, bias, memory, y)))
     return y
 
 
@@ -65,32 +67,46 @@ def _fit(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     dtype, shape = x.dtype, weight.shape
     if weight.dtype is not dtype or not weight.is_cpu or len(shape) != 2 or x.shape[-1:] != shape[1:] or not shape[1]:
         return False
-    return bias is None or (bias.dtype is dtype and bias.shape == shape[:1] and bias.is_cpu)
+    return can_read(bias, dtype, shape[0])
 
 
-def few_integer_rows(x: Tensor, w: Tensor, scale: Tensor, bias: Tensor | None, blocks: int) -> Tensor | None:
+def few_integer_rows(
+    x: Tensor,
+    w: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    blocks: int,
+    m: Tensor | None = None,
+    levels: Tensor | None = None,
+) -> Tensor | None:
     """Return the same as `integer_products.product` for one tile; None if there are too many rows for the C function.
 
-    It rounds the rows and multiplies them on one thread. The integers, and so the results, are the same.
+    It rounds the rows and multiplies them on one thread. The integers, and so the results, are the same. The codes of
+    NF4 are decoded a channel at a time, which stays in the cache; their product does not depend on torch's threads.
 
     Args:
         x: [rows, in], of a float dtype.
-        w: int8 [out, in].
+        w: int8 [out, in], or the codes of NF4, uint8 [out, in / 2].
         scale: float32 [out].
         bias: [out] of any float dtype, or None.
         blocks: the number of blocks of the rotation; 1: no rotation.
+        m: for NF4, the m of each block, uint8 [out, in / 64].
+        levels: for NF4, the level of each m and code, int8 [256, 16].
     """
     (rows, width), out = x.shape, w.shape[0]
-    if rows > FEW_INTEGER_ROWS or torch.get_num_threads() > 1 or width % blocks:
+    most, unit, of_w = FEW_CODED_ROWS, 64, (torch.uint8, out, width // 2)
+    if m is None:
+        most, unit, of_w = FEW_INTEGER_ROWS if torch.get_num_threads() == 1 else 0, blocks, (torch.int8, out, width)
+    if rows > most or width % unit:
         return None
-    if not (can_read(w, torch.int8, out, width) and can_read(scale, torch.float32, out)):
+    fits = can_read(w, *of_w) and can_read(m, torch.uint8, out, width // 64)
+    if not (fits and can_read(scale, torch.float32, out)):
         return None
-    bias = None if bias is None else bias.detach().float().contiguous()
+    bias = None if bias is None else bias.detach().float()
     call = native_for("few_integer_rows", x)
     if call is None or not can_read(bias, torch.float32, out):
         return None
     x, y = x.contiguous(), x.new_empty(rows, out)
-    memory = torch.empty(12 * rows + 4 * width + 2 * rows * width, dtype=torch.uint8)
-    places = (w.data_ptr(), scale.data_ptr(), 0 if bias is None else bias.data_ptr(), memory.data_ptr(), y.data_ptr())
-    call(x.data_ptr(), rows, width, out, blocks, *places)
+    memory = torch.empty(16 * rows + 5 * width + 2 * rows * width, dtype=torch.uint8)
+    call(x.data_ptr(), rows, width, out, blocks, *map(address, (w, m, levels, scale, bias, memory, y)))
     return y

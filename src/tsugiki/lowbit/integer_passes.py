@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tsugiki.native import can_read, native, native_for
+from tsugiki.native import address, can_read, native, native_for
 
 LARGE = 8.0
 """From how many times the mean absolute value of its row on a number is large; the same as in native.c."""
@@ -225,7 +225,7 @@ def scaled(product: Tensor, s: Tensor, scale: Tensor, bias: Tensor | None, y: Te
     if call is None:
         plain_scaled(product, s, scale, bias, y)
         return
-    given = (product.data_ptr(), *product.shape, s.data_ptr(), scale.data_ptr(), _pointer(bias))
+    given = (product.data_ptr(), *product.shape, s.data_ptr(), scale.data_ptr(), address(bias))
     call(*given, y.data_ptr(), y.stride(0))
 
 
@@ -268,7 +268,7 @@ def added(
         return
     exact = torch.empty(product.shape[1])
     given = (product.data_ptr(), *product.shape, s.data_ptr(), lost.data_ptr(), mean.data_ptr())
-    call(*given, _pointer(before), blocks, out.data_ptr(), exact.data_ptr())
+    call(*given, address(before), blocks, out.data_ptr(), exact.data_ptr())
 
 
 def plain_added(
@@ -282,10 +282,6 @@ def plain_added(
 def _as_float(product: Tensor) -> Tensor:
     """Return an int32 tensor as float32, in its memory."""
     return product.view(torch.float32).copy_(product)
-
-
-def _pointer(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
 
 
 def blocks_of(width: int) -> int:

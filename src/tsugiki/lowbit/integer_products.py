@@ -30,7 +30,6 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from tsugiki.lowbit.few_rows import few_integer_rows
 from tsugiki.lowbit.integer_passes import Levels, add_large, added, dithered, levels_of, scaled
 from tsugiki.lowbit.threads import in_threads
 
@@ -55,17 +54,12 @@ def product(x: Tensor, tiles: Iterable[Tile], bias: Tensor | None, out_features:
     """
     y = x.new_empty(len(x), out_features)
     rows = _rows_of_part(len(x))
-    parts: list[Levels] | None = None
+    parts = in_threads(partial(levels_of, blocks=blocks), split(x, rows))
     start = 0
     for w, scale in tiles:
         channels = slice(start, start + len(w))
         b = None if bias is None else bias[channels].float()
         start = channels.stop
-        few = few_integer_rows(x, w, scale, b, blocks)
-        if few is not None:
-            y[:, channels] = few
-            continue
-        parts = parts or in_threads(partial(levels_of, blocks=blocks), split(x, rows))
         in_threads(partial(_write_product, w, scale, b), list(zip(parts, split(y[:, channels], rows), strict=True)))
     return y
 

@@ -28,12 +28,13 @@ from torch.nn import functional as F
 
 from tsugiki.dtypes import ComputeDtype, name_of_dtype
 from tsugiki.lowbit import integer_products
+from tsugiki.lowbit.few_rows import few_integer_rows
 from tsugiki.lowbit.integer_passes import own_float
 from tsugiki.lowbit.integer_products import CHANNELS, Tile, in_pieces, mean_row, split
 from tsugiki.lowbit.quantized_layer import QuantizedLayer, integers_pay
 from tsugiki.lowbit.threads import in_threads
 from tsugiki.model.products import matrix_product
-from tsugiki.native import can_read, native_for
+from tsugiki.native import address, can_read, native_for
 
 BLOCK = 64
 """Numbers of a row that share one m."""
@@ -57,7 +58,8 @@ class Nf4Linear(QuantizedLayer):
         codes of a tile ──> int8 levels, or floats, in a buffer ──> product ──> the next tile overwrites the buffer
 
     With integers, the products are those of `integer_products`. Where they are slower, or not exact, the codes are
-    decoded into floats of the dtype of the activations.
+    decoded into floats of the dtype of the activations. A few rows, as for each new token of a text, are multiplied in
+    integers on every processor that has the C function: it reads the codes, which are a quarter of the floats.
 
     Attributes:
         packed: the codes, uint8 [out, blocks · 32].
@@ -95,6 +97,9 @@ class Nf4Linear(QuantizedLayer):
     def product(self, x: Tensor) -> Tensor:
         """Return W x + bias for x [rows, in] of any float dtype, [rows, out] of the same; no gradient is recorded."""
         x = F.pad(x, (0, self.padded_width - self.in_features)) if self.padded_width > self.in_features else x
+        few = few_integer_rows(x, self.packed, self.scale, self.bias, 1, self.blocks, _levels())
+        if few is not None:
+            return few
         if integers_pay(x):
             return integer_products.product(x, self._level_tiles(), self.bias, self.out_features)
         y = x.new_empty(len(x), self.out_features)
@@ -243,7 +248,7 @@ def decode(packed: Tensor, blocks: Tensor, scale: Tensor | None, out: Tensor) ->
         decode_by_pairs(packed, blocks, scale, out)
         return
     codes = (packed.data_ptr(), blocks.data_ptr(), *blocks.shape, _levels().data_ptr())
-    call(*codes, None if scale is None else scale.data_ptr(), out.data_ptr())
+    call(*codes, address(scale), out.data_ptr())
 
 
 def decode_by_pairs(packed: Tensor, blocks: Tensor, scale: Tensor | None, out: Tensor) -> None:
