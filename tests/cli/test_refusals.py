@@ -148,7 +148,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("adapters show nowhere", "'nowhere'"),
         ("adapters show sosek", "'soseki'"),
         ("adapters add nowhere", "nowhere"),
-        ("adapters add there.gguf", "tsugiki adapters import"),
+        ("adapters add there.gguf", "it is not a folder"),
         ("adapters add library/soseki", "'soseki'"),
         ("adapters rename soseki akutagawa", "'akutagawa'"),
         ("adapters rename soseki", "new"),

@@ -25,7 +25,7 @@ _SPACELESS = re.compile(rf"[{_JAPANESE}][A-Za-z0-9]|[A-Za-z0-9%][{_JAPANESE}]")
 _QUOTED = re.compile(r"`[^`]*`|'[^']*'|\"[^\"]*\"|\{[^}]*\}|\([^)]*\)|--\S+|^ {2,}.*$|\$.*$", re.MULTILINE)
 _WORD = re.compile(r"(?<![\w./:@=-])[a-z]{3,}(?![\w./=+-])")
 _TAKE_VALUES = {"_", "ngettext", "format"}
-_TRANSLATING = {"_", "ngettext", "format_duration", "summarise_list", "_type_name", "_role_name", "import_hint"}
+_TRANSLATING = {"_", "ngettext", "format_duration", "summarise_list", "_type_name", "_role_name", "pickle_hint"}
 _PHRASES = {"advice", "what", "why"}  # translated by those who pass them on
 _NAMES = """
 accelerate adapter all alpha answer assistant auth author auto best beta bias bitsandbytes blocks cat chmod choice

@@ -35,8 +35,6 @@ _COMMON_FIELDS = _WRITERS | {
     *("peft_type", "task_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode")
 }
 """Fields of adapter_config.json that are the same for all methods."""
-MLX_FILE = "adapters.safetensors"
-"""The name of the file in which mlx-lm saves an adapter (see `adapters.foreign`)."""
 _PICKLE = "adapter_model.bin"  # of PEFT before 0.7
 _NAMES = _COMMON_FIELDS - {"peft_type"}
 """The common fields on which the result of an adapter does not depend."""
@@ -86,13 +84,6 @@ def read_peft_config(folder: Path) -> Any:
             file=METADATA_FILE,
         )
         raise TsugikiError(message)
-    if fields.get("peft_type") is None and (hint := import_hint(folder)):
-        raise TsugikiError(_("{path} is not of PEFT{hint}", path=path, hint=hint))
-    return config_in(fields, path)
-
-
-def config_in(fields: Mapping[str, Any], path: Path) -> Any:
-    """Return the settings that fields of adapter_config.json give; errors name the file `path`."""
     adapter_format = formats().get(str(fields.get("peft_type")))
     if adapter_format is None:
         message = _("{path}: peft_type {kind} is not supported; it must be one of {known}; {hint}")
@@ -141,7 +132,7 @@ def read_config_fields(folder: Path) -> dict[str, Any]:
             "no adapter in {folder}: it has no {file}{hint}",
             folder=folder,
             file=ADAPTER_CONFIG_FILE,
-            hint=import_hint(folder),
+            hint=pickle_hint(folder),
         )
         raise TsugikiError(message)
     fields = read_json(path)
@@ -175,11 +166,11 @@ def map_weights(folder: Path) -> dict[str, Tensor]:
     """Map the tensors of an adapter into memory, by their names in the file, without reading their values."""
     tensors: dict[str, Tensor] = {}
     for path in adapter_weight_files(folder):
-        tensors |= map_tensors(path)
+        tensors |= _map_tensors(path)
     return without_duplicates(tensors)
 
 
-def map_tensors(path: Path) -> dict[str, Tensor]:
+def _map_tensors(path: Path) -> dict[str, Tensor]:
     """Map the tensors of a safetensors file into memory, by their names."""
     try:
         return load_file(path)
@@ -209,13 +200,11 @@ def adapter_weight_files(folder: Path) -> list[Path]:
                 _("{folder} has part of an adapter's weights; part {part} is missing", folder=folder, part=missing[0])
             )
         return [folder / parts[number].string for number in sorted(parts)]
-    raise TsugikiError(_("no adapter weights: {path} is missing{hint}", path=path, hint=import_hint(folder)))
+    raise TsugikiError(_("no adapter weights: {path} is missing{hint}", path=path, hint=pickle_hint(folder)))
 
 
-def import_hint(folder: Path) -> str:
-    """Return the end of a message: how to convert the file of another program in the folder; empty if it has none."""
-    if (folder / MLX_FILE).is_file():
-        return _("; `tsugiki adapters import` converts its {name}", name=MLX_FILE)
+def pickle_hint(folder: Path) -> str:
+    """Return the end of a message: what to do about weights in a pickle; empty if the folder has none."""
     message = _("; its {name} is a pickle, which can run code, so it is not loaded; save the adapter with a new PEFT")
     return message.format(name=_PICKLE) if (folder / _PICKLE).is_file() else ""
 

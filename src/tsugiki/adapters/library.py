@@ -218,8 +218,7 @@ def copy_into_library(source: Path, library: Path, name: str | None = None) -> P
     does not exist. Without `name`, the adapter keeps its folder's name.
     """
     if not source.is_dir():
-        hint = _("; `tsugiki adapters import` reads a GGUF file") if source.suffix == ".gguf" else ""
-        raise TsugikiError(_("no adapter in {source}: it is not a folder{hint}", source=source, hint=hint))
+        raise TsugikiError(_("no adapter in {source}: it is not a folder", source=source))
     called = check_name(source.resolve().name if name is None else name)
     _refuse_taken(called, library, _("pass another {flag:name}"))
     check_adapter(source)

@@ -129,7 +129,7 @@ def write_lora_weights(lora: LoraWeights, out: Path, provenance: Provenance | No
 
     The ranks and scalings of the layers are written, not those of the config.
     """
-    tensors, fields = lora_files(lora)
+    tensors, fields = _lora_files(lora)
     broken = not_finite(tensors)
     if broken:
         raise TsugikiError(_("the result is wrong: {broken}; nothing was written", broken=summarise_list(broken)))
@@ -137,7 +137,7 @@ def write_lora_weights(lora: LoraWeights, out: Path, provenance: Provenance | No
         write_adapter_files(temporary, tensors, fields, Metadata(base=lora.base, provenance=provenance))
 
 
-def lora_files(lora: LoraWeights) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _lora_files(lora: LoraWeights) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the tensors of an adapter by their names in PEFT's file, and the fields of its config."""
     tensors = {key: tensor for path, layer in lora.layers.items() for key, tensor in _tensors(path, layer).items()}
     settings = dataclasses.asdict(_with_ranks(lora.config, lora.layers))

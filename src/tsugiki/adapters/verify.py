@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from tsugiki.adapters.files import (
-    import_hint,
     not_finite,
+    pickle_hint,
     read_adapter_config,
     read_base,
     read_peft_config,
@@ -77,7 +77,7 @@ def read_adapter_files(folder: Path) -> AdapterFiles:
     floating-point and of the ranks that the config gives; tsugiki.json and run.json, if there are any, must be JSON.
     """
     if not (folder / ADAPTER_CONFIG_FILE).is_file():
-        problem = _("no adapter: it has no {file}{hint}", file=ADAPTER_CONFIG_FILE, hint=import_hint(folder))
+        problem = _("no adapter: it has no {file}{hint}", file=ADAPTER_CONFIG_FILE, hint=pickle_hint(folder))
         return AdapterFiles(folder, problems=[problem])
     problems: list[str] = []
     found: dict[str, Any] = {}

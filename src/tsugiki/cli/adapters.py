@@ -1,4 +1,4 @@
-"""Manage the library of adapters; compare, verify, combine and convert adapters.
+"""Manage the library of adapters; compare, verify and combine adapters.
 
 Examples:
     tsugiki adapters add runs/ichiyo
@@ -344,36 +344,6 @@ def truncate_command(
     print_written(target)
 
 
-def import_command(
-    file: Path,
-    *,
-    model: str,
-    out: NewAdapter,
-    library: Library = None,
-) -> None:
-    """Convert an adapter of another program to a folder that Tsugiki and PEFT can load.
-
-    It reads the folders of mlx-lm, and those of PEFT whose tensors have the names of a wrapped model, such as module.
-    and _orig_mod.
-
-    Args:
-        file: A file with an adapter, or the folder that holds it.
-        model: The adapter's base: 'embedded', a model folder, or a hub id.
-
-    Examples:
-        tsugiki adapters import adapters.safetensors --model USER/NAME --out lora
-    """
-    from tsugiki.adapters.foreign import import_adapter
-    from tsugiki.adapters.library import new_adapter_folder
-    from tsugiki.io.progress import ProgressDisplay
-
-    folder = new_adapter_folder(out, library)
-    with ProgressDisplay().stage(_("importing"), None):
-        count = import_adapter(file, model, folder)
-    typer.echo(_("{folder}: {count} tensors, for {model}", folder=folder, count=count, model=model))
-    print_next_command("chat", str(folder))
-
-
 def track_layers(paths: Sequence[str]) -> Iterator[str]:
     """Iterate over layers and show a progress bar in a terminal."""
     from tsugiki.io.progress import ProgressDisplay
@@ -408,6 +378,5 @@ ADAPTERS: "Commands" = {
     "verify": (CHECK, verify_command),
     "combine": (MAKE, combine_command),
     "truncate": (MAKE, truncate_command),
-    "import": (MAKE, import_command),
 }
 """The commands below `tsugiki adapters`, and their groups."""

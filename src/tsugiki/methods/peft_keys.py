@@ -23,7 +23,7 @@ T = TypeVar("T")
 PREFIX = "base_model.model."
 """In the names of a PEFT file, every module path of the base follows this prefix."""
 
-WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module)\.|(?<=lora_[AB])\.default(?=\.)")
+_WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module)\.|(?<=lora_[AB])\.default(?=\.)")
 """Parts of names in a state dict that was saved without PEFT's `save_pretrained`."""
 _BASE_LAYER = ".base_layer."
 _NOT_COMPUTED = ".lora_velora_embed"
@@ -107,15 +107,15 @@ def _plain_names(key: str) -> list[str]:
 
 def refuse_wrapped(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Raise a TsugikiError if a tensor has a name that a wrapper around the model has given, and not PEFT's."""
-    wrapped = [key for key in tensors if WRAPPERS.search(key)]
+    wrapped = [key for key in tensors if _WRAPPERS.search(key)]
     modules = dict(base_modules(model)) if wrapped else {}
     key = next(
         (key for key in wrapped if _layer_of(key) not in modules or ".default." in key.rpartition(".lora_")[2]), None
     )
     if key is not None:
         message = _(
-            "{key} is not PEFT's name but that of a tensor in a wrapped model; `tsugiki adapters import FOLDER --model "
-            "BASE --out NAME` converts such a file",
+            "{key} is not PEFT's name but that of a tensor in a wrapped model (torch.compile, DDP, FSDP); save the "
+            "adapter without the wrapper",
             key=error_text(key, 100),
         )
         raise TsugikiError(message)
