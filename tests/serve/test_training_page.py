@@ -64,7 +64,7 @@ def test_a_run_from_its_texts_to_its_end(place: Place, page: Any):
     assert (place.directory / "runs" / "first" / "adapter_model.safetensors").is_file()
     page.locator(".plot").first.focus()
     page.keyboard.press("ArrowLeft")
-    assert re.match(r"[\d,]+: training", page.locator(".readout").first.inner_text())
+    assert re.match(r"[\d,]+: (training|held-out)", page.locator(".readout").first.inner_text())
     page.get_by_role("button", name="日本語").click()
     page.get_by_text("生成例").first.wait_for()
     page.set_viewport_size({"width": 390, "height": 800})
@@ -101,12 +101,33 @@ def test_a_text_is_dropped_planned_with_each_base_and_removed(place: Place, page
     page.get_by_label("Tokens per row").fill("32")
     page.get_by_text("block_size: 32").wait_for()
     page.get_by_role("button", name="Compare bases").click()
-    rows = page.locator("[data-result=bases] tbody tr")
+    rows = page.locator("[data-result=compare] tbody tr")
     rows.nth(1).wait_for()
     assert "GB" in rows.nth(0).inner_text()
 
     remove(page, "dropped.txt")
     assert not file.exists()
+
+
+def test_a_reload_keeps_what_was_filled_in(page: Any):
+    from playwright.sync_api import expect
+
+    columns = (page.get_by_role("button", name=name, exact=True) for name in ("frage", "antwort"))
+    page.locator(".drop input").set_input_files(
+        {"name": "own.csv", "mimeType": "text/csv", "buffer": b"frage,antwort\nwhat?,this\nwhere?,here\n"}
+    )
+    for column in columns:
+        column.click()
+    page.get_by_label("Or paste a text").fill("a text that took an hour")
+    page.get_by_label("Name", exact=True).fill("own-name")
+    page.locator("summary", has_text="More settings").click()
+    page.get_by_label("Tokens per row").fill("32")
+    page.reload()
+    expect(page.get_by_role("checkbox", name="own.csv")).to_be_checked()
+    expect(page.get_by_role("button", name="antwort", exact=True)).to_have_attribute("aria-pressed", "true")
+    expect(page.get_by_label("Or paste a text")).to_have_value("a text that took an hour")
+    expect(page.get_by_label("Name", exact=True)).to_have_value("own-name")
+    expect(page.get_by_label("Tokens per row")).to_have_value("32")
 
 
 def test_what_cannot_be_learned_is_answered_in_words_and_nothing_is_lost(page: Any, problems: list[str]):

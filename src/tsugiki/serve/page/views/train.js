@@ -7,7 +7,6 @@ import { asked, dataOf, LENGTHS, offered, rolesAreSet, Setting, useDraft } from 
 import { Terms, WhatItIs } from "./train/what.js";
 
 const API = "/page/api/train/";
-const VOTES = "votes.jsonl";
 const PAUSE = 300; // milliseconds after the last change, before the server is asked
 
 /** @param {{ path: string[] }} props where the form gets its first values from */
@@ -21,8 +20,8 @@ function Loaded({ options, path }) {
   const [draft, change] = useDraft(options);
   const [found, lookAgain] = useFound(draft, options);
   const data = useData(options, draft, change);
-  usePath(path, draft, change, data);
-  const [results, setResults] = useState(/** @type {any} */ ({}));
+  usePath(path, change, data);
+  const [result, show] = useState(/** @type {any} */ (null));
   const parts = { options, draft, change, data };
   return html`
     <div class="heading"><h1>${t("title")}</h1></div>
@@ -35,23 +34,21 @@ function Loaded({ options, path }) {
         ${found && html`<${WhatItIs} ...${{ found, draft, change, again: lookAgain }} />`}
         <${Run} ...${parts} kind=${found?.kind} />
       </div>
-      <${Launch} ...${parts} found=${found} show=${(more) => setResults((before) => ({ ...before, ...more }))} />
+      <${Launch} ...${parts} found=${found} show=${show} />
     </div>
-    <div class="results" aria-live="polite">
-      ${results.bases && html`<${Bases} plans=${results.bases} />`}
-      ${results.plan && html`<${Plan} ...${results.plan} />`}
-    </div>
+    <div class="results" aria-live="polite">${result && html`<${Plans} ...${result} />`}</div>
   `;
 }
 
-/** Fill in what the address says: votes, a file that was sent, or a run that is to be started again. */
-function usePath(/** @type {string[]} */ path, draft, change, { choose, sendAll }) {
-  const [what, ...names] = path;
+/** Fill in, once, what the address says: votes, a file that was sent, or a run that is to be started again. */
+function usePath(/** @type {string[]} */ [what, ...names], change, { choose, sendAll }) {
   const name = names.join("/");
   useEffect(() => {
-    if (what === "sent" && !draft.uploads.includes(name)) choose(name, true);
-    if (what === "votes") getBlob("/page/api/votes/file").then((votes) => sendAll([new File([votes], VOTES)]), fail);
-    const fill = (again) => change({ ...again, again });
+    const done = () => location.replace("#train"); // a reload keeps what the reader changes from now on
+    const send = (votes) => sendAll([new File([votes], "votes.jsonl")], done);
+    const fill = (again) => (change({ ...again, again }), done());
+    if (what === "sent") choose(name, true), done();
+    if (what === "votes") getBlob("/page/api/votes/file").then(send, fail);
     if (what === "again") getJson(`${API}again?name=${encodeURIComponent(name)}`).then(fill, fail);
   }, [what, name]);
 }
@@ -135,12 +132,15 @@ function Launch({ options, draft, change, found, show }) {
   const missing = whatIsMissing(draft, found);
   const [checked, problem] = useAnswer("settings", missing ? null : body);
   const post = (path, more = {}) => postJson(API + path, { ...body, ...more });
-  const plan = async () => show({ plan: await post("plan") });
+  const plan = async () => show({ of: "plan", ...(await post("plan")) });
   const compare = async () => {
-    const bases = [];
+    const rows = [];
+    let headers = [];
     for (const base of options.bases) {
-      bases.push([base, await post("plan", { base }).catch((error) => error)]);
-      show({ bases: [...bases] });
+      const planned = await post("plan", { base }).catch((error) => error);
+      headers = planned.headers ?? headers;
+      rows.push([base, ...(planned.rows?.[0] ?? [planned.message])]);
+      show({ of: "compare", headers: [t("base"), ...headers], rows });
     }
   };
   const start = async () => {
@@ -181,22 +181,12 @@ function whatIsMissing(draft, found) {
   return found ? (first[found.state] ?? (draft.name.trim() ? "" : "give_name")) : "choose";
 }
 
-/** @param {any} shown lines, and a table of the ways to run */
-function Plan({ lines, headers, rows, fits }) {
-  return html`<section class="sheet" data-result="plan">
-    <h2>${t("plan")}</h2>
+/** @param {any} props what was planned; lines, and a table: the ways to run, or the first one of each base */
+function Plans({ of, lines = [], headers, rows, fits = true }) {
+  return html`<section class="sheet" data-result=${of}>
+    <h2>${t(of)}</h2>
     ${lines.map((line) => html`<p class="small">${line}</p>`)}
     ${!fits && html`<p class="note">${t("plan.none")}</p>`}
     <${Table} headers=${headers} rows=${rows} />
-  </section>`;
-}
-
-/** @param {{ plans: [string, any][] }} props bases with their plans, or with the errors */
-function Bases({ plans }) {
-  const headers = plans.find(([, plan]) => plan.headers)?.[1].headers ?? [];
-  const rows = plans.map(([base, plan]) => [base, ...(plan.rows?.[0] ?? [plan.message])]);
-  return html`<section class="sheet" data-result="bases">
-    <h2>${t("compare")}</h2>
-    <${Table} headers=${[t("base"), ...headers]} rows=${rows} />
   </section>`;
 }

@@ -24,12 +24,8 @@ export function useData({ sent: { largest, size } }, draft, change) {
       choose((await postJson(FILES, form)).filename, true);
     }
   };
-  const sendAll = (files, done = () => {}) =>
-    work("send", () =>
-      send([...files])
-        .then(done)
-        .finally(() => (setStatus(""), load())),
-    );
+  const end = () => (setStatus(""), load());
+  const sendAll = (files, done) => work("send", () => send([...files]).then(done).finally(end));
   // the text stays until the server has it
   const paste = () => sendAll([new File([draft.pasted], `${t("sent.pasted")}.txt`)], () => change({ pasted: "" }));
   const discard = ({ id, filename: name }) =>

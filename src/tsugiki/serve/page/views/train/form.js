@@ -15,8 +15,9 @@ export const ROLES = {
 /** What the data that a page recognises are called where settings say what they belong to. */
 const KINDS = { labels: ["pairs"], prompts: ["pairs"], mixed: ["texts", "questions", "conversations"] };
 
-/** @typedef {typeof kept} Draft It stays when the view is left, or the language changes. */
-let kept = {
+const KEPT = "tsugiki.train";
+
+const AT_FIRST = {
   folder: "",
   texts: /** @type {string[]} */ ([]),
   /** Those that were sent. */
@@ -35,11 +36,28 @@ let kept = {
   /** What the server says of a run that is started again. */
   again: /** @type {any} */ (null),
 };
+/** @typedef {typeof AT_FIRST} Draft It stays when the view is left, the language changes or the page is reloaded. */
+/** @type {Draft} */
+let kept = { ...AT_FIRST, ...JSON.parse(sessionStorage.getItem(KEPT) ?? "{}") };
 
 /** @returns {[Draft, (more: Partial<Draft> | ((now: Draft) => Partial<Draft>)) => void]} */
 export function useDraft(options) {
   const [draft, setDraft] = useState(() => (kept = { ...kept, base: kept.base || options.bases[0] }));
-  return [draft, (more) => setDraft((kept = { ...kept, ...(typeof more === "function" ? more(kept) : more) }))];
+  const change = (more) => {
+    kept = { ...kept, ...(typeof more === "function" ? more(kept) : more) };
+    keep(kept);
+    setDraft(kept);
+  };
+  return [draft, change];
+}
+
+/** Keep what has been filled in for a reload. A browser keeps some MB, which a text that is pasted can exceed. */
+function keep(draft) {
+  try {
+    sessionStorage.setItem(KEPT, JSON.stringify(draft));
+  } catch {
+    if (draft.pasted) keep({ ...draft, pasted: "" });
+  }
 }
 
 /** @param {Draft} draft @returns {boolean} whether all columns have been chosen, or none, or they are as they were */
