@@ -30,12 +30,11 @@ _PHRASES = {"advice", "what", "why"}  # translated by those who pass them on
 _NAMES = """
 accelerate adapter all alpha answer assistant auth author auto best beta bias bitsandbytes blocks cat chmod choice
 choices chosen command completion config content cosine cpu dare default density dict echo editor embedded energy
-expected false field fingerprints folder forgetting fsdp full gguf git glibc graft history https install kyoka label
-last launch lfs likelihood linear llama llguidance login magnitude messages mlp mmproj mode name none null part
-pickle pip probe process prompt pull pyarrow quantized references regex rejected reviser role rounds runs
-safetensors samples scale schema seconds sentencepiece small split sqrt state stored svd targets tau temperature
-tensorboard text ties tokens tools torch torchrun transformers translator true tsugiki ungraft unmerge user wandb
-weight zip
+expected false field fingerprints folder forgetting fsdp full gguf git glibc grader graft history https install kyoka
+label last launch lfs likelihood linear llama llguidance login magnitude messages mlp mmproj mode name none null part
+pickle pip probe process prompt pull pyarrow quantized references regex rejected reviser role rounds runs safetensors
+samples scale schema seconds sentencepiece small split sqrt state stored svd targets tau temperature tensorboard text
+ties tokens tools torch torchrun transformers translator true tsugiki ungraft unmerge user wandb weight zip
 """
 """Names that the settings and commands do not have: programs, functions, fields and values."""
 

@@ -1,9 +1,11 @@
 """Rules score answers as they say, and one that fails is named with its prompt and answer."""
 
+import itertools
 import json
 import sys
 from datetime import date
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -83,6 +85,75 @@ def test_of_an_object_the_share_of_its_fields_counts():
         "no": 0.0,
     }
     assert scores("field:record", *answers, record=record) == [*answers.values()]
+
+
+def grader(**changes: Any) -> dict[str, Any]:
+    texts = {"input": "{{sample.output_text}}", "reference": "{{ item.right.0 }}"}
+    return {"type": "string_check", "name": "same", **texts, "operation": "eq", **changes}
+
+
+def graded(given: dict[str, Any], *answers: str, right: str = "") -> list[Any]:
+    return scores(f"grader:{json.dumps(given)}", *answers, right={"0": right})
+
+
+def alike(metric: str, text: str, other: str) -> float:
+    (found,) = graded(grader(type="text_similarity", evaluation_metric=metric), text, right=other)
+    return float(found)
+
+
+def test_graders_of_openai_compare_texts():
+    for operation, expected in {"eq": [1, 0, 0], "ne": [0, 1, 1], "like": [1, 1, 0], "ilike": [1, 1, 1]}.items():
+        assert graded(grader(operation=operation), "Paris", "It is Paris", "paris", right="Paris") == expected
+    assert graded(grader(input="{{item.right}}", reference='{"0": "日"}'), "", right="日") == [1.0], "as JSON"
+    # from the documentation of rapidfuzz, and from Lin's paper on ROUGE (2004)
+    assert alike("fuzzy_match", "this is a test", "this is a test!") == pytest.approx(0.9655171966552734, abs=1e-6)
+    kill, end = ("Police kill the gunman.", "the gunman kill police"), "police killed the GUNMAN"
+    assert [alike("rouge_l", text, end) for text in kill] == [0.75, 0.5]
+    assert [alike(f"rouge_{n}", kill[0], end) for n in (1, 2, 3)] == [0.75, pytest.approx(1 / 3), 0]
+    assert [alike("rouge_1", "猫が座る", "猫が寝る"), alike("rouge_5", "a", "a"), alike("fuzzy_match", "", "")] == [
+        0.75,
+        0,
+        0,
+    ]
+
+
+def test_the_longest_common_subsequence_is_that_of_the_plain_algorithm():
+    generator = Random(1)
+    for _case in range(50):
+        one, other = ("".join(generator.choices("abc", k=generator.randrange(1, 80))) for _text in "ab")
+        table = [[0] * (len(other) + 1) for _letter in f"{one}."]
+        for row, column in itertools.product(range(len(one)), range(len(other))):
+            found = table[row][column] + 1 if one[row] == other[column] else 0
+            table[row + 1][column + 1] = max(found, table[row][column + 1], table[row + 1][column])
+        assert alike("fuzzy_match", one, other) == 2 * table[-1][-1] / len(one + other)
+
+
+@pytest.mark.parametrize(
+    ("formula", "expected"),
+    [
+        ("0.5 * same + min(near, 0.25) ^ 2", 0.5625), ("-(same - near) / 2", -0.25), (" exp(log(same)) + 2 - 1", 2.0),
+        ("same / (near - 0.5)", "ZeroDivisionError"), ("9 ^ 9 ^ 9 ^ 9", "OverflowError"), ("log(0)", "ValueError"),
+        ("same + other", "SyntaxError.*same, near, min"), ("__import__('os')", "SyntaxError"),
+        ("same.real", "SyntaxError"), ("min(near, key=same)", "SyntaxError"), ("(same", "SyntaxError"),
+        ("(-same) ^ near", "not a finite number"),
+    ],
+)  # fmt: skip
+def test_a_formula_of_several_graders(formula: str, expected: float | str):
+    near = grader(type="text_similarity", evaluation_metric="fuzzy_match", reference="aab")
+    both = {"type": "multi", "graders": {"same": grader(), "near": near}, "calculate_output": formula}
+    if isinstance(expected, float):
+        assert graded(both, "a", right="a") == [expected]
+    else:
+        with refused(expected):
+            graded(both, "a", right="a")
+
+
+def test_a_name_that_a_row_does_not_have_is_an_error():
+    for name in ("item.rihgt", "sample.output_tools", "item.right.0.1"):
+        with refused(r"prompts\.jsonl:1.*Error"):
+            graded(grader(reference=f"{{{{{name}}}}}"), "a")
+    with refused("the grader cannot be used.*EOF"):
+        parse_rule("grader:{")
 
 
 A = {"type": "object", "properties": {"x": {"type": "integer"}, "y": {"type": "string"}}, "required": ["x", "y"]}

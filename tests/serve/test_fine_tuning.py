@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -12,8 +13,9 @@ pytest.importorskip("openai")
 import openai
 
 from tests.serve.asking import connect
-from tests.serve.workspace import Place
+from tests.serve.workspace import Place, serve_in, write_run
 from tsugiki.io.json import to_lines
+from tsugiki.serve import job_id
 
 WORDS = ("larch", "maple", "cedar", "apple", "plum", "birch", "ash", "oak", "elm", "yew")
 
@@ -182,7 +184,7 @@ def test_a_job_is_created_polled_read_and_talked_to(client: Any, place: Place):
     (results,) = job.result_files
     assert strictly(client.files.retrieve(results)).purpose == "fine-tune-results"
     lines = client.files.content(results).text.splitlines()
-    assert lines[0] == "step,train_loss,train_accuracy,valid_loss,full_valid_loss"
+    assert lines[0] == "step,train_loss,train_accuracy,valid_loss,full_valid_loss,valid_reward"
     assert [line.partition(",")[0] for line in lines[1:]] == ["0", "1", "2"]
     saved = strictly(jobs.checkpoints.list(job.id)).data
     assert saved[0].step_number == 2
@@ -192,3 +194,57 @@ def test_a_job_is_created_polled_read_and_talked_to(client: Any, place: Place):
     for late in (jobs.cancel, jobs.pause, jobs.resume):
         with pytest.raises(openai.BadRequestError):
             late(job.id)
+
+
+BEGINNINGS = "昨夜、 山の上で 海の近くに 雨の日に 私は 古い家で 冬の夜、 母は庭で 駅の前に 春に 窓の外に 秋の風が"
+ENDS = {"type": "string_check", "name": "ends", "operation": "like", "input": "{{sample.output_text}}"}
+ENDS |= {"reference": "{{ item.wanted.end }}"}
+
+
+def by_rule(grader: Any, **numbers: Any) -> dict[str, Any]:
+    return {"type": "reinforcement", "reinforcement": {"grader": grader, "hyperparameters": numbers}}
+
+
+@pytest.mark.parametrize("base", ["", pytest.param("embedded", marks=pytest.mark.slow)])
+def test_a_grader_is_learned_by_reinforcement(own_files: tuple[str, Path], tmp_path: Path, base: str):
+    asked = [
+        {"messages": [{"role": "user", "content": text}], "wanted": {"end": "ました。" if base else "."}}
+        for text in BEGINNINGS.split()
+    ]
+    with serve_in(tmp_path / "work", (base or own_files[0], tmp_path / "library")) as place:
+        client = connect(place.running)
+        jobs, file = client.fine_tuning.jobs, client.files.create(file=to_lines(asked), purpose="fine-tune")
+        method = by_rule(ENDS, n_epochs=1, eval_samples="auto", reasoning_effort="low")
+        job = strictly(jobs.create(model="base", training_file=file.id, method=method))
+        assert job.method.reinforcement.grader.to_dict() == ENDS
+        job = ended(client, job)
+        rewards = {one.data["step"]: one.data["valid_reward"] for one in jobs.list_events(job.id) if one.data}
+        assert [*rewards] == [1, 0]
+        write_run(place.directory, "lost", status="finished", kept_round=0)
+        assert strictly(jobs.retrieve(job_id("lost"))).status == "failed"
+        if job.status == "failed" and not base:  # the tiny one may have learned nothing
+            assert "no round has a higher validation reward" in job.error.message
+            return
+        assert (job.status, job.error) == ("succeeded", None)
+        table = client.files.content(job.result_files[0]).text.splitlines()
+        assert [line.split(",")[::5] for line in table[1:]] == [[str(step), str(rewards[step])] for step in (0, 1)]
+        turns = [{"role": "user", "content": "夏の終わりに"}]
+        answer = client.chat.completions.create(model=job.fine_tuned_model, messages=turns, max_tokens=40)
+        assert not base or (rewards[1] > rewards[0] and "ました" in answer.choices[0].message.content)
+
+
+@pytest.mark.parametrize(
+    ("grader", "said"),
+    [
+        (None, "grader"),
+        ({"type": "python", "name": "a", "source": "x"}, "python is none of.*no code of a grader is run"),
+        ({"type": "score_model", "name": "a", "model": "gpt", "input": []}, "score_model.*no other model is asked"),
+        ({"type": "multi", "graders": {"a": {"type": "label_model"}}, "calculate_output": "a"}, "label_model"),
+        ({**ENDS, "type": "text_similarity", "evaluation_metric": "cosine"}, "'fuzzy_match', .*cosine"),
+        ({**ENDS, "operation": "is"}, "'eq', 'ne', 'like' or 'ilike'"),
+    ],
+)
+def test_graders_that_are_refused(client: Any, place: Place, grader: Any, said: str):
+    file = client.files.create(file=("rows.jsonl", ROWS), purpose="fine-tune")
+    with pytest.raises(openai.BadRequestError, match=said):
+        client.fine_tuning.jobs.create(model="base", training_file=file.id, method=by_rule(grader))

@@ -5,6 +5,7 @@
     field:NAME         1 if the answer is what the field NAME of the prompt's row has, but for case, width and white
                        space; of a number, if it is the last one in the answer; of an object, the share of its fields
                        that the answer, as JSON, has with the same values
+    grader:JSON        what one of OpenAI's graders gives (`graders`)
     FILE.py            what the function `reward` in a Python file returns; FILE.py:NAME for another function
     command:PROGRAM …  the numbers that a program writes, one a line, for the lines of JSON that it reads
 
@@ -32,6 +33,7 @@ from tsugiki.io.digests import file_sha256
 from tsugiki.io.json import read_json
 from tsugiki.language import _
 from tsugiki.model.names import compile_search
+from tsugiki.preference.graders import read_grader
 from tsugiki.preference.rule_programs import Result, command_scores, python_scores
 
 Answered: TypeAlias = tuple[PromptRow, str]
@@ -47,7 +49,8 @@ _NUMBER = re.compile(
 )
 _MARKS = str.maketrans("\N{MINUS SIGN}\N{EN DASH}－＋．，", "---+.,")
 """Marks in numbers -> those of ASCII. Digits of any width are read as they are."""
-_PREFIXES = ("regex", "schema", "field", "command")
+_PREFIXES = ("regex", "schema", "field", "grader", "command")
+_WITH_FILES = ("schema", "command", "python")
 _MOST_FAILURES = 0.1
 """The share of the answers for which a rule may fail."""
 
@@ -72,8 +75,8 @@ class Rule:
 
     def identity(self) -> str:
         """Return the rule with a digest of its files, by which a changed rule is noticed."""
-        words = shlex.split(self.value) if self.kind == "command" else [self.value] if self.kind != "regex" else []
-        files = [word for word in words if Path(word).is_file()]
+        words = shlex.split(self.value) if self.kind == "command" else [self.value]
+        files = [word for word in words if self.kind in _WITH_FILES and Path(word).is_file()]
         name = f"{Path(self.value).name}:{self.function}" if self.kind == "python" else self.text
         return " ".join([f"{self.weight:g}*{name}", *(file_sha256(Path(file))[-16:] for file in files)])
 
@@ -88,8 +91,8 @@ def parse_rule(text: str) -> Rule:
         kind, value, function = "python", python[1], python[2] or "reward"
     elif kind not in _PREFIXES or not value:
         message = _(
-            "{text} is no rule; write regex:PATTERN, schema:FILE.json, field:NAME, FILE.py or command:PROGRAM, after a "
-            "weight if it has one (0.5*regex:…)",
+            "{text} is no rule; write regex:PATTERN, schema:FILE.json, field:NAME, grader:JSON, FILE.py or "
+            "command:PROGRAM, after a weight if it has one (0.5*regex:…)",
             text=error_text(repr(text), 100),
         )
         raise TsugikiError(message)
@@ -156,6 +159,8 @@ def reward_of(rules: Sequence[Rule], scores: Sequence[Result]) -> float | None:
 def _built_in(rule: Rule) -> Callable[[Mapping[str, Any], str], Result]:
     if rule.kind == "field":
         return partial(_field_score, rule.value)
+    if rule.kind == "grader":
+        return read_grader(rule.value)
     allows = compile_search(rule.value) if rule.kind == "regex" else _schema_check(rule.value)
 
     def score(fields: Mapping[str, Any], answer: str) -> Result:

@@ -6,6 +6,7 @@ interface knows: metadata, the method, the ids of its files, and whether a run w
 
 import csv
 import io
+import json
 import math
 import secrets
 import time
@@ -24,6 +25,7 @@ from starlette.routing import Route
 from tsugiki.io.json import write_json
 from tsugiki.io.run_folder import CHECKPOINTS, checkpoint_step, checkpoints
 from tsugiki.language import _
+from tsugiki.preference.rewards import parse_rule
 from tsugiki.report.record_text import run_notes
 from tsugiki.report.run import decision_table
 from tsugiki.report.sections import Note
@@ -63,6 +65,7 @@ _FIGURES = {
     "train_accuracy": "training accuracy",
     "valid_loss": "validation loss",
     "full_valid_loss": "full validation loss",
+    "valid_reward": "validation reward",
 }
 """Figures of a step by their names -> what OpenAI's events call them."""
 
@@ -85,20 +88,28 @@ class Hyperparameters(Fields):
     """Relative to the learning rate that `tsugiki train` chooses."""
     beta: Annotated[float | None, Field(gt=0, le=100), _Auto] = None
     """Of `dpo`."""
+    compute_multiplier: Any = None
+    eval_interval: Any = None
+    eval_samples: Any = None
+    reasoning_effort: Any = None
+    """Of `reinforcement`, without effect, as the three above."""
 
 
 class MethodFields(Fields):
     """The settings of a method."""
 
     hyperparameters: Hyperparameters = Hyperparameters()
+    grader: dict[str, Any] | None = None
+    """Of `reinforcement`: what scores answers (`preference.graders`)."""
 
 
 class Method(Fields):
     """A method, and its settings in the field of its name."""
 
-    type: Literal["supervised", "dpo"]
+    type: Literal["supervised", "dpo", "reinforcement"]
     supervised: MethodFields = MethodFields()
     dpo: MethodFields = MethodFields()
+    reinforcement: MethodFields = MethodFields()
 
 
 class JobRequest(OpenFields):
@@ -136,18 +147,25 @@ class FineTuning:
 
     def create(self, asked: JobRequest) -> dict[str, Any]:
         """Start a run, or put it into the queue, and return its job."""
-        method, is_dpo = asked.method, asked.method is not None and asked.method.type == "dpo"
-        chosen = asked.hyperparameters if method is None else getattr(method, method.type).hyperparameters
+        method, kind = asked.method, asked.method.type if asked.method else "supervised"
+        given: Any = getattr(method, kind, asked)
+        chosen: Hyperparameters = given.hyperparameters
         values: dict[str, Any] = {
             "epochs": chosen.n_epochs,
             "batch_size": chosen.batch_size,
             "learning_rate_factor": chosen.learning_rate_multiplier,
             "seed": asked.seed,
-            "preference": "dpo" if is_dpo else None,
-            "preference_settings": {"beta": chosen.beta} if is_dpo and chosen.beta else None,
-            "chat_template": "auto" if is_dpo else None,
+            "chat_template": None if kind == "supervised" else "auto",
         }
         fields, stem = dict(asked.settings), asked.suffix or ""
+        if kind == "dpo":
+            values |= {"preference": "dpo", "preference_settings": {"beta": chosen.beta} if chosen.beta else None}
+        elif kind == "reinforcement":
+            rule = f"grader:{json.dumps(given.grader, ensure_ascii=False)}"
+            parse_rule(rule)
+            rounds = {"rounds": chosen.n_epochs} if chosen.n_epochs else None
+            values |= {"reward": [rule], "reward_settings": rounds, "epochs": None}
+            fields["columns"] = {"prompt": "messages"}
         if asked.training_file or not fields:
             name = self.uploads.find(asked.training_file, "training_file", 400)["filename"]
             fields["uploads"], stem = [name], stem or Path(name).stem
@@ -329,8 +347,8 @@ def fine_tuning_routes(tuning: FineTuning) -> list[Route]:
 
 
 def step_figures(record: RunRecord) -> dict[int, dict[str, float]]:
-    """Return the figures of each step of a run that has some, in order, by the names of OpenAI's checkpoints."""
-    points = [
+    """Return the figures of each step, or each round, of a run that has some, by the names of OpenAI's checkpoints."""
+    points = [("valid_reward", one.round, one.reward) for one in record.rounds if one.validation] or [
         *(("train_loss", one.step, one.loss) for one in record.loss_curve),
         *(("train_accuracy", one.step, one.accuracy) for one in record.preference_curve),
         *(("valid_loss", one.step, one.loss) for one in record.validations),
@@ -359,7 +377,8 @@ def _said(job: dict[str, Any], record: RunRecord | None) -> Iterator[tuple[str, 
         total = record.resolved_settings.get("steps")
         for step, figures in step_figures(record).items():
             text = ", ".join(f"{called}={figures[name]:.4f}" for name, called in _FIGURES.items() if name in figures)
-            yield "info", f"Step {step}/{total}: {text}", {**figures, "total_steps": total}
+            place = f"Step {step}/{total}" if total else f"Round {step}"
+            yield "info", f"{place}: {text}", {**figures, "total_steps": total}
         for row in decision_table(record).rows:
             yield "info", ": ".join(row), {}
         for note in run_notes(record):
@@ -378,7 +397,7 @@ def _results_id(run: RunFolder) -> str:
 
 def _error(summary: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     """Return why a job has failed. It is because of its data if the message names one of the files."""
-    message = summary.get("error") or summary["reason"]
+    message = summary.get("error") or summary["reason"] or ""
     of_data = any(Path(file).name in message for file in _data_of(given))
     code, param = ("invalid_training_file", "training_file") if of_data else ("job_failed", None)
     return {"code": code, "message": message, "param": param}

@@ -30,6 +30,7 @@ from tsugiki.serve.page import page_files, page_routes
 from tsugiki.serve.prompt_tokens import tokenize_route
 from tsugiki.serve.protocol import ChatRequest, CompletionRequest, read
 from tsugiki.serve.responses import ResponsesRequest, response_events, whole_response
+from tsugiki.serve.routes import get_route, json_route
 from tsugiki.serve.security import HEALTH, REQUEST_ID, Access, Guard
 from tsugiki.serve.served_adapters import ServedAdapters
 from tsugiki.serve.votes import Votes, vote_routes
@@ -73,15 +74,8 @@ def new_app(
             "max_model_len": engine.context if is_base else None,
         }
 
-    async def show_version(request: Request) -> Response:
-        return JSONResponse({"version": VERSION})
-
-    async def models(request: Request) -> Response:
-        names = [adapters.base.name, *await asyncio.to_thread(adapters.names)]
-        return JSONResponse({"object": "list", "data": [card(name) for name in names]})
-
-    async def model(request: Request) -> Response:
-        return JSONResponse(card(adapters.find(request.path_params["name"])))
+    def models() -> dict[str, Any]:
+        return {"object": "list", "data": [card(name) for name in (adapters.base.name, *adapters.names())]}
 
     async def complete(request: Request) -> Response:
         return await _answer(completions, request, await read(CompletionRequest, request))
@@ -96,12 +90,12 @@ def new_app(
 
     routes = [
         Route(HEALTH, health),
-        Route("/v1/models", models),
-        Route("/v1/models/{name:path}", model),
+        get_route("/v1/models", models),
+        json_route("/v1/models/{name:path}", lambda request: card(adapters.find(request.path_params["name"]))),
         Route("/v1/completions", complete, methods=["POST"]),
         Route("/v1/chat/completions", chat, methods=["POST"]),
         Route("/v1/responses", respond, methods=["POST"]),
-        Route("/version", show_version),
+        get_route("/version", lambda: {"version": VERSION}),
         tokenize_route(adapters),
         *page_routes(adapters, page_token),
         *views,

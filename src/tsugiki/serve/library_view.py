@@ -59,7 +59,7 @@ from tsugiki.serve.errors import ApiError
 from tsugiki.serve.folders import base_name
 from tsugiki.serve.page import HEADERS
 from tsugiki.serve.protocol import Fields, MixField, NameRequest, read
-from tsugiki.serve.routes import post_route
+from tsugiki.serve.routes import json_route, post_route
 from tsugiki.serve.security import PAGE_API
 from tsugiki.serve.served_adapters import ServedAdapters
 from tsugiki.serve.uploads import data_names
@@ -101,7 +101,7 @@ def library_routes(adapters: ServedAdapters) -> list[Route]:
     view = LibraryView(adapters)
     return [
         Route(f"{PAGE_API}adapters", view.table),
-        Route(f"{PAGE_API}adapters/{{name}}", view.details),
+        json_route("adapters/{name}", view.details),
         Route(f"{PAGE_API}adapters/{{name}}/report", view.report),
         Route(f"{PAGE_API}export-adapter", view.export, methods=["POST"]),
         Route(f"{PAGE_API}rename-adapter", view.rename, methods=["POST"]),
@@ -139,9 +139,9 @@ class LibraryView:
         listed = await asyncio.to_thread(rows)
         return JSONResponse({"base": self.adapters.base.name, "adapters": listed})
 
-    async def details(self, request: Request) -> Response:
-        """Answer with the part of an adapter's page that is shown first."""
-        return JSONResponse(await asyncio.to_thread(_details, self._find(request.path_params["name"])))
+    def details(self, request: Request) -> dict[str, Any]:
+        """Return the part of an adapter's page that is shown first."""
+        return _details(self._find(request.path_params["name"]))
 
     async def report(self, request: Request) -> Response:
         """Answer with the page that `tsugiki adapters show --html` writes."""

@@ -271,13 +271,6 @@ class Tool(OpenFields):
     function: Function
 
 
-class ToolName(OpenFields):
-    """The choice of one tool."""
-
-    type: Literal["function"]
-    function: Function
-
-
 class ChatRequest(SharedFields):
     """A request to `/v1/chat/completions`."""
 
@@ -291,7 +284,7 @@ class ChatRequest(SharedFields):
     top_logprobs: Annotated[int, Field(ge=0, le=20)] = 0
     add_special_tokens: Literal[False] = False
     tools: Annotated[list[Tool], Field(max_length=128)] = []
-    tool_choice: Literal["none", "auto", "required"] | ToolName = "auto"
+    tool_choice: Literal["none", "auto", "required"] | Tool = "auto"
     parallel_tool_calls: bool = False
     """Whether `required` can be several calls. OpenAI's default is true, and one call is within it."""
 
@@ -306,7 +299,7 @@ class ChatRequest(SharedFields):
     @property
     def forced(self) -> list[Function]:
         """The functions of which one must be called; none if the model decides itself whether it calls one."""
-        if isinstance(self.tool_choice, ToolName):
+        if isinstance(self.tool_choice, Tool):
             name = self.tool_choice.function.name
             return [tool.function for tool in self.tools if tool.function.name == name][:1]
         return [tool.function for tool in self.tools] if self.tool_choice == "required" else []

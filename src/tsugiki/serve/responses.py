@@ -73,10 +73,6 @@ class _Tool(Function):
     type: Literal["function"]
 
 
-class _ToolName(Function):
-    type: Literal["function"]
-
-
 class _Schema(SchemaOfAnswer):
     type: Literal["json_schema"]
 
@@ -92,7 +88,7 @@ class ResponsesRequest(SharedFields):
     instructions: str | None = None
     max_output_tokens: Annotated[int | None, Field(ge=1)] = None
     tools: list[_Tool] = Field(default=[])
-    tool_choice: Literal["none", "auto", "required"] | _ToolName = "auto"
+    tool_choice: Literal["none", "auto", "required"] | _Tool = "auto"
     text: _Form = _Form()
     n: Literal[1] = 1
 
@@ -109,7 +105,7 @@ class ResponsesRequest(SharedFields):
             fields["response_format"] = {"type": "json_schema", "json_schema": {"schema": form.content}}
         else:
             fields["response_format"] = form.model_dump(by_alias=True)
-        if isinstance(self.tool_choice, _ToolName):
+        if isinstance(self.tool_choice, _Tool):
             fields["tool_choice"] = {"type": "function", "function": {"name": self.tool_choice.name}}
         fields |= {"messages": messages, "tools": [tool.tool for tool in self.tools]}
         return validated(ChatRequest, {**fields, "max_completion_tokens": self.max_output_tokens})

@@ -400,9 +400,9 @@ class Runs:
 
     def _state(self, run: RunFolder, record: RunRecord | TsugikiError | None, waiting: list[str]) -> State:
         folder, in_use = run.folder, is_in_use(run.folder)
-        finished = isinstance(record, RunRecord) and record.status == "finished"
-        if finished and not in_use:  # its process may still live for a moment; one that continues it has the lock
-            return "finished"
+        if isinstance(record, RunRecord) and record.status == "finished" and not in_use:
+            # Its process may still live for a moment; one that continues it has the lock.
+            return "failed" if record.kept_round == 0 else "finished"
         if in_use or self.processes.owner(folder) is not None:
             if self.processes.is_stopping(folder):
                 return "stopping"

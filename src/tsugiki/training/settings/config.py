@@ -274,8 +274,8 @@ class MethodSettings(Settings):
     the chosen answer's own likelihood, 1 by default; orpo has it in its formula."""
     reward: Annotated[tuple[Text, ...], BeforeValidator(_as_tuple), About(first=True)] = ()
     """Learn by a rule that scores the model's own answers to the prompts in data: regex:PATTERN, schema:FILE.json,
-    field:NAME, a Python file with a function reward, or command:PROGRAM; with a weight: 0.5*regex:PATTERN. Can be
-    repeated. The loss is that of preference, simpo by default."""
+    field:NAME, grader:JSON, a Python file with a function reward, or command:PROGRAM; with a weight: 0.5*regex:PATTERN.
+    Can be repeated. The loss is that of preference, simpo by default."""
     reward_settings: Annotated[RewardSettings | None, BeforeValidator(_as_settings)] = None
     """Settings of a run with a reward, such as rounds=3,samples=8: rounds (at most 6), in which the model is asked and
     learns; prompts of a round (64); samples, answers to each (6); tokens of an answer (96); temperature (0.8); seconds
