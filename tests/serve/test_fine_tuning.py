@@ -119,6 +119,15 @@ def test_pairs_of_openai_are_learned_by_dpo(client: Any, place: Place):
     assert "wrong.jsonl:11" in job.error.message
 
 
+def test_a_row_that_cannot_be_learned_is_named_by_its_line(client: Any, place: Place):
+    picture = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://localhost/a.png"}}]}
+    said = [picture, {"role": "assistant", "content": "a tree."}]
+    file = client.files.create(file=("pictures.jsonl", ROWS + to_lines([{"messages": said}])), purpose="fine-tune")
+    job = ended(client, client.fine_tuning.jobs.create(model="base", training_file=file.id))
+    assert (job.status, job.error.code, job.error.param) == ("failed", "invalid_training_file", "training_file")
+    assert "pictures.jsonl:7: turn 1 (user) has a part of type 'image_url'" in job.error.message
+
+
 @pytest.mark.parametrize(
     ("changes", "param"),
     [
@@ -207,10 +216,9 @@ def by_rule(grader: Any, **numbers: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("base", ["", pytest.param("embedded", marks=pytest.mark.slow)])
 def test_a_grader_is_learned_by_reinforcement(own_files: tuple[str, Path], tmp_path: Path, base: str):
-    asked = [
-        {"messages": [{"role": "user", "content": text}], "wanted": {"end": "ました。" if base else "."}}
-        for text in BEGINNINGS.split()
-    ]
+    words, end = BEGINNINGS.split(), "ました。" if base else "."
+    texts = [first + then for first in words[: 3 if base else 1] for then in words]
+    asked = [{"messages": [{"role": "user", "content": text}], "wanted": {"end": end}} for text in texts]
     with serve_in(tmp_path / "work", (base or own_files[0], tmp_path / "library")) as place:
         client = connect(place.running)
         jobs, file = client.fine_tuning.jobs, client.files.create(file=to_lines(asked), purpose="fine-tune")
@@ -230,7 +238,8 @@ def test_a_grader_is_learned_by_reinforcement(own_files: tuple[str, Path], tmp_p
         assert [line.split(",")[::5] for line in table[1:]] == [[str(step), str(rewards[step])] for step in (0, 1)]
         turns = [{"role": "user", "content": "夏の終わりに"}]
         answer = client.chat.completions.create(model=job.fine_tuned_model, messages=turns, max_tokens=40)
-        assert not base or (rewards[1] > rewards[0] and "ました" in answer.choices[0].message.content)
+        assert answer.choices[0].message.content
+        assert not base or rewards[1] > rewards[0] + 0.2
 
 
 @pytest.mark.parametrize(

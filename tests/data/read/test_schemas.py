@@ -45,7 +45,10 @@ TOOL = '[{"type": "function", "function": {"name": "f", "parameters": {"type": "
         ),
         ({"messages": [USER, ASSISTANT], "prompt": "ask", "text": "kept beside"}, talk(ASK, SAY)),
         ({"messages": [USER, {**ASSISTANT, "tool_calls": None, "name": "x"}], "tools": []}, talk(ASK, SAY)),
-        ({"messages": [USER, ALL_FIELDS], "tools": TOOLS}, talk(ASK, called(""), tools=TOOL)),
+        (
+            {"messages": [USER, ALL_FIELDS], "tools": TOOLS, "parallel_tool_calls": False},
+            talk(ASK, called(""), tools=TOOL),
+        ),
         (
             {"messages": [USER, {**ASSISTANT, "tool_calls": [CALL]}, RESULT]},
             talk(ASK, called("say"), Message("tool", "x", of_tools='{"name": "f"}')),
