@@ -612,6 +612,18 @@ INLINE float sum_of_parts(const float *parts) {
 DECODE_ATTENTION(decode_attention_float32, float, from_float, to_float)
 DECODE_ATTENTION(decode_attention_bfloat16, uint16_t, from_bfloat16, to_bfloat16)
 
+#if defined(__GNUC__)
+#define FETCH(PLACE, LOCALITY) __builtin_prefetch(PLACE, 0, LOCALITY)
+#else
+#define FETCH(PLACE, LOCALITY) (void)(PLACE)
+#endif
+#define AHEAD 2048 /* bytes */
+
+/* Ask for `bytes` of memory that are read soon, because processors alone do not fetch as far ahead as memory needs. */
+INLINE void fetch(const void *now, int64_t bytes) {
+    for (int64_t i = 0; i < bytes; i += 64) FETCH((const char *)now + AHEAD + i, 3);
+}
+
 /* Products with few rows, as while text is generated: see lowbit/few_rows.py. y [rows, stride] = x [rows, in] w^T for `out`
    channels of w [out, in]; `bias` [out] may be null. They read the weight once, at the speed of the memory: one channel
    after another, because processors fetch a single stream ahead. Four channels side by side took twice the time
@@ -620,11 +632,13 @@ DECODE_ATTENTION(decode_attention_bfloat16, uint16_t, from_bfloat16, to_bfloat16
     EXPORT TARGET void NAME(const TYPE *x, int64_t rows, int64_t in, int64_t out, int64_t stride, const TYPE *w,      \
                             const TYPE *bias, void *memory, TYPE *y) {                                                \
         (void)memory;                                                                                                 \
-        for (int64_t c = 0; c < out; c++, w += in)                                                                    \
+        for (int64_t c = 0; c < out; c++, w += in) {                                                                  \
+            fetch(w, in * (int64_t)sizeof(TYPE));                                                                     \
             for (int64_t row = 0; row < rows; row++) {                                                                \
                 float sum = DOT(w, x + row * in, in);                                                                 \
                 y[row * stride + c] = TO(bias ? sum + FROM(bias[c]) : sum);                                           \
             }                                                                                                         \
+        }                                                                                                             \
     }
 
 EXPORT int64_t has_few_rows_float32(void) { return HAS_EIGHT; }
@@ -634,8 +648,7 @@ FEW_ROWS(few_rows_float32, FAST, float, long_dot, from_float, to_float)
 #include <cpuid.h>
 #include <immintrin.h>
 
-#define SUMS 4    /* of a dot product, because an addition has to wait for the one before */
-#define AHEAD 2048 /* bytes */
+#define SUMS 4 /* of a dot product, because an addition has to wait for the one before */
 #define BFLOAT16 __attribute__((target("avx512f,avx512bw,avx512bf16")))
 #define INTEGERS __attribute__((target("avx512f,avx512bw,avx512vnni")))
 
@@ -666,11 +679,6 @@ BFLOAT16 INLINE float dot_bfloat16(const uint16_t *a, const uint16_t *x, int64_t
 }
 
 FEW_ROWS(few_rows_bfloat16, BFLOAT16, uint16_t, dot_bfloat16, from_bfloat16, to_bfloat16)
-
-/* Ask for memory that is read next, because processors alone do not fetch as much of it ahead as they could. */
-INTEGERS INLINE void fetch(const void *next, int64_t bytes) {
-    for (int64_t i = 0; i < bytes; i += 64) _mm_prefetch((const char *)next + AHEAD + i, _MM_HINT_T0);
-}
 
 /* The sum of a x. The instruction takes one factor without a sign, and flipping the bit of the sign of a adds 128 to it, so
    `of_128`, the sum of 128 x, is subtracted. */
@@ -872,7 +880,7 @@ AMX INLINE void channels_amx(int groups, int64_t rows, int64_t in, int64_t chann
     _tile_zero(0);
     _tile_zero(1);
     for (int64_t t = 0; t < whole; t++) {
-        for (int c = 16; c < 32; c++) _mm_prefetch((const char *)(w + c * in + 32 * t), _MM_HINT_T0);
+        for (int c = 0; c < 16; c++) FETCH(w + 16 * in + 32 * (16 * t + c), 2); /* of the next channels, in their order */
         add_products(groups, w + 32 * t, 2 * in, pairs + 256 * t, 256 * tiles);
     }
     for (int64_t t = whole; t < tiles; t++) { /* at the edge of w, with zeros beside it */
