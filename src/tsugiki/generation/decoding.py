@@ -66,9 +66,6 @@ def decode_attention(
         cos, sin = cos.expand(rows, 1, width), sin.expand(rows, 1, width)
     cos, sin = cos.contiguous(), sin.contiguous()
     keys, values = cached.extend(k.view(rows, key_heads, 1, width), v.view(rows, key_heads, 1, width))
-    if keys.stride() != values.stride():  # other code has replaced one of them, and the C function takes one stride
-        cached.keys, cached.values = keys[:, :, :past], values[:, :, :past]
-        return plain_decode_attention(q, k, v, cos, sin, cached, mask, scale)
     y, memory = torch.empty_like(q), torch.empty(width + past + 1)
     sizes = (rows, q.shape[-1] // width, key_heads, width, past + 1)
     places = (cos.data_ptr(), sin.data_ptr(), keys.data_ptr(), values.data_ptr(), keys.stride(0), keys.stride(1))

@@ -11,6 +11,7 @@ for some more tokens than it holds, and appends new ones in place.
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import is_not
 from typing import Any
 
 import torch
@@ -32,7 +33,8 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
 
     def __init__(self) -> None:
         super().__init__()
-        self._with_room: dict[str, Tensor] = {}
+        self._memory: list[Tensor] = []
+        self._views: tuple[Tensor, Tensor] | None = None  # the keys and values that were last in this memory
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Add the keys and values of new tokens, and return those of all tokens."""
@@ -45,20 +47,17 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
 
     def extend(self, new_keys: Tensor, new_values: Tensor) -> tuple[Tensor, Tensor]:
         """Make room for the keys and values of new tokens, which the caller writes to the end of what is returned."""
-        self.keys = self._extended("keys", self.keys, new_keys)
-        self.values = self._extended("values", self.values, new_values)
-        return self.keys, self.values
-
-    def _extended(self, name: str, before: Tensor, new: Tensor) -> Tensor:
-        length = before.shape[-2] if before.numel() else 0
-        whole = length + new.shape[-2]
-        memory = self._with_room.get(name)
-        if memory is None or not _begins(memory, before) or memory.shape[2] < whole:
-            memory = new.new_empty(*new.shape[:2], whole + _ROOM, new.shape[3])
-            if length:
-                memory[:, :, :length] = before
-            self._with_room[name] = memory
-        return memory[:, :, :whole]
+        before = self.keys, self.values
+        length = self.keys.shape[-2] if self.keys.numel() else 0
+        whole = length + new_keys.shape[-2]
+        # Other code may have assigned new tensors to `keys` and `values`.
+        if self._views is None or any(map(is_not, before, self._views)) or self._memory[0].shape[2] < whole:
+            shapes = [(*new.shape[:2], whole + _ROOM, new.shape[3]) for new in (new_keys, new_values)]
+            self._memory = [new_keys.new_empty(shape) for shape in shapes]
+            for memory, part in zip(self._memory, before if length else (), strict=False):
+                memory[:, :, :length] = part
+        self._views = self.keys, self.values = self._memory[0][:, :, :whole], self._memory[1][:, :, :whole]
+        return self._views
 
 
 class GrowingCache(DynamicCache):  # type: ignore[misc]
@@ -157,16 +156,3 @@ def _stacked(one: Tensor, other: Tensor, length: int, dimension: int, before: in
         padding = pad(part.narrow(dimension, before, own), [*after, length - own, 0])
         parts.append(torch.cat([part.narrow(dimension, 0, before), padding], dimension) if before else padding)
     return torch.cat(parts)
-
-
-def _begins(memory: Tensor, part: Tensor) -> bool:
-    """Return whether `part` is a view of the first tokens of `memory`.
-
-    It is not if other code has assigned new tensors to `keys` and `values`.
-    """
-    return (
-        part.data_ptr() == memory.data_ptr()
-        and part.stride() == memory.stride()
-        and part.shape[:2] == memory.shape[:2]
-        and part.dtype == memory.dtype
-    )

@@ -7,6 +7,8 @@ for float32 runs everywhere. They use one thread; if torch uses several threads,
 be faster.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -79,13 +81,13 @@ def few_integer_rows(
     m: Tensor | None = None,
     levels: Tensor | None = None,
 ) -> Tensor | None:
-    """Return the same as `integer_products.product` for one tile; None if there are too many rows for the C function.
+    """Return the same as `integer_products.product` for one tile, [..., out]; None if the C function does not apply.
 
     It rounds the rows and multiplies them on one thread. The integers, and so the results, are the same. The codes of
     NF4 are decoded a channel at a time, which stays in the cache; their product does not depend on torch's threads.
 
     Args:
-        x: [rows, in], of a float dtype.
+        x: [..., in], of a float dtype.
         w: int8 [out, in], or the codes of NF4, uint8 [out, in / 2].
         scale: float32 [out].
         bias: [out] of any float dtype, or None.
@@ -93,7 +95,8 @@ def few_integer_rows(
         m: for NF4, the m of each block, uint8 [out, in / 64].
         levels: for NF4, the level of each m and code, int8 [256, 16].
     """
-    (rows, width), out = x.shape, w.shape[0]
+    (*rest, width), out = x.shape, w.shape[0]
+    rows = math.prod(rest)
     most, unit, of_w = FEW_CODED_ROWS, 64, (torch.uint8, out, width // 2)
     if m is None:
         most, unit, of_w = FEW_INTEGER_ROWS if torch.get_num_threads() == 1 else 0, blocks, (torch.int8, out, width)
@@ -106,7 +109,7 @@ def few_integer_rows(
     call = native_for("few_integer_rows", x)
     if call is None or not can_read(bias, torch.float32, out):
         return None
-    x, y = x.contiguous(), x.new_empty(rows, out)
+    x, y = x.contiguous(), x.new_empty(*rest, out)
     memory = torch.empty(16 * rows + 5 * width + 2 * rows * width, dtype=torch.uint8)
     call(x.data_ptr(), rows, width, out, blocks, *map(address, (w, m, levels, scale, bias, memory, y)))
     return y

@@ -13,6 +13,7 @@ R = H ⊗ I, where H is the Hadamard matrix of 1, 4, 16 or 64 rows, divided by t
 is split into as many blocks, and the elements at the same position of all blocks are mixed. R is symmetric, so R R = I.
 """
 
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -284,6 +285,7 @@ def _as_float(product: Tensor) -> Tensor:
     return product.view(torch.float32).copy_(product)
 
 
+@cache
 def blocks_of(width: int) -> int:
     """Return the number of blocks for rows of this width: the largest of 64, 16, 4 and 1 that divides it."""
     return next(blocks for blocks in (64, 16, 4, 1) if width % blocks == 0)

@@ -20,7 +20,7 @@ import math
 from collections.abc import Iterator
 from functools import cache
 from threading import local
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -94,12 +94,21 @@ class Nf4Linear(QuantizedLayer):
         decode(self.packed, self.blocks, self.scale, weight)
         return weight[:, : self.in_features].contiguous()
 
+    def product_of_few(self, x: Tensor) -> Tensor | None:
+        """Return the product for a few rows [..., in] by a C function; None where it does not apply."""
+        own: Any = self._parameters  # as in `Int8Linear`
+        return few_integer_rows(self._padded(x), own["packed"], own["scale"], self.bias, 1, own["blocks"], _levels())
+
+    def _padded(self, x: Tensor) -> Tensor:
+        missing = -self.in_features % BLOCK
+        return F.pad(x, (0, missing)) if missing else x
+
     def product(self, x: Tensor) -> Tensor:
         """Return W x + bias for x [rows, in] of any float dtype, [rows, out] of the same; no gradient is recorded."""
-        x = F.pad(x, (0, self.padded_width - self.in_features)) if self.padded_width > self.in_features else x
-        few = few_integer_rows(x, self.packed, self.scale, self.bias, 1, self.blocks, _levels())
+        few = self.product_of_few(x)
         if few is not None:
             return few
+        x = self._padded(x)
         if integers_pay(x):
             return integer_products.product(x, self._level_tiles(), self.bias, self.out_features)
         y = x.new_empty(len(x), self.out_features)

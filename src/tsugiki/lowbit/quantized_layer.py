@@ -25,9 +25,10 @@ _MOST_SECONDS = 0.5
 class QuantizedLayer(nn.Module):
     """Replaces a frozen `nn.Linear` or transformers' `Conv1D`, whose float weight is dropped.
 
-    A subclass quantises a weight in `__init__` and defines `product`, `input_gradient` and `dequantize`, so that it
-    implements `model.linear.QuantizedLinear`. Only `bias` can train. The quantised values are parameters that do not
-    train, not buffers, so that FSDP shards them and DDP does not send them to all processes in every forward pass.
+    A subclass quantises a weight in `__init__` and defines `product`, `product_of_few`, `input_gradient` and
+    `dequantize`, so that it implements `model.linear.QuantizedLinear`. Only `bias` can train. The quantised values are
+    parameters that do not train, not buffers, so that FSDP shards them and DDP does not send them to all processes in
+    every forward pass.
 
     Attributes:
         scale: the scale of each output channel, float32 [out].
@@ -70,6 +71,10 @@ class QuantizedLayer(nn.Module):
         """The dequantised weight in `dtype`, [out, in] for a `Conv1D` too; computed at each access."""
         return self.dequantize().to(self.dtype)
 
+    def product_of_few(self, x: Tensor) -> Tensor | None:
+        """Return the product for a few rows [..., in] by a C function; None where it does not apply."""
+        raise NotImplementedError
+
     def product(self, x: Tensor) -> Tensor:
         """Return W x + bias for x [rows, in] of any float dtype, [rows, out] of the same; no gradient is recorded."""
         raise NotImplementedError
@@ -84,11 +89,10 @@ class QuantizedLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return W x + bias for x [..., in], differentiable in x and bias; no activation is kept for backward."""
-        rows = x.reshape(-1, self.in_features)
-        if torch.is_grad_enabled():
-            y: Tensor = _Forward.apply(rows, self.bias, self)  # type: ignore[no-untyped-call]
-        else:
-            y = self.product(rows)
+        few = None if torch.is_grad_enabled() else self.product_of_few(x)
+        if few is not None:
+            return few
+        y: Tensor = _Forward.apply(x.reshape(-1, self.in_features), self.bias, self)  # type: ignore[no-untyped-call]
         return y.view(*x.shape[:-1], self.out_features)
 
     def codes(self) -> tuple[nn.Parameter, ...]:
