@@ -106,15 +106,18 @@ def test_pairs_of_openai_are_learned_by_dpo(client: Any, place: Place):
         for word in WORDS
     ]
     file = client.files.create(file=("pairs.jsonl", to_lines(pairs)), purpose="fine-tune")
-    method = {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.2, "n_epochs": 1}}}
-    job = ended(client, client.fine_tuning.jobs.create(model="base", training_file=file.id, method=method))
+    method, few = {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.2}}}, {"settings": {"max_steps": 2}}
+    create = client.fine_tuning.jobs.create
+    job = ended(client, create(model="base", training_file=file.id, method=method, extra_body=few))
+    chosen = job.hyperparameters
+    assert (chosen.batch_size > 0, chosen.n_epochs > 0, chosen.learning_rate_multiplier) == (True, True, 1)
     assert (job.status, job.error, job.method.dpo.hyperparameters.beta) == ("succeeded", None, 0.2)
     steps = [one.data for one in client.fine_tuning.jobs.list_events(job.id) if one.type == "metrics"]
     assert any("train_accuracy" in one for one in steps)
     wrong = client.files.create(
         file=("wrong.jsonl", to_lines([*pairs, {**pairs[0], "input": "a"}])), purpose="fine-tune"
     )
-    job = ended(client, client.fine_tuning.jobs.create(model="base", training_file=wrong.id, method=method))
+    job = ended(client, create(model="base", training_file=wrong.id, method=method))
     assert (job.status, job.error.param) == ("failed", "training_file")
     assert "wrong.jsonl:11" in job.error.message
 
@@ -203,6 +206,10 @@ def test_a_job_is_created_polled_read_and_talked_to(client: Any, place: Place):
     for late in (jobs.cancel, jobs.pause, jobs.resume):
         with pytest.raises(openai.BadRequestError):
             late(job.id)
+    assert strictly(client.models.delete(job.fine_tuned_model)).deleted
+    for lost in (client.models.delete, client.models.retrieve):
+        with pytest.raises(openai.NotFoundError):
+            lost(job.fine_tuned_model)
 
 
 BEGINNINGS = "昨夜、 山の上で 海の近くに 雨の日に 私は 古い家で 冬の夜、 母は庭で 駅の前に 春に 窓の外に 秋の風が"

@@ -190,7 +190,6 @@ class FineTuning:
         status = "queued" if is_paused else _STATUSES.get(state, state)  # the specification has no word for a pause
         left = seconds_left(record) if record and status == "running" else None
         has_ended = status in ("succeeded", "failed", "cancelled")
-        epochs = given.get("epochs", "auto")
         return {
             "id": job_id(run.name),
             "object": "fine_tuning.job",
@@ -208,9 +207,9 @@ class FineTuning:
             "trained_tokens": record.training.tokens if record and record.training and has_ended else None,
             "seed": given.get("seed", 42),
             "hyperparameters": {
-                "n_epochs": epochs if isinstance(epochs, str) else math.ceil(epochs),
+                "n_epochs": _epochs(given, record),
                 "batch_size": record.chosen("batch_size") if record else given.get("batch_size", "auto"),
-                "learning_rate_multiplier": given.get("learning_rate_factor", "auto"),
+                "learning_rate_multiplier": given.get("learning_rate_factor", 1.0 if record else "auto"),
             },
             "method": noted.get("method"),
             "integrations": [],
@@ -294,6 +293,12 @@ class FineTuning:
         self.uploads.remove(file["filename"])
         return {"id": file["id"], "object": "file", "deleted": True}
 
+    def remove_model(self, request: Request) -> dict[str, Any]:
+        """Remove the model of a job with all that its run has written."""
+        name = request.path_params["name"]
+        self.runs.remove(self.runs.find(name))
+        return {"id": name, "object": "model", "deleted": True}
+
     def jobs(self, request: Request) -> dict[str, Any]:
         """Return a page of the jobs, or of those with some metadata, the newest first."""
         newest = sorted(self.runs.all(), key=lambda run: -run.created)
@@ -337,6 +342,7 @@ def fine_tuning_routes(tuning: FineTuning) -> list[Route]:
         json_route(file, lambda request: tuning.file(request)[0]),
         json_route(file, tuning.remove, "DELETE"),
         Route(f"{file}/content", content),
+        json_route("/v1/models/{name:path}", tuning.remove_model, "DELETE"),
         post_route(JOBS, JobRequest, tuning.create),
         json_route(JOBS, tuning.jobs),
         json_route(job, lambda request: tuning.job(tuning.find(request))),
@@ -389,6 +395,14 @@ def _said(job: dict[str, Any], record: RunRecord | None) -> Iterator[tuple[str, 
         yield "info", f"New fine-tuned model created: {job['fine_tuned_model']}", {}
     if job["status"] == "succeeded":
         yield "info", "The job has successfully completed", {}
+
+
+def _epochs(given: dict[str, Any], record: RunRecord | None) -> int | str:
+    """Return the passes over the data in whole numbers: those that were asked for, or, once they are known, chosen."""
+    epochs = given.get("epochs", "auto")
+    if epochs == "auto" and record and record.data and (steps := record.resolved_settings.get("steps")):
+        epochs = steps * record.chosen("batch_size") / record.data.blocks
+    return epochs if isinstance(epochs, str) else max(1, round(epochs))
 
 
 def _results_id(run: RunFolder) -> str:
