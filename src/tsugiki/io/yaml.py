@@ -25,7 +25,6 @@ _PROBLEMS = (
 """The messages of PyYAML that are translated."""
 _MAX_SIZE = 200_000  # characters; the loader reads about 100,000 per second
 _MAX_DEPTH = 50
-_MAX_NUMBER = 100  # characters
 
 
 def read_yaml(path: Path) -> Any:
@@ -54,7 +53,7 @@ def parse_yaml(text: str, name: str) -> Any:
         message = _("{name} is not YAML: {where}{problem}")
         problem = error_text(_(str(error.problem or error.context)))
         raise TsugikiError(message.format(name=name, where=where, problem=problem)) from error
-    except (yaml.YAMLError, ValueError, OverflowError) as error:  # a character code that does not exist
+    except (yaml.YAMLError, LookupError, ValueError, OverflowError) as error:  # no number, or no character
         raise TsugikiError(_("{name} is not YAML: {error}", name=name, error=error_text(error))) from error
 
 
@@ -85,36 +84,9 @@ class _Loader(yaml.SafeLoader):
             raise _error(_("a text contains a null character or an unpaired surrogate"), node)
         return value
 
-    def boolean(self, node: yaml.ScalarNode) -> bool:
-        if str(node.value).lower() not in self.bool_values:
-            raise _error(_("this is not a boolean; write true or false"), node)
-        return bool(self.construct_yaml_bool(node))
 
-    def number(self, node: yaml.ScalarNode) -> int | float:
-        read = self.construct_yaml_int if node.tag == _TAG + "int" else self.construct_yaml_float
-        try:
-            if len(node.value) <= _MAX_NUMBER:
-                return read(node)
-        except (ValueError, IndexError):
-            pass
-        raise _error(_("this is not a number"), node)
-
-
-_TAG = "tag:yaml.org,2002:"
-_Loader.yaml_constructors = {
-    _TAG + "null": _Loader.construct_yaml_null,
-    _TAG + "bool": _Loader.boolean,
-    _TAG + "int": _Loader.number,
-    _TAG + "float": _Loader.number,
-    _TAG + "str": _Loader.text,
-    _TAG + "seq": _Loader.construct_yaml_seq,
-    _TAG + "map": _Loader.construct_yaml_map,
-    None: _Loader.construct_undefined,
-}
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag in _Loader.yaml_constructors]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
+for _tag in ("str", "timestamp"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _Loader.text)
 
 
 def _error(problem: str, at: Any) -> yaml.MarkedYAMLError:
