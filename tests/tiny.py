@@ -46,6 +46,26 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "phi3": {**_LLAMA, "pad_token_id": 0},
     "smollm3": {**_LLAMA, "pad_token_id": 0},
 }
+EXPORTED: dict[str, dict[str, Any]] = {
+    "gemma4_text": {
+        **_SLIDING,
+        "global_head_dim": 16,
+        "hidden_size_per_layer_input": 8,
+        "vocab_size_per_layer_input": 96,
+        "final_logit_softcapping": 30.0,
+    },
+    "lfm2": {**_LLAMA, "block_auto_adjust_ff_dim": False, "layer_types": ["conv", "full_attention"]},
+    "qwen3_5_text": {
+        **_LLAMA,
+        "head_dim": 16,
+        "layer_types": ["linear_attention", "full_attention"],
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+    },
+}
+"""Types that are built for the tests of GGUF files alone."""
 
 DIFFERENT = ("gpt2", "llama", "gemma3_text", "opt", "phi3", "bloom")
 """Types of which no two meet the same code: Conv1D, heads, windows and norms, biases, joined layers, no positions."""
@@ -61,7 +81,7 @@ def summed_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 def tiny_model(kind: str = "gpt2", seed: int = 0, **overrides: Any) -> Any:
     """A two-layer random model; one seed always gives the same weights, biases away from zero."""
-    config = transformers.AutoConfig.for_model(kind, **{**CONFIGS[kind], **overrides})
+    config = transformers.AutoConfig.for_model(kind, **{**(CONFIGS | EXPORTED)[kind], **overrides})
     torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(config)
     with torch.no_grad():

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from tsugiki.base import read_header
-from tsugiki.export import row_order
-from tsugiki.export.llama_cpp_layers import gguf_names
+from tsugiki.export.llama_cpp_layers import gguf_names, in_llama_cpp_order
 
 
 def read_factors(file: Path, model: Any) -> dict[str, tuple[Tensor, Tensor, float]]:
@@ -22,7 +21,7 @@ def read_factors(file: Path, model: Any) -> dict[str, tuple[Tensor, Tensor, floa
         if f"{name}.weight.lora_a" in found:
             A, B = (found.pop(f"{name}.weight.lora_{letter}") for letter in "ab")
             A = A.T if name == "token_embd" else A
-            order = row_order(model, path, len(B))
-            factors[path] = A, B if order is None else B[order.argsort()], alpha / len(A)
+            rows, columns = in_llama_cpp_order(model, path, torch.arange(len(B)), torch.arange(A.shape[1])[None])
+            factors[path] = A[:, columns[0].argsort()], B[rows.argsort()], alpha / len(A)
     assert not found
     return factors

@@ -22,7 +22,7 @@ from tsugiki.base.gguf.file import read_header
 from tsugiki.base.resolve import EMBEDDED, gguf_of_base
 from tsugiki.export import gguf_merge
 from tsugiki.export.gguf_merge import merge_into_gguf
-from tsugiki.export.llama_cpp_layers import layer_names, row_order
+from tsugiki.export.llama_cpp_layers import in_llama_cpp_order, layer_names
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -53,9 +53,8 @@ def test_every_tensor_is_the_sum(kind: str, overrides: dict[str, Any], tmp_path:
     before, after = tensors_of(made.base), tensors_of(made.out)
     names, changed = layer_names(made.plain), set()
     for path, layer in made.layers.items():
-        update = layer.scaling * layer.B.double() @ layer.A.double()
-        order = row_order(made.plain, path, len(update))
-        expected = before[f"{names[path]}.weight"] + (update if order is None else update[order])
+        B, A = in_llama_cpp_order(made.plain, path, layer.B.double(), layer.A.double())
+        expected = before[f"{names[path]}.weight"] + layer.scaling * B @ A
         torch.testing.assert_close(after[f"{names[path]}.weight"], expected, rtol=1e-3, atol=1e-3)
         changed.add(f"{names[path]}.weight")
     assert changed

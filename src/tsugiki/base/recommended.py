@@ -36,11 +36,12 @@ class RecommendedBase:
 
 
 _GATED, _SENTENCEPIECE = marked("terms to accept"), marked("needs sentencepiece")
+_LFM_GGUF = "LiquidAI/LFM2.5-350M-GGUF/LFM2.5-350M-Q8_0.gguf"
 _GEMMA_GGUF = "ggml-org/gemma-3-270m-GGUF/gemma-3-270m-Q8_0.gguf"
 
 
 RECOMMENDED = (
-    RecommendedBase(JAPANESE, "LiquidAI/LFM2.5-350M", 354, 709, 55, "lfm1.0"),
+    RecommendedBase(JAPANESE, "LiquidAI/LFM2.5-350M", 354, 709, 55, "lfm1.0", gguf=_LFM_GGUF),
     RecommendedBase(JAPANESE, "google/gemma-3-270m", 268, 536, 36, "gemma", _GATED, _GEMMA_GGUF),
     RecommendedBase(JAPANESE, "rinna/japanese-gpt2-small", 110, 454, 17, "mit", _SENTENCEPIECE),
     RecommendedBase(JAPANESE, "rinna/japanese-gpt2-medium", 336, 1370, 50, "mit", _SENTENCEPIECE),

@@ -21,7 +21,7 @@ from tsugiki.annotations import PreTrainedModel
 from tsugiki.base.identity import named_identity, why_different
 from tsugiki.base.loading import load_meta_model
 from tsugiki.errors import TsugikiError, summarise_list
-from tsugiki.export.llama_cpp_layers import TOKEN_EMBEDDING, gguf_names, llama_cpp_architecture, row_order
+from tsugiki.export.llama_cpp_layers import TOKEN_EMBEDDING, gguf_names, in_llama_cpp_order, llama_cpp_architecture
 from tsugiki.export.loaders import llama_cpp_incompatibilities
 from tsugiki.export.ollama import check_gguf_name
 from tsugiki.io.atomic import new_file
@@ -123,8 +123,7 @@ def write_gguf_adapter(lora: LoraWeights, model: PreTrainedModel, out: Path) -> 
         A, B = layer.A.float(), layer.B.float()
         if _alpha(layer) != alpha:
             B = B * (_alpha(layer) / alpha)
-        order = row_order(model, path, len(B))
-        B = B if order is None else B[order]
+        B, A = in_llama_cpp_order(model, path, B, A)
         A = A.T if names[path] == TOKEN_EMBEDDING else A
         for letter, tensor in (("a", A), ("b", B)):
             writer.add_tensor(f"{names[path]}.weight.lora_{letter}", tensor.contiguous().numpy())

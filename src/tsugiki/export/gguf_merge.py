@@ -35,9 +35,9 @@ from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.export.llama_cpp_layers import (
     OUTPUT_HEAD,
     TOKEN_EMBEDDING,
+    in_llama_cpp_order,
     layer_names,
     llama_cpp_architecture,
-    row_order,
     unsupported_reason,
 )
 from tsugiki.export.ollama import modelfile, new_gguf_file
@@ -218,8 +218,8 @@ def _updates(lora: LoraWeights, model: PreTrainedModel) -> dict[str, tuple[Tenso
         A, B = layer.A.float(), layer.B.float() * layer.scaling
         if layer.embedding:
             A, B = B.T, A.T
-        order = row_order(model, path, len(B))
-        found[f"{name}.weight"] = (B if order is None else B[order]).contiguous(), A.contiguous()
+        B, A = in_llama_cpp_order(model, path, B, A)
+        found[f"{name}.weight"] = B.contiguous(), A.contiguous()
     if unnamed:
         problems = [f"{summarise_list(paths)}, {reason}" for reason, paths in unnamed.items()]
         message = _(

@@ -7,7 +7,11 @@ order than transformers:
   in llama.cpp.
 - Fused query, key and value of each head: llama.cpp has the queries of all heads first, then all keys, then all values.
 
-B of a LoRA pair has the same rows as its weight, so its rows change their order as well.
+- Qwen 3.5's linear attention: several heads of values share a head of keys. In transformers the heads that share one
+  are adjacent; llama.cpp has the first head of every key, then the second ones. The columns of the layer that reads the
+  heads, `out_proj`, change their order in the same way.
+
+B of a LoRA pair has the same rows as its weight, and A the same columns, so they change their order as well.
 
 The names are those of the `gguf` package. https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -33,7 +37,11 @@ RowOrder: TypeAlias = Callable[[PretrainedConfig, int], Tensor]
 TOKEN_EMBEDDING, OUTPUT_HEAD = "token_embd", "output"
 
 # llama.cpp uses every other tensor, such as the position embedding, without looking for an adapter.
-_ADAPTABLE = re.compile(rf"blk\.\d+\.(attn_(q|k|v|qkv|output)|ffn_(gate|up|down))|{TOKEN_EMBEDDING}|{OUTPUT_HEAD}")
+_ADAPTABLE = re.compile(
+    r"blk\.\d+\.(attn_(q|k|v|qkv|output|gate)|ffn_(gate|up|down)"
+    r"|shortconv\.(in|out)_proj|ssm_(alpha|beta|out)|inp_gate|proj)"
+    rf"|{TOKEN_EMBEDDING}|{OUTPUT_HEAD}"
+)
 
 
 def _interleaved(heads: str) -> RowOrder:
@@ -62,6 +70,19 @@ def _fused_groups(config: PretrainedConfig, rows: int) -> Tensor:
     return torch.cat([grouped[:, :-2].reshape(-1), grouped[:, -2].reshape(-1), grouped[:, -1].reshape(-1)])
 
 
+def _tiled(config: PretrainedConfig, entries: int) -> Tensor:
+    """Return the order from the value heads of each key head to the first head of each, the second, and so on."""
+    key_heads = config.linear_num_key_heads
+    heads = torch.arange(entries).view(key_heads, config.linear_num_value_heads // key_heads, -1)
+    return heads.transpose(0, 1).reshape(-1)
+
+
+def _tiled_values(config: PretrainedConfig, rows: int) -> Tensor:
+    """Return the order of queries, keys and values in one layer: that of the values changes."""
+    keys = 2 * config.linear_num_key_heads * config.linear_key_head_dim
+    return torch.cat([torch.arange(keys), keys + _tiled(config, rows - keys)])
+
+
 _LLAMA_ORDERS = {"q_proj": _interleaved("num_attention_heads"), "k_proj": _interleaved("num_key_value_heads")}
 
 _ROW_ORDERS: Mapping[str, Mapping[str, RowOrder]] = {
@@ -71,11 +92,14 @@ _ROW_ORDERS: Mapping[str, Mapping[str, RowOrder]] = {
     "gptneox": {"query_key_value": _fused_heads},
     "bloom": {"query_key_value": _fused_heads},
     "falcon": {"query_key_value": _fused_groups},
+    "qwen35": {"in_proj_qkv": _tiled_values, **dict.fromkeys(("in_proj_z", "in_proj_b", "in_proj_a"), _tiled)},
 }
 """llama.cpp's architecture -> last part of a layer's name -> its row order. All other layers keep transformers' order.
 
 A test verifies each architecture against llama.cpp.
 """
+_COLUMN_ORDERS: Mapping[str, Mapping[str, RowOrder]] = {"qwen35": {"out_proj": _tiled}}
+"""The same for the columns of a weight."""
 
 
 def llama_cpp_architecture(model: nn.Module) -> str:
@@ -133,7 +157,12 @@ def layer_names(model: PreTrainedModel) -> dict[str, str]:
     }
 
 
-def row_order(model: PreTrainedModel, path: str, rows: int) -> Tensor | None:
-    """Return, for each row of a layer in llama.cpp, the index of that row in transformers; None if no row moves."""
-    order = _ROW_ORDERS.get(llama_cpp_architecture(model), {}).get(path.rpartition(".")[2])
-    return None if order is None else order(model.config, rows)
+def in_llama_cpp_order(model: PreTrainedModel, path: str, B: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the factors of a layer, B [rows, r] and A [r, columns], in the order of llama.cpp's weight."""
+    architecture, layer = llama_cpp_architecture(model), path.rpartition(".")[2]
+    rows = _ROW_ORDERS.get(architecture, {}).get(layer)
+    columns = _COLUMN_ORDERS.get(architecture, {}).get(layer)
+    return (
+        B if rows is None else B[rows(model.config, len(B))],
+        A if columns is None else A[:, columns(model.config, A.shape[1])],
+    )

@@ -53,6 +53,9 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "cohere": Architecture(llama_cpp="command-r"),
     "olmo2": Architecture(llama_cpp="olmo2"),
     "smollm3": Architecture(llama_cpp="smollm3"),
+    "gemma4_text": Architecture(llama_cpp="gemma4"),
+    "lfm2": Architecture(llama_cpp="lfm2"),
+    "qwen3_5_text": Architecture(llama_cpp="qwen35"),
     # Without the adapters that are a part of the base: each block holds those of all blocks, and calls one of them.
     "zamba2": Architecture(
         target_modules=("in_proj", "linear", *_QKV, "o_proj", "gate_up_proj", "down_proj"),
