@@ -84,6 +84,7 @@ def test_files_that_are_not_kept(client: Any, place: Place):
         assert httpx2.post(url, content=body, headers=form).status_code == 400, body
     assert httpx2.post(url, content=b"a", headers={"Content-Type": "multipart/form-data"}).status_code == 400
     assert place.sent() == []
+    assert httpx2.get(f"{place.running.url}/v1/none").text.count(" /v1/files,") == 1, "each address is named once"
 
 
 def test_a_page_of_another_site_can_neither_send_nor_delete_files(client: Any, place: Place):
@@ -262,5 +263,6 @@ def test_a_grader_is_learned_by_reinforcement(own_files: tuple[str, Path], tmp_p
 )
 def test_graders_that_are_refused(client: Any, place: Place, grader: Any, said: str):
     file = client.files.create(file=("rows.jsonl", ROWS), purpose="fine-tune")
-    with pytest.raises(openai.BadRequestError, match=said):
+    with pytest.raises(openai.BadRequestError, match=said) as raised:
         client.fine_tuning.jobs.create(model="base", training_file=file.id, method=by_rule(grader))
+    assert raised.value.param == "method.reinforcement.grader"

@@ -22,6 +22,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from tsugiki.errors import TsugikiError
 from tsugiki.io.json import write_json
 from tsugiki.io.run_folder import CHECKPOINTS, checkpoint_step, checkpoints
 from tsugiki.language import _
@@ -29,7 +30,7 @@ from tsugiki.preference.rewards import parse_rule
 from tsugiki.report.record_text import run_notes
 from tsugiki.report.run import decision_table
 from tsugiki.report.sections import Note
-from tsugiki.serve.errors import ApiError
+from tsugiki.serve.errors import ApiError, invalid
 from tsugiki.serve.folders import base_name, with_home
 from tsugiki.serve.jobs import Jobs
 from tsugiki.serve.protocol import Fields, OpenFields, validated
@@ -162,7 +163,10 @@ class FineTuning:
             values |= {"preference": "dpo", "preference_settings": {"beta": chosen.beta} if chosen.beta else None}
         elif kind == "reinforcement":
             rule = f"grader:{json.dumps(given.grader, ensure_ascii=False)}"
-            parse_rule(rule)
+            try:
+                parse_rule(rule)
+            except TsugikiError as error:
+                raise invalid(str(error), "method.reinforcement.grader") from error
             rounds = {"rounds": chosen.n_epochs} if chosen.n_epochs else None
             values |= {"reward": [rule], "reward_settings": rounds, "epochs": None}
             fields["columns"] = {"prompt": "messages"}

@@ -223,7 +223,7 @@ async def _disconnected(request: Request, error: Exception) -> Response:
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     paths = [route.path for route in request.app.routes]
-    known = ", ".join(path for path in paths if path.startswith("/v1/") and "{" not in path)
+    known = ", ".join(dict.fromkeys(path for path in paths if path.startswith("/v1/") and "{" not in path))
     messages = {
         404: _("there is nothing at this address; there are {known}", known=known),
         405: _("this address does not take this method"),
