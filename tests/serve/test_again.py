@@ -120,7 +120,8 @@ def sent_by_the_form(training: Training, folder: Path, cases: list[Any]) -> list
     page = Path(__file__).parents[2] / "src/tsugiki/serve/page"
     (folder / "views" / "train").mkdir(parents=True)
     (folder / "package.json").write_text('{"type": "module"}')
-    (folder / "ui.js").write_text("export const Check = 0, Field = 0, html = 0, Input = 0, t = 0, useState = 0;")
+    (folder / "ui.js").write_text("""globalThis.sessionStorage = { getItem: () => null };
+        export const Check = 0, Field = 0, html = 0, Input = 0, t = 0, useState = 0;""")
     (folder / "views" / "train" / "form.js").write_text((page / "views/train/form.js").read_text(encoding="utf-8"))
     (folder / "main.js").write_text(_FORM)
     given = json.dumps({"options": training.options(), "cases": cases})
