@@ -104,16 +104,16 @@ CLAIMS = [
     ),
     Claim(
         "README",
-        r"answers (\S+) of 20 questions correctly.* two threads: (\S+) s of",
+        r"answers (\S+) of 20 questions correctly.* one thread: (\S+) s of",
         r"学習後は (\S+) 問に.*パン屋では (\S+) 秒",
         (FACTS[1], FACTS[-1]),
     ),
     Claim("README", r"(\S+) s for the Japanese library", r"CPU 時間 (\S+) 秒、英語", (JAPANESE_FACTS[-1],)),
     Claim(
         "docs/reward",
-        r"held-out prompts \(24\) is (\S+) instead of (\S+): (\S+) \(95 % interval (\S+) to (\S+)\)",
-        r"held-out prompts \(24\) is (\S+) instead of (\S+): (\S+) \(95 % interval (\S+) to (\S+)\)",
-        (POLITE[1], POLITE[0], *POLITE[2:5]),
+        r"held-out prompts \(24\) is (?=\S+ instead of (\S+):)(\S+) .*?: (\S+) \(95 % interval (\S+) to (\S+)\)",
+        r"（24 件）の平均報酬は (\S+) から (\S+) になりました：(\S+)（95 % 信頼区間 (\S+) ～ (\S+)）",
+        tuple(POLITE[:5]),
     ),
     Claim(
         "README",
