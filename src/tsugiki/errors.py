@@ -21,6 +21,10 @@ class TsugikiError(Exception):
     middle of a very long message, such as one with the name of a tensor in a damaged file, is left out.
     """
 
+    def __init__(self, message: str, /, **values: object) -> None:
+        """Create the error with a message that is translated here and gets its values, as by `language._`."""
+        super().__init__(message and _(message, **values))
+
     def __str__(self) -> str:
         text = super().__str__()
         return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} … {text[3 - _LONGEST // 2 :]}"

@@ -129,7 +129,7 @@ def pairs(*, out: str, **settings: Any) -> "AnswerCounts":
 
     config = validated(RunConfig, {"held_out": "none", "validation": "none", **settings, "out": out}, None)
     if not config.reward:
-        raise TsugikiError(_("reward missing: give a rule that scores the answers, such as field:answer"))
+        raise TsugikiError("reward missing: give a rule that scores the answers, such as field:answer")
     with quiet_libraries():
         return write_pairs_once(config, Path(out))
 
@@ -187,11 +187,10 @@ def evaluate(
     from tsugiki.training.score.questions import read_questions
 
     if [bool(data), questions is not None, bool(pairs)].count(True) != 1:
-        message = _(
+        raise TsugikiError(
             "give one of --data, a text to evaluate on, --questions, prompts with expected answers, and --pairs, two "
             "answers to each prompt"
         )
-        raise TsugikiError(message)
     chosen = of_targets.evaluation_targets(_list(model), _list(adapter))
     progress, notes = ProgressDisplay(), list[str]()
     if dtype is None and (dtype := of_targets.dtype_of(chosen)) != "fp32":

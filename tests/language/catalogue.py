@@ -6,6 +6,7 @@ New messages are added with an empty translation, unused ones are removed, and t
 import ast
 import io
 from collections.abc import Iterator
+from contextlib import redirect_stderr
 from functools import cache
 from pathlib import Path
 
@@ -21,7 +22,12 @@ from tsugiki.language import DOMAIN, JAPANESE
 SOURCE = Path(__file__).resolve().parents[2] / "src" / "tsugiki"  # an installed package has no .po
 PO = SOURCE / "language" / JAPANESE / "LC_MESSAGES" / f"{DOMAIN}.po"
 MO = PO.with_suffix(".mo")
-_KEYWORDS = {"_": None, "marked": None, "ngettext": (1, 2), "_counted": (1, 2)}
+ERRORS = (
+    *("TsugikiError", "WriteError", "NotDataError", "NullError", "FileMissing", "SiteUnreachable"),
+    *("QueueFull", "WaitedTooLong", "EngineStopped"),
+)
+"""Errors, which translate the text that they are given."""
+_KEYWORDS = {**dict.fromkeys(ERRORS), "_": None, "marked": None, "ngettext": (1, 2), "_counted": (1, 2)}
 _METHODS = [
     ("**.py", "python"),
     ("report/**.html", "jinja2.ext.babel_extract"),
@@ -32,7 +38,9 @@ _METHODS = [
 def template() -> Catalog:
     """Return every message of the source, and every help text of the commands, without translations."""
     found = Catalog(charset="utf-8")
-    for file, _, message, _, _ in sorted(extract_from_dir(SOURCE, _METHODS, keywords=_KEYWORDS)):
+    with redirect_stderr(io.StringIO()):  # errors may have f-strings, which consist of other messages
+        messages = sorted(extract_from_dir(SOURCE, _METHODS, keywords=_KEYWORDS))
+    for file, _, message, _, _ in messages:
         found.add(message, locations=[(f"src/tsugiki/{Path(file).as_posix()}", 0)])
     for text, file in help_texts():
         found.add(text, locations=[(file, 0)])

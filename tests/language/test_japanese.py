@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import typer
 
-from tests.language.catalogue import SOURCE, forms, read_catalogue, syntax_tree, untranslated
+from tests.language.catalogue import ERRORS, SOURCE, forms, read_catalogue, syntax_tree, untranslated
 from tsugiki.cli import root_command, settings_text
 from tsugiki.language import JAPANESE, speaking
 from tsugiki.methods import METHODS
@@ -24,7 +24,7 @@ _JAPANESE = "ぁ-んァ-ヶー一-龥々"
 _SPACELESS = re.compile(rf"[{_JAPANESE}][A-Za-z0-9]|[A-Za-z0-9%][{_JAPANESE}]")
 _QUOTED = re.compile(r"`[^`]*`|'[^']*'|\"[^\"]*\"|\{[^}]*\}|\([^)]*\)|--\S+|^ {2,}.*$|\$.*$", re.MULTILINE)
 _WORD = re.compile(r"(?<![\w./:@=-])[a-z]{3,}(?![\w./=+-])")
-_TAKE_VALUES = {"_", "ngettext", "format"}
+_TAKE_VALUES = {"_", "ngettext", "format", *ERRORS}
 _TRANSLATING = {"_", "ngettext", "format_duration", "summarise_list", "_type_name", "_role_name", "pickle_hint"}
 _PHRASES = {"advice", "what", "why"}  # translated by those who pass them on
 _NAMES = """

@@ -6,16 +6,20 @@ from functools import cache
 from pathlib import Path
 from string import Formatter
 
-from tests.language.catalogue import SOURCE, syntax_tree, untranslated
+from tests.language.catalogue import ERRORS, SOURCE, syntax_tree, untranslated
 
-_FUNCTIONS = {"_", "ngettext"}
-_ERRORS = {"TsugikiError", "WriteError", "ValueError", "RateTooHighError"}
+_FUNCTIONS = {"_", "ngettext", *ERRORS}
+_ERRORS = {*ERRORS, "ValueError", "RateTooHighError"}
 
 
 def test_messages_are_given_the_values_that_they_name() -> None:
     for where, nodes in _modules():
         parents = {child: parent for parent in nodes for child in ast.iter_child_nodes(parent)}
         for call in _calls(nodes, _FUNCTIONS):
+            is_message = ast.unparse(call.func) in ERRORS or not any(
+                isinstance(part, ast.JoinedStr) for part in call.args
+            )
+            assert is_message, f"{where}:{call.lineno}: an f-string has no translation"
             texts = [part.value for part in call.args if isinstance(part, ast.Constant) and isinstance(part.value, str)]
             named = {name for text in texts for _, name, _, _ in Formatter().parse(text) if name not in (None, "flag")}
             method, given = parents[call], {keyword.arg for keyword in call.keywords}
@@ -40,7 +44,9 @@ def test_no_name_hides_the_function() -> None:
 def test_errors_are_translated() -> None:
     for where, nodes in _modules():
         for call in _calls(nodes, _ERRORS):
-            for text in untranslated(call.args[0] if call.args else call):
+            message = call.args[0] if call.args else call
+            is_translated = isinstance(message, ast.Constant) and ast.unparse(call.func) in ERRORS
+            for text in () if is_translated else untranslated(message):
                 is_message = any(part.isalpha() and len(part) > 1 for part in text.split())
                 assert not is_message, f"{where}:{call.lineno}: {text!r} is not translated"
 

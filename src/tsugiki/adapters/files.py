@@ -63,11 +63,11 @@ def read_adapter_config(folder: Path) -> Any:
         complete = dataclasses.replace(config, **extra)
     except (TsugikiError, TypeError, ValueError) as error:
         raise TsugikiError(
-            _("{path}: method_config: {error}", path=folder / METADATA_FILE, error=error_text(error))
+            "{path}: method_config: {error}", path=folder / METADATA_FILE, error=error_text(error)
         ) from error
     if extra_settings(complete) != extra:
         raise TsugikiError(
-            _("{path}: method_config has other settings than those that Tsugiki writes", path=folder / METADATA_FILE)
+            "{path}: method_config has other settings than those that Tsugiki writes", path=folder / METADATA_FILE
         )
     return complete
 
@@ -77,13 +77,12 @@ def read_peft_config(folder: Path) -> Any:
     path = folder / ADAPTER_CONFIG_FILE
     fields, metadata = read_config_fields(folder), read_metadata(folder)
     if metadata.digests and metadata.digests.settings != settings_digest(_computing_fields(fields), metadata):
-        message = _(
+        raise TsugikiError(
             "{path} and {file} do not belong together: one of them is damaged, or was changed; restore it, or "
             "remove {file}",
             path=path,
             file=METADATA_FILE,
         )
-        raise TsugikiError(message)
     adapter_format = formats().get(str(fields.get("peft_type")))
     if adapter_format is None:
         message = _("{path}: peft_type {kind} is not supported; it must be one of {known}; {hint}")
@@ -128,23 +127,21 @@ def read_config_fields(folder: Path) -> dict[str, Any]:
     """Read all fields of adapter_config.json without interpreting them."""
     path = folder / ADAPTER_CONFIG_FILE
     if not path.is_file():
-        message = _(
+        raise TsugikiError(
             "no adapter in {folder}: it has no {file}{hint}",
             folder=folder,
             file=ADAPTER_CONFIG_FILE,
             hint=pickle_hint(folder),
         )
-        raise TsugikiError(message)
     fields = read_json(path)
     for name in ("base_model_name_or_path", "task_type"):
         if not isinstance(fields.get(name), str | None):
-            message = _(
+            raise TsugikiError(
                 "{path}: {name} is {value}; it must be a text",
                 path=path,
                 name=name,
                 value=error_text(repr(fields[name]), 40),
             )
-            raise TsugikiError(message)
     return fields
 
 
@@ -152,13 +149,12 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     """Read the tensors of an adapter by their names in the file, which is compared with its digest in tsugiki.json."""
     tensors, digests = map_weights(folder), read_metadata(folder).digests
     if digests is not None and file_sha256(folder / ADAPTER_FILE) != digests.weights:
-        message = _(
+        raise TsugikiError(
             "{path} is not the file that was saved with {file}: it is damaged, or was replaced; restore it, or "
             "remove {file}",
             path=folder / ADAPTER_FILE,
             file=METADATA_FILE,
         )
-        raise TsugikiError(message)
     return tensors
 
 
@@ -175,7 +171,7 @@ def _map_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise TsugikiError(_("{path} is broken: {reason}", path=path, reason=_other_format(path) or error)) from error
+        raise TsugikiError("{path} is broken: {reason}", path=path, reason=_other_format(path) or error) from error
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
@@ -197,10 +193,10 @@ def adapter_weight_files(folder: Path) -> list[Path]:
         missing = [number for number in range(1, int(next(iter(parts.values()))[2]) + 1) if number not in parts]
         if missing:
             raise TsugikiError(
-                _("{folder} has part of an adapter's weights; part {part} is missing", folder=folder, part=missing[0])
+                "{folder} has part of an adapter's weights; part {part} is missing", folder=folder, part=missing[0]
             )
         return [folder / parts[number].string for number in sorted(parts)]
-    raise TsugikiError(_("no adapter weights: {path} is missing{hint}", path=path, hint=pickle_hint(folder)))
+    raise TsugikiError("no adapter weights: {path} is missing{hint}", path=path, hint=pickle_hint(folder))
 
 
 def pickle_hint(folder: Path) -> str:

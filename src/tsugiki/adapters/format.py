@@ -97,7 +97,7 @@ def write_adapter(model: nn.Module, adapter: Any, folder: Path) -> None:
     broken = not_finite(tensors)
     if broken:
         raise TsugikiError(
-            _("the adapter is not saved, because {broken}; the training has diverged", broken=summarise_list(broken))
+            "the adapter is not saved, because {broken}; the training has diverged", broken=summarise_list(broken)
         )
     extra_settings = adapter_format.extra_settings
     attached = is_merged(model) or is_offloaded(model)
@@ -145,23 +145,21 @@ def _resized_vocabulary(model: nn.Module, adapter: Any) -> dict[str, Tensor]:
         rows=rows,
     )
     if not isinstance(adapter.config, LoraConfig):
-        message = _(
+        raise TsugikiError(
             "{resized}, which only the file of a LoRA adapter can hold; save the resized model before you "
             "graft (model.save_pretrained), and train on what was saved",
             resized=resized,
         )
-        raise TsugikiError(message)
     tensors: dict[str, Tensor] = {}
     stored: set[int] = set()
     for path, layer in vocabulary_layers(model).items():
         name, weight = f"{path}.weight", layer._parameters.get("weight")
         if weight is None or not weight.is_floating_point():
-            message = _(
+            raise TsugikiError(
                 "{resized}, and {path} is quantised, so it cannot be saved; load the base unquantised",
                 resized=resized,
                 path=path,
             )
-            raise TsugikiError(message)
         if path in adapter.tokens and set(adapter.tokens[path].indices.tolist()) >= set(range(before, rows)):
             continue  # all new words have trained vectors
         if path not in adapter.modules and name not in adapter.parameters and id(weight) not in stored:
@@ -235,13 +233,12 @@ def read_adapter(model: nn.Module, folder: Path, config: Any, *, allow_base_mism
             adapter = format_of(config).build_for(model, config, tensors)
         except TsugikiError as error:
             # A target that matches nothing is a sign of another base here, not of a mistake in the config.
-            message = _(
+            raise TsugikiError(
                 "{folder} does not fit this model: {blocks}{error}",
                 folder=folder,
                 blocks=differing_blocks(model, tensors),
                 error=error,
-            )
-            raise TsugikiError(message) from error
+            ) from error
         load_tensors(model, adapter, tensors, str(folder / ADAPTER_FILE))
     return adapter
 
@@ -265,7 +262,7 @@ def load_tensors(model: nn.Module, adapter: Any, tensors: Mapping[str, Tensor], 
         rest = _(" (and {more} more)", more=more) if more > 0 else ""
         shown = differing_blocks(model, tensors) + sentences(problems[:_SHOWN_PROBLEMS]) + rest
         raise TsugikiError(
-            _("{source} does not fit this model: {shown}; was it trained on another base?", source=source, shown=shown)
+            "{source} does not fit this model: {shown}; was it trained on another base?", source=source, shown=shown
         )
     if adapter_format.load_tensors is not None:
         adapter_format.load_tensors(model, adapter, tensors)
@@ -311,14 +308,12 @@ def refuse_another_base(model: nn.Module, folder: Path) -> None:
         why = why_different(base, identity_of(model)) or _other_revision(base, getattr(model, "name_or_path", ""))
     if why:
         raise TsugikiError(
-            _(
-                "{folder} was trained on another base ({trained}) than this one ({here}): {why}; "
-                "{flag:allow_base_mismatch} loads it anyway",
-                folder=folder,
-                trained=base.name,
-                here=getattr(model, "name_or_path", ""),
-                why=why,
-            )
+            "{folder} was trained on another base ({trained}) than this one ({here}): {why}; "
+            "{flag:allow_base_mismatch} loads it anyway",
+            folder=folder,
+            trained=base.name,
+            here=getattr(model, "name_or_path", ""),
+            why=why,
         )
 
 

@@ -52,28 +52,24 @@ def check_name(name: str) -> str:
     """Check that a folder can have this name on every operating system, and return the name."""
     forbidden = next((c for c in name if c in _FORBIDDEN or unicodedata.category(c) in ("Cc", "Cf", "Cs")), None)
     if forbidden is not None:
-        message = _(
+        raise TsugikiError(
             "an adapter cannot be called {name!r}: {forbidden!r} is not allowed in a name",
             name=name,
             forbidden=forbidden,
         )
-        raise TsugikiError(message)
     if not name or name != name.strip() or name[0] in ".-" or name[-1] == "." or name == BASE_ROW:
         raise TsugikiError(
-            _(
-                "an adapter cannot be called {name!r}: a name cannot be empty or {reserved}, begin with a dot or a "
-                "dash, end with a dot, or begin or end with a space",
-                name=name,
-                reserved=BASE_ROW,
-            )
+            "an adapter cannot be called {name!r}: a name cannot be empty or {reserved}, begin with a dot or a "
+            "dash, end with a dot, or begin or end with a space",
+            name=name,
+            reserved=BASE_ROW,
         )
     if len(name) > _MAX_CHARACTERS or len(name.encode()) > _MAX_BYTES:
-        message = _(
+        raise TsugikiError(
             "an adapter cannot be called {name}…: the name is longer than {most} characters",
             name=name[:20],
             most=_MAX_CHARACTERS,
         )
-        raise TsugikiError(message)
     return name
 
 
@@ -115,7 +111,7 @@ def read_adapter_info(folder: Path) -> AdapterInfo:
         layers, others, problems = parse_tensors(read_peft_config(folder), tensors)
         if problems:
             raise TsugikiError(
-                _("{path} is broken: {problems}", path=folder / ADAPTER_FILE, problems=summarise_list(problems))
+                "{path} is broken: {problems}", path=folder / ADAPTER_FILE, problems=summarise_list(problems)
             )
         ranks = {layer.r for layer in layers.values()}
         targets = sorted({path.rpartition(".")[2] for path in layers})
@@ -143,7 +139,7 @@ def read_library(library: Path) -> list[LibraryEntry]:
 
     def read(folder: Path) -> Any:
         if not folder.is_dir():
-            raise TsugikiError(_("it is a link to {target}, which is not a folder", target=folder.readlink()))
+            raise TsugikiError("it is a link to {target}, which is not a folder", target=folder.readlink())
         return facts.dump_python(read_adapter_info(folder), mode="json")
 
     found = kept_of_folders("adapters", repr(library.resolve()), folders, read)
@@ -161,7 +157,7 @@ def member(name: str, library: Path) -> Path:
     if name in names:
         return library / name
     raise TsugikiError(
-        _("no adapter {name!r} in {library}{nearest}", name=name, library=library, nearest=_nearest(name, names))
+        "no adapter {name!r} in {library}{nearest}", name=name, library=library, nearest=_nearest(name, names)
     )
 
 
@@ -181,14 +177,13 @@ def adapter_folder(given: str, library: Path | None = None) -> Path:
     if given in names:
         return home / given
     if path and path.is_dir():
-        raise TsugikiError(_("no adapter in {given}: it has no {file}", given=given, file=ADAPTER_CONFIG_FILE))
-    message = _(
+        raise TsugikiError("no adapter in {given}: it has no {file}", given=given, file=ADAPTER_CONFIG_FILE)
+    raise TsugikiError(
         "no adapter {given!r}: there is no folder of this name, here or in {home}{nearest}",
         given=given,
         home=home,
         nearest=_nearest(given, [*names, *_near_folders(path)]),
     )
-    raise TsugikiError(message)
 
 
 def adapter_of_run(run: Path) -> Path | None:
@@ -218,7 +213,7 @@ def copy_into_library(source: Path, library: Path, name: str | None = None) -> P
     does not exist. Without `name`, the adapter keeps its folder's name.
     """
     if not source.is_dir():
-        raise TsugikiError(_("no adapter in {source}: it is not a folder", source=source))
+        raise TsugikiError("no adapter in {source}: it is not a folder", source=source)
     called = check_name(source.resolve().name if name is None else name)
     _refuse_taken(called, library, _("pass another {flag:name}"))
     check_adapter(source)
@@ -249,13 +244,12 @@ def rename_adapter(old: str, new: str, library: Path) -> Path:
 
 def _refuse_taken(name: str, library: Path, advice: str) -> None:
     if os.path.lexists(library / name):
-        message = _(
+        raise TsugikiError(
             "{name!r} is in the library {library} already; {advice}, or remove it first",
             name=name,
             library=library,
             advice=advice,
         )
-        raise TsugikiError(message)
 
 
 @contextmanager

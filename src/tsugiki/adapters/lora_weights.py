@@ -69,18 +69,17 @@ def read_lora_weights(folder: Path) -> LoraWeights:
     """Read the LoRA adapter in a folder, and check that it is complete and finite and has no `lora_bias`."""
     config = read_peft_config(folder)
     if not isinstance(config, LoraConfig):
-        raise TsugikiError(_("{folder} is not a LoRA adapter, and this operation supports only LoRA", folder=folder))
+        raise TsugikiError("{folder} is not a LoRA adapter, and this operation supports only LoRA", folder=folder)
     if config.lora_bias:
-        message = _(
+        raise TsugikiError(
             "{folder} has lora_bias, which is no update of a weight; this operation does not support it", folder=folder
         )
-        raise TsugikiError(message)
     tensors = read_weights(folder)
     layers, others, problems = parse_tensors(config, tensors)
     problems += not_finite(tensors)
     if problems:
         raise TsugikiError(
-            _("{path} is broken: {problems}", path=folder / ADAPTER_FILE, problems=summarise_list(problems))
+            "{path} is broken: {problems}", path=folder / ADAPTER_FILE, problems=summarise_list(problems)
         )
     return LoraWeights(config, layers, others, read_base(folder), read_config_fields(folder).get("task_type"))
 
@@ -132,7 +131,7 @@ def write_lora_weights(lora: LoraWeights, out: Path, provenance: Provenance | No
     tensors, fields = _lora_files(lora)
     broken = not_finite(tensors)
     if broken:
-        raise TsugikiError(_("the result is wrong: {broken}; nothing was written", broken=summarise_list(broken)))
+        raise TsugikiError("the result is wrong: {broken}; nothing was written", broken=summarise_list(broken))
     with new_folder(out) as temporary:
         write_adapter_files(temporary, tensors, fields, Metadata(base=lora.base, provenance=provenance))
 

@@ -34,7 +34,6 @@ from tsugiki.io.atomic import write_text
 from tsugiki.io.file_names import CHAT_TEMPLATE_FILE
 from tsugiki.io.progress import hidden_progress_bars
 from tsugiki.io.shards import Entry, Shard, is_float, read_tensor, write_shard
-from tsugiki.language import _
 from tsugiki.methods.peft_keys import base_name
 from tsugiki.model.undo import Undo, replace_parameter, undo_all
 from tsugiki.model.weights import WeightUpdate, shared_parameters, untie
@@ -79,7 +78,7 @@ class RoundingLoss:
     def add(self, name: str, before: Tensor, exact: Tensor, rounded: Tensor) -> None:
         """Add one tensor, of the base, merged, and merged as the file will hold it, to the sums."""
         if not torch.isfinite(rounded).all():
-            raise TsugikiError(_("merging gives values that are not finite in {name}", name=name))
+            raise TsugikiError("merging gives values that are not finite in {name}", name=name)
         self.total += float(torch.linalg.vector_norm(exact - before)) ** 2
         self.lost += float(torch.linalg.vector_norm(rounded.to(exact.dtype) - exact)) ** 2
 
@@ -121,7 +120,7 @@ def _plan_merge(base: str, adapters: Sequence[Path], weights: Sequence[float] | 
     if new_words is not None:
         if "vocab_size" not in model.config.to_dict():
             raise TsugikiError(
-                _("{base} keeps the size of its vocabulary where a merge with new words cannot change it", base=base)
+                "{base} keeps the size of its vocabulary where a merge with new words cannot change it", base=base
             )
         config["vocab_size"] = sizes[new_words]
         return MergePlan(base, folder, shards, {}, {}, updates, config, new_words)
@@ -132,7 +131,7 @@ def _plan_merge(base: str, adapters: Sequence[Path], weights: Sequence[float] | 
         return MergePlan(base, folder, shards, {}, {}, updates, config)
     if not_in_files:
         raise TsugikiError(
-            _("{base} is not a complete model: {names} is missing", base=base, names=summarise_list(not_in_files))
+            "{base} is not a complete model: {names} is missing", base=base, names=summarise_list(not_in_files)
         )
     changed = {}
     shapes = model.state_dict()
@@ -142,14 +141,13 @@ def _plan_merge(base: str, adapters: Sequence[Path], weights: Sequence[float] | 
         changed[key] = updates[name]
         entry = shard_of[key].entries[key]
         if entry.shape != shapes[name].shape:
-            message = _(
+            raise TsugikiError(
                 "{key} of {base} is {shape} in its files, and {expected} by its config",
                 key=key,
                 base=base,
                 shape=list(entry.shape),
                 expected=list(shapes[name].shape),
             )
-            raise TsugikiError(message)
         if not is_float(entry):
             raise _quantized_error(key, model.config)
     return MergePlan(base, folder, shards, changed, added, {}, config)
@@ -159,12 +157,10 @@ def _quantized_error(name: str, config: object) -> TsugikiError:
     """Return the error for merging into a quantised weight."""
     method = quantization_settings(config).get("quant_method", "integers")
     return TsugikiError(
-        _(
-            "{name} is quantised ({method}), and merging into this format is not supported; merge into the "
-            "unquantised model, or load the adapter without merging it",
-            name=name,
-            method=method,
-        )
+        "{name} is quantised ({method}), and merging into this format is not supported; merge into the "
+        "unquantised model, or load the adapter without merging it",
+        name=name,
+        method=method,
     )
 
 
@@ -247,11 +243,10 @@ def _untied(
     if not untied:
         return {}, {}
     if not untie(model, [name.rpartition(".")[0] for name in untied], []):
-        message = _(
+        raise TsugikiError(
             "{names} share one weight in this model; its config has no field to make them several",
             names=summarise_list(untied),
         )
-        raise TsugikiError(message)
     return added, {"tie_word_embeddings": False}
 
 

@@ -12,7 +12,7 @@ from tsugiki.errors import TsugikiError, error_text
 from tsugiki.io.digests import file_sha256, sha256
 from tsugiki.io.file_names import ADAPTER_FILE, METADATA_FILE
 from tsugiki.io.json import read_json, value_text, write_json
-from tsugiki.language import _, marked
+from tsugiki.language import marked
 
 _VERSION = 2
 """Version of the file's format."""
@@ -108,12 +108,11 @@ def read_metadata(folder: Path) -> Metadata:
     fields = read_json(path)
     version = fields.pop("format", None)
     if version != _VERSION:
-        message = _(
+        raise TsugikiError(
             "{path} has format {version}, which this version of Tsugiki cannot read; upgrade it",
             path=path,
             version=error_text(repr(version), 40),
         )
-        raise TsugikiError(message)
     try:
         return Metadata(**fields)
     except ValidationError as error:

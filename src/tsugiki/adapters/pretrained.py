@@ -212,14 +212,13 @@ def save_pretrained(
     for name, value in settings.items():
         if name not in _NO_EFFECT and (name not in _POSSIBLE or value != _POSSIBLE[name]):
             hint = _("call model.push_to_hub(name) instead") if name == "push_to_hub" else _("leave it out")
-            message = _(
+            raise TsugikiError(
                 "save_pretrained of a grafted model writes an adapter, for which {name}={value!r} is not "
                 "possible; {hint}, or save the whole model: ungraft(merge(model)).save_pretrained(folder)",
                 name=name,
                 value=value,
                 hint=hint,
             )
-            raise TsugikiError(message)
     # Trainer gives an empty state dict if DeepSpeed is not to gather the weights; DeepSpeed then saves its own files.
     if not is_main_process or (state_dict is not None and not state_dict):
         return
@@ -251,7 +250,7 @@ def load_state_dict(model: nn.Module, state_dict: Mapping[str, Any], strict: boo
     if not several and not any(name.startswith((PREFIX, "prompt_embeddings")) for name in state_dict):
         return type(model).load_state_dict(model, state_dict, strict, assign)
     if is_merged(model):
-        raise TsugikiError(_("an adapter cannot be loaded into one that is merged into the base; call unmerge(model)"))
+        raise TsugikiError("an adapter cannot be loaded into one that is merged into the base; call unmerge(model)")
     if several:
         _load_several(model, several, state_dict)
     else:
@@ -263,13 +262,12 @@ def _load_several(model: nn.Module, name_of: Mapping[str, str], state_dict: Mapp
     """Copy the tensors of a checkpoint of several adapters, whose names `name_of` has, into the active ones."""
     found, active = sorted(set(name_of.values())), sorted(active_names(model))
     if found != active:
-        message = _(
+        raise TsugikiError(
             "the state dict holds the adapters {found}, and {active} are active; activate the same ones with "
             "set_adapter first",
             found=", ".join(found),
             active=", ".join(active),
         )
-        raise TsugikiError(message)
     for name in active:
         own = {key.removeprefix(f"{name}."): state_dict[key] for key in name_of if name_of[key] == name}
         load_tensors(model, find_adapter(model, name), own, _("the state dict"))
@@ -291,10 +289,9 @@ def _with_values(model: nn.Module, adapters: Mapping[str, Any], state_dict: Mapp
     values = {_WRAPPERS.sub("", name): value for name, value in state_dict.items()}
     missing = [name for name in trainable_parameters(model) if name not in values]
     if missing:
-        message = _(
+        raise TsugikiError(
             "the state dict lacks {name}, which the adapter trains ({count} such)", name=missing[0], count=len(missing)
         )
-        raise TsugikiError(message)
     copies: dict[int, Any] = {
         id(own): nn.Parameter(values[name], requires_grad=False) if isinstance(own, nn.Parameter) else values[name]
         for name, own in model.state_dict(keep_vars=True).items()
@@ -379,24 +376,21 @@ def _check_trainer(model: nn.Module, trainer: Any) -> None:
     """Raise a TsugikiError if this trainer of TRL would change the base, or compute with other weights."""
     kind = type(trainer).__name__
     if getattr(trainer, "use_vllm", False) or hasattr(trainer, "weight_transfer"):  # the latter is of AsyncGRPOTrainer
-        message = _(
+        raise TsugikiError(
             "{trainer} would give vLLM the weights of a grafted model under names that vLLM does not have, and without "
             "the adapter; generate without vLLM (use_vllm), or train with PEFT and read its adapter by load_adapter",
             trainer=kind,
         )
-        raise TsugikiError(message)
     reference = getattr(trainer, "ref_model", None)
     if reference is None:
         return
     if getattr(trainer.args, "sync_ref_model", False):
-        message = _(
+        raise TsugikiError(
             "{trainer} with sync_ref_model would change the weights of the base; leave sync_ref_model out", trainer=kind
         )
-        raise TsugikiError(message)
     if vars(unwrapped(reference)).get(_REFERENCE_OF) is not find_state(model):
-        message = _(
+        raise TsugikiError(
             "{trainer} holds another reference than this model before training, such as a base that it has loaded "
             "itself; give it tsugiki.reference_model(model), as ref_model=… or by trainer.ref_model = … before train()",
             trainer=kind,
         )
-        raise TsugikiError(message)

@@ -42,14 +42,13 @@ def settings_to_start_from(name: str, settings: Mapping[str, Any]) -> dict[str, 
         different.append("method")
     if different:
         hint = _(", and r can be {rank} or more", rank=own["r"]) if section == "lora" else ""
-        message = _(
+        raise TsugikiError(
             "{name} has other settings than this run ({names}): leave these out, because a run that begins "
             "with an adapter takes the adapter's{hint}",
             name=name,
             names=summarise_list(different),
             hint=hint,
         )
-        raise TsugikiError(message)
     fixed = METHODS[method].fixed_settings
     taken = {key: value for key, value in own.items() if key not in fixed}
     return {**settings, "method": method, section: {**taken, **given}}

@@ -101,7 +101,7 @@ def check_adapter(folder: Path) -> Any:
     found = read_adapter_files(folder)
     if found.problems:
         raise TsugikiError(
-            _("{folder} is not a complete adapter: {problems}", folder=folder, problems=summarise_list(found.problems))
+            "{folder} is not a complete adapter: {problems}", folder=folder, problems=summarise_list(found.problems)
         )
     return found.config
 

@@ -47,27 +47,25 @@ def check_folder(name: str, folder: Path, *, trust_remote_code: bool = False) ->
     """Check a model's folder before its files are read; code of its own is accepted with `trust_remote_code`."""
     _check_files(folder)
     if (folder / ADAPTER_CONFIG_FILE).exists():
-        message = _(
+        raise TsugikiError(
             "{name} holds a model and an adapter ({file}); move the adapter's files to another folder",
             name=name,
             file=ADAPTER_CONFIG_FILE,
         )
-        raise TsugikiError(message)
     config = read_json(
         folder / MODEL_CONFIG_FILE,
         missing=_("{name} is not a model: it has no {file}", name=name, file=MODEL_CONFIG_FILE),
     )
     if config.get("transformers_weights") is not None:
-        message = _(
+        raise TsugikiError(
             "{name} names its own file of weights (transformers_weights in {file}), which is not supported; "
             "rename the file to model.safetensors and remove the setting",
             name=name,
             file=MODEL_CONFIG_FILE,
         )
-        raise TsugikiError(message)
     if "/" in str(config.get("attn_implementation") or config.get("_attn_implementation") or ""):
         raise TsugikiError(
-            _("{name} asks for attention code from the hub, which Tsugiki never runs; use another model", name=name)
+            "{name} asks for attention code from the hub, which Tsugiki never runs; use another model", name=name
         )
     for key, value in flat(config).items():
         is_count = _COUNT.search(key.rpartition(".")[2]) and isinstance(value, int | float)
@@ -77,21 +75,19 @@ def check_folder(name: str, folder: Path, *, trust_remote_code: bool = False) ->
             raise TsugikiError(message.format(path=folder / MODEL_CONFIG_FILE, **shown))
     classes = _own_classes(folder)
     if classes and not trust_remote_code:
-        message = _(
+        raise TsugikiError(
             "{name} brings Python code of its own ({code}), which is not run; if you trust its authors, "
             "tsugiki train, eval and generate run it with {flag:trust_remote_code}",
             name=name,
             code=error_text(classes[0], 100),
         )
-        raise TsugikiError(message)
     elsewhere = [name_of_class for name_of_class in classes if "--" in name_of_class]
     if elsewhere:
-        message = _(
+        raise TsugikiError(
             "{name} names code of another repository ({code}), which Tsugiki never runs",
             name=name,
             code=error_text(elsewhere[0], 100),
         )
-        raise TsugikiError(message)
     if classes:
         warn_caller(_("the code that {name} brings is run: {digest}", name=name, digest=code_digest(folder)))
 
@@ -100,9 +96,7 @@ def check_tokenizer_files(folder: Path) -> None:
     """Check a folder in which a tokenizer was saved without a model, before it is read."""
     _check_files(folder)
     if read_json(folder / TOKENIZER_CONFIG_FILE).get("auto_map"):
-        raise TsugikiError(
-            _("the tokenizer in {folder} brings Python code of its own, which is not run", folder=folder)
-        )
+        raise TsugikiError("the tokenizer in {folder} brings Python code of its own, which is not run", folder=folder)
 
 
 def code_digest(folder: Path) -> str | None:
@@ -119,42 +113,38 @@ def check_weights(name: str, entries: Mapping[str, Entry], config: PretrainedCon
     """
     if quantised := quantization_settings(config):
         if (method := error_text(quantised.get("quant_method", ""), 40)) and method not in DEQUANTIZED:
-            message = _(
+            raise TsugikiError(
                 "{name} is quantised ({method}), and this format cannot be read; load the model that it was made from, "
                 "in int8 or nf4 if memory is short",
                 name=name,
                 method=method,
             )
-            raise TsugikiError(message)
         return
     try:
         model = meta_model(config, most_tensors=2 * len(entries) + _SPARE_TENSORS)
     except TsugikiError as error:
-        raise TsugikiError(_("{name} cannot be loaded: {error}", name=name, error=error)) from error
+        raise TsugikiError("{name} cannot be loaded: {error}", name=name, error=error) from error
     expected = dict(model.state_dict())
     mapping = map_keys(model, entries)
     for tensor, key in mapping.key_of.items():
         if tuple(expected[tensor].shape) != entries[key].shape:
             raise TsugikiError(
-                _(
-                    "{name} cannot be loaded: {key} is {shape} in its files, and {expected} by {file}",
-                    name=name,
-                    key=error_text(key),
-                    shape=error_text(list(entries[key].shape)),
-                    expected=list(expected[tensor].shape),
-                    file=MODEL_CONFIG_FILE,
-                )
+                "{name} cannot be loaded: {key} is {shape} in its files, and {expected} by {file}",
+                name=name,
+                key=error_text(key),
+                shape=error_text(list(entries[key].shape)),
+                expected=list(expected[tensor].shape),
+                file=MODEL_CONFIG_FILE,
             )
     stored = sum(math.prod(entry.shape) for entry in entries.values())
     other = sum(tensor.numel() for tensor in _tensors_without_key(model, mapping.key_of))
     if other > stored + _SPARE_ELEMENTS:
-        message = _(
+        raise TsugikiError(
             "{name} is not a complete model: by {file} it has {count:,} values that are not in its files",
             name=name,
             file=MODEL_CONFIG_FILE,
             count=other,
         )
-        raise TsugikiError(message)
 
 
 def quantization_settings(config: object) -> dict[str, Any]:
@@ -172,14 +162,13 @@ def check_all_used(name: str, model: PreTrainedModel, unused: Collection[str]) -
     paths = {path for path, _ in model.named_modules() if path}
     surplus = [key for key in sorted(unused) if _is_of_a_layer(key, paths) and not OLD_BUFFERS.search(key)]
     if surplus:
-        message = _(
+        raise TsugikiError(
             "{name} cannot be loaded: its files hold {surplus}, which the model does not have by its {file}; "
             "does the config belong to another model?",
             name=name,
             surplus=summarise_list(surplus),
             file=MODEL_CONFIG_FILE,
         )
-        raise TsugikiError(message)
 
 
 def _own_classes(folder: Path) -> list[str]:
@@ -204,16 +193,15 @@ def _check_file(path: Path, folder: Path) -> None:
     try:
         target = path.resolve(strict=True)
     except (OSError, RuntimeError) as error:
-        raise TsugikiError(_("{path} is a link to nothing", path=path)) from error
+        raise TsugikiError("{path} is a link to nothing", path=path) from error
     if not any(target.is_relative_to(allowed) for allowed in inside):
-        message = _(
+        raise TsugikiError(
             "{path} is a link out of its folder, to {target}; copy the file, or pass that folder",
             path=path,
             target=target,
         )
-        raise TsugikiError(message)
     if not target.is_file() and not target.is_dir():
-        raise TsugikiError(_("{path} is not a regular file", path=path))
+        raise TsugikiError("{path} is not a regular file", path=path)
 
 
 def _tensors_without_key(model: PreTrainedModel, key_of: Mapping[str, str]) -> list["torch.Tensor"]:

@@ -50,23 +50,21 @@ def load_model(name: str, dtype: LoadDtype = "fp32", *, trust_remote_code: bool 
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     if dtype not in get_args(LoadDtype):
-        message = _(
+        raise TsugikiError(
             "dtype {dtype!r} does not exist; it must be one of {names}",
             dtype=dtype,
             names=", ".join(get_args(LoadDtype)),
         )
-        raise TsugikiError(message)
     folder = model_folder(name, trust_remote_code=trust_remote_code)
     states = file_states(name)
     with loading_errors(name):
         config = read_config(folder, trust_remote_code=trust_remote_code)
         if not trust_remote_code and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-            message = _(
+            raise TsugikiError(
                 "{name} is a model of the type {kind}, which is no causal language model",
                 name=name,
                 kind=config.model_type,
             )
-            raise TsugikiError(message)
         stored = quantization_settings(config)
         if not trust_remote_code:
             check_weights(name, folder_entries(folder), config)
@@ -157,11 +155,10 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
     folder = settings_folder(name, trust_remote_code=trust_remote_code)
     reads_it = is_sentencepiece_available() and is_protobuf_available()
     if not (folder / "tokenizer.json").exists() and any(folder.glob("*.model")) and not reads_it:
-        message = _(
+        raise TsugikiError(
             "{name} has a tokenizer of SentencePiece; install what reads it: pip install 'tsugiki[sentencepiece]'",
             name=name,
         )
-        raise TsugikiError(message)
     with loading_errors(name):
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
         tokenizer(_PROBE)  # some damaged tokenizers load, but fail for every text

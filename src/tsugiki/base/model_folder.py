@@ -51,15 +51,14 @@ def weight_files(folder: Path) -> dict[str, str]:
         missing += _("; convert its pickled weights, which are not loaded")
     file_of = read_json(path, missing).get("weight_map")
     if not isinstance(file_of, dict) or not all(isinstance(file, str) for file in file_of.values()):
-        raise TsugikiError(_("{path} has no weight_map from tensors to files", path=path))
+        raise TsugikiError("{path} has no weight_map from tensors to files", path=path)
     for file in set(file_of.values()):
         if not file.endswith(".safetensors") or Path(file).name != file or "\\" in file or not file.isprintable():
-            message = _(
+            raise TsugikiError(
                 "{path} names {file}, which is not a safetensors file of this folder",
                 path=path,
                 file=error_text(repr(file), 100),
             )
-            raise TsugikiError(message)
     return file_of
 
 
@@ -73,13 +72,12 @@ def read_shards(folder: Path) -> list[Shard]:
     wrong = [key for key, file in file_of.items() if found_in.get(key) != file]
     if wrong:
         path = folder / MODEL_INDEX_FILE
-        message = _(
+        raise TsugikiError(
             "{path} says that {name} is in {file}, but it is not",
             path=path,
             name=error_text(wrong[0]),
             file=file_of[wrong[0]],
         )
-        raise TsugikiError(message)
     return shards
 
 

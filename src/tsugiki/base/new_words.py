@@ -21,7 +21,6 @@ from tsugiki.base.checks import check_tokenizer_files
 from tsugiki.base.resolve import loading_errors
 from tsugiki.errors import TsugikiError, error_text, unreadable
 from tsugiki.io.file_names import TOKENIZER_CONFIG_FILE
-from tsugiki.language import _
 
 _MAX_WORDS = 20_000
 _MAX_LENGTH = 100  # characters of a word
@@ -45,22 +44,20 @@ def read_words(path: Path) -> list[str]:
         raise unreadable(path, error) from error
     words = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
     if not words or len(words) > _MAX_WORDS:
-        message = _(
+        raise TsugikiError(
             "{path} has {count:,} words; give 1 to {most:,}, one in each line",
             path=path,
             count=len(words),
             most=_MAX_WORDS,
         )
-        raise TsugikiError(message)
     long = [word for word in words if len(word) > _MAX_LENGTH]
     if long:
-        message = _(
+        raise TsugikiError(
             "{path}: {line} is no word: it has {count} characters",
             path=path,
             line=error_text(long[0], 40),
             count=len(long[0]),
         )
-        raise TsugikiError(message)
     return words
 
 
@@ -88,9 +85,7 @@ def fit_vocabulary(model: PreTrainedModel, words: int) -> None:
     """Add rows to embedding and head until there are `words` rows; the caller replaces their values later."""
     for layer in _ends(model):
         if not isinstance(layer._parameters.get("weight"), torch.nn.Parameter):
-            raise TsugikiError(
-                _("new words need rows in an embedding that is quantised; load the base in bf16 or fp32")
-            )
+            raise TsugikiError("new words need rows in an embedding that is quantised; load the base in bf16 or fp32")
     if words > len(model.get_input_embeddings().weight):
         model.resize_token_embeddings(words, mean_resizing=False)
 

@@ -114,12 +114,11 @@ def gguf_of_base(base: str | None, given: str | None = None) -> Path:
     user, _slash, rest = wanted.partition("/")
     repository, _slash, file = rest.partition("/")
     if not file.endswith(".gguf") or wanted.startswith(("/", ".", "~")):
-        message = _(
+        raise TsugikiError(
             "no GGUF file is known for {name}; give one of the base as {flag:base_gguf}, a file or USER/NAME/FILE.gguf "
             "on the hub; where there is none, llama.cpp's convert_hf_to_gguf.py converts what `tsugiki merge` writes",
             name=wanted or _("this base"),
         )
-        raise TsugikiError(message)
     return _download(f"{user}/{repository}", {file}) / file
 
 
@@ -138,7 +137,7 @@ def _folder(name: str, trust_remote_code: bool, patterns: tuple[str, ...]) -> tu
     """
     if not name.strip():
         raise TsugikiError(
-            _("the model's name is empty; give {embedded!r}, a folder, a GGUF file or a hub id", embedded=EMBEDDED)
+            "the model's name is empty; give {embedded!r}, a folder, a GGUF file or a hub id", embedded=EMBEDDED
         )
     on_hub: Collection[str] = ()
     if _is_local(name):
@@ -167,26 +166,25 @@ def _is_local(name: str) -> bool:
                     if is_adapter
                     else _("it has no {file}", file=MODEL_CONFIG_FILE)
                 )
-                raise TsugikiError(_("{name} is not a model: {reason}", name=name, reason=hint))
+                raise TsugikiError("{name} is not a model: {reason}", name=name, reason=hint)
             return True
         if gguf_path(name) is not None:
             return True
         exists = path.exists()
     except (OSError, ValueError) as error:
-        raise TsugikiError(_("no model at {name!r}: {error}", name=name, error=error_text(error))) from error
+        raise TsugikiError("no model at {name!r}: {error}", name=name, error=error_text(error)) from error
     if exists:
-        message = _(
+        raise TsugikiError(
             "{name} is a file; a model is a folder with {file}, a GGUF file, or a hub id",
             name=name,
             file=MODEL_CONFIG_FILE,
         )
-        raise TsugikiError(message)
     if path.suffix.lower() == ".gguf":
-        raise TsugikiError(_("no model at {name!r}: there is no such file", name=name))
+        raise TsugikiError("no model at {name!r}: there is no such file", name=name)
     if name.startswith(("/", ".", "~")):
-        raise TsugikiError(_("no model at {name!r}: there is no such folder", name=name))
+        raise TsugikiError("no model at {name!r}: there is no such folder", name=name)
     if get_close_matches(name.lower(), [EMBEDDED], cutoff=0.8):
-        raise TsugikiError(_("no model called {name!r}; did you mean {embedded!r}?", name=name, embedded=EMBEDDED))
+        raise TsugikiError("no model called {name!r}; did you mean {embedded!r}?", name=name, embedded=EMBEDDED)
     return False
 
 
@@ -212,7 +210,7 @@ def _download(name: str, wanted: Collection[str], revision: str | None = None) -
             revision = folder.name  # the commit, so that all files are of the same one
         return folder
     except Exception as error:  # any error of the network, the hub or the disk
-        raise TsugikiError(_("{name} cannot be downloaded: {error}", name=name, error=error_text(error))) from error
+        raise TsugikiError("{name} cannot be downloaded: {error}", name=name, error=error_text(error)) from error
 
 
 def _hub_files(name: str) -> frozenset[str]:
@@ -234,31 +232,27 @@ def _hub_files(name: str) -> frozenset[str]:
         found = HfApi().model_info(repo_id, revision=revision, timeout=10)
     except GatedRepoError as error:
         raise TsugikiError(
-            _("{name} requires consent: accept its terms on the hub and log in (hf auth login)", name=name)
+            "{name} requires consent: accept its terms on the hub and log in (hf auth login)", name=name
         ) from error
     except RevisionNotFoundError as error:
-        raise TsugikiError(
-            _("{name} has no revision {revision!r} on the hub", name=repo_id, revision=revision)
-        ) from error
+        raise TsugikiError("{name} has no revision {revision!r} on the hub", name=repo_id, revision=revision) from error
     except (RepositoryNotFoundError, HFValidationError) as error:
-        message = _(
+        raise TsugikiError(
             "no model called {name!r}: it is not {embedded!r}, not a folder or a GGUF file, and not on the hub",
             name=name,
             embedded=EMBEDDED,
-        )
-        raise TsugikiError(message) from error
+        ) from error
     except (httpx2.HTTPError, OSError) as error:
         if local_folder(name):
             return frozenset()
-        message = _(
+        raise TsugikiError(
             "there is no folder {name!r}, the hub cannot be reached and nothing is cached; check the name and "
             "the network",
             name=name,
-        )
-        raise TsugikiError(message) from error
+        ) from error
     names = frozenset(file.rfilename for file in found.siblings or ())
     if MODEL_CONFIG_FILE not in names:
-        raise TsugikiError(_("{name} is not a model: the repository has no {file}", name=name, file=MODEL_CONFIG_FILE))
+        raise TsugikiError("{name} is not a model: the repository has no {file}", name=name, file=MODEL_CONFIG_FILE)
     return names
 
 
@@ -300,16 +294,15 @@ def _hub_entries(name: str) -> dict[str, Entry] | None:
         with hidden_progress_bars():
             found = HfApi().get_safetensors_metadata(repo_id, revision=revision)
     except NotASafetensorsRepoError as error:
-        message = _(
+        raise TsugikiError(
             "{folder} has no safetensors weights: neither {file} nor {index} exists",
             folder=name,
             file=MODEL_FILE,
             index=MODEL_INDEX_FILE,
-        )
-        raise TsugikiError(message) from error
+        ) from error
     except (SafetensorsParsingError, HfHubHTTPError, ValueError, AttributeError, TypeError) as error:
         raise TsugikiError(
-            _("the weights of {name} cannot be read: {error}", name=name, error=error_text(error))
+            "the weights of {name} cannot be read: {error}", name=name, error=error_text(error)
         ) from error
     except (httpx2.HTTPError, OSError):
         return None
@@ -336,13 +329,12 @@ def read_config(folder: Path, *, trust_remote_code: bool = False) -> PretrainedC
 
     kind = read_json(folder / MODEL_CONFIG_FILE).get("model_type")
     if isinstance(kind, str) and kind not in CONFIG_MAPPING and not trust_remote_code:
-        message = _(
+        raise TsugikiError(
             "{folder} is a model of the type {kind}, which transformers {version} does not know; a newer release may",
             folder=folder,
             kind=error_text(kind, 40),
             version=__version__,
         )
-        raise TsugikiError(message)
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
     if config.model_type == "rwkv":
         # In evaluation mode, RWKV would halve the weights of its later layers, and not those of an adapter in them. The
@@ -366,5 +358,5 @@ def loading_errors(name: str) -> Iterator[None]:
         if not is_ordinary(error):
             raise
         raise TsugikiError(
-            _("{name} cannot be loaded: {error}", name=name, error=error_text(error) or type(error).__name__)
+            "{name} cannot be loaded: {error}", name=name, error=error_text(error) or type(error).__name__
         ) from error

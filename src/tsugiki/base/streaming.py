@@ -171,12 +171,11 @@ def limit() -> float:
     except ValueError:
         number = -1.0
     if not 0 <= number < 1e9:
-        message = _(
+        raise TsugikiError(
             "{variable} is {text}, which is no number of GB: set how much quantised models may take, or 0",
             variable=LIMIT_VARIABLE,
             text=text,
         )
-        raise TsugikiError(message)
     return number * 1e9
 
 

@@ -50,7 +50,7 @@ def parse_weights(text: str | None) -> list[float] | None:
         return [float(number) for number in text.split(",")]
     except ValueError as error:
         raise TsugikiError(
-            _("--weights is {text!r}; pass a number for each adapter, such as 0.7,0.3", text=text)
+            "--weights is {text!r}; pass a number for each adapter, such as 0.7,0.3", text=text
         ) from error
 
 
@@ -172,10 +172,7 @@ def remove_command(
     if not yes:
         if not sys.stdin.isatty():
             raise TsugikiError(
-                _(
-                    "cannot ask for confirmation (stdin is not a terminal); pass --yes to remove the adapters "
-                    "permanently"
-                )
+                "cannot ask for confirmation (stdin is not a terminal); pass --yes to remove the adapters permanently"
             )
         if not typer.confirm(
             _("Remove {names} permanently?", names=summarise_list([folder.name for folder in folders]))
@@ -262,7 +259,7 @@ def verify_command(
                 print_line(f"{name}: {problem}")
             advance(1)
     if broken:
-        raise TsugikiError(_("{broken} of {count} adapters have problems", broken=broken, count=len(given)))
+        raise TsugikiError("{broken} of {count} adapters have problems", broken=broken, count=len(given))
 
 
 def combine_command(
@@ -328,15 +325,14 @@ def truncate_command(
     elif energy is not None and rank is None:
         shorter, kept = truncated_to_energy(lora, energy)
     else:
-        raise TsugikiError(_("pass either --rank or --energy"))
+        raise TsugikiError("pass either --rank or --energy")
     if all(layer.after == layer.before for layer in kept.values()):
         highest = max(layer.before for layer in kept.values())
-        message = _(
+        raise TsugikiError(
             "no layer of {adapter} would get a lower rank (the highest is {highest}); nothing was written",
             adapter=adapter,
             highest=highest,
         )
-        raise TsugikiError(message)
     settings = {"rank": rank} if energy is None else {"energy": energy}
     provenance = Provenance(operation="truncate", sources=(source_adapter(folder),), settings=settings)
     write_lora_weights(shorter, target, provenance)

@@ -157,7 +157,7 @@ def new_command(
 
     interactive = sys.stdin.isatty()
     if data is None and not interactive:
-        raise TsugikiError(_("--data missing: there is no terminal to ask for the text"))
+        raise TsugikiError("--data missing: there is no terminal to ask for the text")
     data = _answer(interactive, data, _("Text to learn (file or folder)"), _only_text(), check_data)
     model = _ask_for_base() if model is None and interactive else _answer(False, model, "", "embedded", check_model)
     minutes = _answer(interactive, minutes, _("Minutes that the run may take"), _MINUTES, _check_minutes)
@@ -211,7 +211,7 @@ def _only_text() -> str | None:
 
 def _check_minutes(minutes: float) -> None:
     if not 0 < minutes < math.inf:
-        raise TsugikiError(_("the time is a number of minutes above 0"))
+        raise TsugikiError("the time is a number of minutes above 0")
 
 
 def _print_preview(shown: "Preview", verbose: bool) -> None:
@@ -246,7 +246,7 @@ def _print_answers(config: "RunConfig", prompts: int, html: Path | None) -> None
     from tsugiki.training.run.reward import preview_answers
 
     if html:
-        raise TsugikiError(_("{html}: the answers of a model are shown in the terminal alone", html=html))
+        raise TsugikiError("{html}: the answers of a model are shown in the terminal alone", html=html)
     for one in preview_answers(config, prompts):
         rows = [["–" if answer.reward is None else f"{answer.reward:.3g}", answer.text] for answer in one.answers]
         print_lines(one.row.text)
@@ -283,9 +283,7 @@ def preview_command(
         settings["out"] = "preview"  # required, but nothing is written to it
     run_config = load_config(config, settings)
     if html and not html.absolute().parent.is_dir():
-        raise TsugikiError(
-            _("{html}: the folder {parent} does not exist; create it first", html=html, parent=html.parent)
-        )
+        raise TsugikiError("{html}: the folder {parent} does not exist; create it first", html=html, parent=html.parent)
 
     if run_config.reward:
         _print_answers(run_config, rows or _ROWS, html)
@@ -380,12 +378,11 @@ def check_settings(settings: Mapping[str, Any]) -> None:
 
     missing = [flag for name, flag in _FLAGS.items() if settings.get(name) in (None, "")]
     if missing:
-        message = _(
+        raise TsugikiError(
             "{missing} missing: tsugiki train --model embedded --data text.txt --out runs/text, or a YAML file of "
             "settings, which tsugiki new writes",
             missing=", ".join(missing),
         )
-        raise TsugikiError(message)
     check_model(settings["model"])
     for name in ("data", "retention_data"):
         given = settings.get(name)
@@ -398,7 +395,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
 def check_model(model: Any) -> None:
     """Check that a model exists, if its name is a path."""
     if isinstance(model, str) and model.startswith(_PATH) and not Path(model).expanduser().exists():
-        raise TsugikiError(_("no model at {model!r}: there is no such file or folder", model=model))
+        raise TsugikiError("no model at {model!r}: there is no such file or folder", model=model)
 
 
 def check_new_folder(out: str) -> None:

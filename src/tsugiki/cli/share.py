@@ -47,7 +47,7 @@ def merge_command(
     folders = [adapter_folder(name) for name in adapter]
     base = model or named_base(folders[0])
     if base is None:
-        raise TsugikiError(_("{adapter} does not name its base; give the base as --model", adapter=adapter[0]))
+        raise TsugikiError("{adapter} does not name its base; give the base as --model", adapter=adapter[0])
     merge = Merge(base, folders, parse_weights(weights), allow_base_mismatch, verify)
     print_merge(out, merge_into_folder(merge, out, ProgressDisplay()))
     print_next_command("chat", "--model", str(out))
@@ -91,7 +91,7 @@ def export_command(
     folder = adapter_folder(adapter, library)
     if not merged and base_gguf is None:
         if dtype is not None:
-            raise TsugikiError(_("an adapter alone is exported in f32; --merged takes --dtype"))
+            raise TsugikiError("an adapter alone is exported in f32; --merged takes --dtype")
         try:
             _export_adapter(folder, gguf, model, allow_base_mismatch)
             return
@@ -255,7 +255,7 @@ def pull_command(
     repo_id, at, revision = repo.partition("@")
     check_repo_id(repo_id)
     if at and not revision:
-        raise TsugikiError(_("{repo} has no revision after the @; add one, or remove the @", repo=repo))
+        raise TsugikiError("{repo} has no revision after the @; add one, or remove the @", repo=repo)
     folder = (library or library_folder()) / check_name(name or repo_id.partition("/")[2])
     commit = pull(repo_id, folder, revision or None)
     base = read_base(folder).name

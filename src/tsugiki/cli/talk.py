@@ -61,9 +61,9 @@ def generate_command(
     """
     model, adapter, max_new_tokens = options["model"], options["adapter"], options["max_new_tokens"]
     if model is None and adapter is None:
-        raise TsugikiError(_("give a model as --model, or an adapter as --adapter"))
+        raise TsugikiError("give a model as --model, or an adapter as --adapter")
     if compare and adapter is None:
-        raise TsugikiError(_("--compare needs an --adapter, which is compared with its base"))
+        raise TsugikiError("--compare needs an --adapter, which is compared with its base")
     texts = read_prompts([*(beginnings or ()), *(prompt or ())], prompts)
 
     import_libraries()
@@ -207,7 +207,7 @@ def chat_command(
     """
     model = options["model"]
     if model is None and adapter is None:
-        raise TsugikiError(_("give an adapter, or a model as --model"))
+        raise TsugikiError("give an adapter, or a model as --model")
 
     import_libraries()
     from tsugiki.adapters.saved_tokenizer import saved_chat_template
@@ -284,9 +284,9 @@ def _run_command(session: _Session, command: str, argument: str) -> None:
         _switch(session, named)
         _repeat(session)
     elif command == "/adapter":
-        raise TsugikiError(_("name an adapter: /adapter NAME"))
+        raise TsugikiError("name an adapter: /adapter NAME")
     else:
-        raise TsugikiError(_("no such command: {command}; /help lists them", command=command))
+        raise TsugikiError("no such command: {command}; /help lists them", command=command)
 
 
 def _switch(session: _Session, target: "EvaluationTarget") -> None:
@@ -358,7 +358,7 @@ def read_prompts(texts: Sequence[str], file: str | None) -> list[str]:
         is_json = file.endswith(".jsonl")
         prompts += [_prompt_in(line, f"{file}:{number}") if is_json else line for number, line in enumerate(lines, 1)]
     if not prompts:
-        raise TsugikiError(_("no prompt: give --prompt TEXT, --prompt - for standard input, or --prompts FILE"))
+        raise TsugikiError("no prompt: give --prompt TEXT, --prompt - for standard input, or --prompts FILE")
     return prompts
 
 
@@ -378,11 +378,11 @@ def _prompt_in(line: str, where: str) -> str:
     try:
         fields = parse_json(line)
     except ValueError as error:
-        raise TsugikiError(_("{where} is not JSON: {error}", where=where, error=error_text(error))) from error
+        raise TsugikiError("{where} is not JSON: {error}", where=where, error=error_text(error)) from error
     prompt = fields.get("prompt") if isinstance(fields, dict) else None
     if not isinstance(prompt, str):
         raise TsugikiError(
-            _("{where} has no prompt: each line is an object such as {example}", where=where, example='{"prompt": "…"}')
+            "{where} has no prompt: each line is an object such as {example}", where=where, example='{"prompt": "…"}'
         )
     return prompt
 
@@ -408,7 +408,7 @@ def serve_command(
         if error.name not in ("starlette", "uvicorn"):
             raise
         raise TsugikiError(
-            _("tsugiki serve needs {module}; install it by pip install 'tsugiki[serve]'", module=error.name)
+            "tsugiki serve needs {module}; install it by pip install 'tsugiki[serve]'", module=error.name
         ) from error
 
     def ready(name: str, dtype: str, url: str) -> None:

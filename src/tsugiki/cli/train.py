@@ -78,10 +78,8 @@ def train_command(
     in_file = read_yaml(path) if path is not None else {}
     if resume and fit:
         raise TsugikiError(
-            _(
-                "--fit chooses the settings of a new run, and a run that is resumed keeps its own: leave --fit out; "
-                "--recompute blocks and --micro-batch-size 1 make it smaller"
-            )
+            "--fit chooses the settings of a new run, and a run that is resumed keeps its own: leave --fit out; "
+            "--recompute blocks and --micro-batch-size 1 make it smaller"
         )
     given = {**in_file, **settings}
     out = folder or (Path(given["out"]) if given.get("out") else None)
@@ -90,7 +88,7 @@ def train_command(
         if not overwrite:
             check_new_folder(str(given["out"]))
     elif out is None:
-        raise TsugikiError(_("--resume needs the folder of a run: tsugiki train --resume runs/text"))
+        raise TsugikiError("--resume needs the folder of a run: tsugiki train --resume runs/text")
 
     if start_processes(processes):
         return
@@ -148,7 +146,7 @@ def _setting(text: str) -> tuple[str, Any]:
     """Return name and value from NAME=VALUE."""
     name, equals, value = text.partition("=")
     if not equals or not name.strip():
-        raise TsugikiError(_("--set {text}: write NAME=VALUE, such as num_virtual_tokens=16", text=text))
+        raise TsugikiError("--set {text}: write NAME=VALUE, such as num_virtual_tokens=16", text=text)
     return name.strip(), yaml_value(f"--set {name}", value)
 
 
@@ -189,7 +187,7 @@ def named_folder(argument: Path | None, resume: bool) -> Path | None:
     if argument is None or (argument.suffix in _SUFFIXES and not argument.is_dir()):
         return None
     if argument.is_dir() and not resume:
-        raise TsugikiError(_("{folder} is a folder; --resume {folder} continues the run in it", folder=argument))
+        raise TsugikiError("{folder} is a folder; --resume {folder} continues the run in it", folder=argument)
     if not resume:
         return None
     return argument.parent if argument.name == RECORD_FILE else argument

@@ -27,7 +27,6 @@ from tsugiki.data.store import TokenStore
 from tsugiki.errors import TsugikiError, summarise_list
 from tsugiki.fast.document_masks import DocumentMasking, mask_documents
 from tsugiki.io.digests import sha256
-from tsugiki.language import _
 from tsugiki.model.context import IGNORE_INDEX
 
 Integers: TypeAlias = npt.NDArray[np.int64]
@@ -207,13 +206,12 @@ def pack(
         rest = np.repeat(size, segments) - place * (block_size - 1)
         lengths.append(np.minimum(rest, block_size).astype(np.int32))
     if without_target:
-        message = _(
+        raise TsugikiError(
             "{without_target}: the prompt alone fills a block of {block_size} tokens, so there is nothing to train "
             "on; choose a larger {flag:block_size}, or shorten or remove it",
             without_target=summarise_list(without_target),
             block_size=block_size,
         )
-        raise TsugikiError(message)
     all_starts, all_lengths = np.concatenate(starts), np.concatenate(lengths)
     del starts, lengths
     if share_rows:

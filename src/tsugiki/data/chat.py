@@ -95,20 +95,19 @@ def read_template_file(path: Path) -> str:
     """Read a chat template from a UTF-8 file, without running it."""
     try:
         if not path.is_file():
-            raise TsugikiError(_("no chat template at {path}: there is no such file", path=path))
+            raise TsugikiError("no chat template at {path}: there is no such file", path=path)
         with path.open(encoding="utf-8-sig") as file:
             template = file.read(_MAX_TEMPLATE + 1)
     except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a name that no file can have
         raise unreadable(path, error) from error
     if len(template) > _MAX_TEMPLATE:
-        message = _(
+        raise TsugikiError(
             "the chat template in {path} has more than {max_template:,} characters; use another one",
             path=path,
             max_template=_MAX_TEMPLATE,
         )
-        raise TsugikiError(message)
     if not template.strip():
-        raise TsugikiError(_("the chat template in {path} is empty; use another one", path=path))
+        raise TsugikiError("the chat template in {path} is empty; use another one", path=path)
     return template
 
 
@@ -133,18 +132,16 @@ def read_template(tokenizer: PreTrainedTokenizerBase, source: str) -> ChatTempla
     try:
         template = tokenizer.get_chat_template()
     except ValueError as error:
-        message = _(
+        raise TsugikiError(
             "{source} is a conversation, but the tokenizer has no chat template; give one with {flag:chat_template}, "
             "or choose {flag:chat_template default}, a plain one",
             source=source,
-        )
-        raise TsugikiError(message) from error
+        ) from error
     if len(template) > _MAX_TEMPLATE:
-        message = _(
+        raise TsugikiError(
             "the chat template of the tokenizer has more than {max_template:,} characters; replace it",
             max_template=_MAX_TEMPLATE,
         )
-        raise TsugikiError(message)
     added = tokenizer.added_tokens_decoder.values()
     special = {token.content for token in added if token.special} | set(tokenizer.all_special_tokens)
     return ChatTemplate(
@@ -172,14 +169,12 @@ def render(template: ChatTemplate, conversation: Conversation, assistant_turns: 
     for number, message in enumerate(rendered, 1):
         if found := special.search(message.content) or special.search(message.of_tools):
             raise TsugikiError(
-                _(
-                    "{source}: turn {number} ({role}) contains {group}, which is a special token of this tokenizer; "
-                    "remove it or the row ({flag:chat_template none} learns prompts and completions as they are)",
-                    source=conversation.source,
-                    number=number,
-                    role=message.role,
-                    group=found.group(),
-                )
+                "{source}: turn {number} ({role}) contains {group}, which is a special token of this tokenizer; "
+                "remove it or the row ({flag:chat_template none} learns prompts and completions as they are)",
+                source=conversation.source,
+                number=number,
+                role=message.role,
+                group=found.group(),
             )
     messages = [message.fields for message in rendered]
     template = replace(template, tools=conversation.tools)
@@ -194,13 +189,12 @@ def _check_tools(template: ChatTemplate, turns: Messages, source: str) -> None:
     if not name and any("tool_calls" in turn for turn in turns):
         name = "" if template.shows_calls(turns, source) else "tool_calls"
     if name:
-        message = _(
+        raise TsugikiError(
             "{source} has {name}, which the chat template leaves out; use a model or a {flag:chat_template} that knows "
             "them, or leave them out",
             source=source,
             name=name,
         )
-        raise TsugikiError(message)
 
 
 def prompt_text(template: ChatTemplate, messages: Messages) -> str:
@@ -213,14 +207,13 @@ def _find_answers(
 ) -> tuple[str, list[_Span]]:
     """Return the text and the spans of `render` for the turns with these indices; the last index is the last turn."""
     if len(messages) > _MAX_TURNS and len(targets) > 1:
-        message = _(
+        raise TsugikiError(
             "{source} has {count:,} turns, and {max_turns:,} are the most in which every answer is found; split the "
             "conversation, or train on the last turn only (assistant_turns: last)",
             source=source,
             count=len(messages),
             max_turns=_MAX_TURNS,
         )
-        raise TsugikiError(message)
     whole, marks = _render(template, messages, source)
     spans: list[_Span] = []
     for index in targets:
@@ -228,15 +221,14 @@ def _find_answers(
         start, stop, ended = _span(template, messages[: index + 1], whole, marks, where)
         if not ended:
             if index != targets[-1]:
-                message = _(
+                raise TsugikiError(
                     "{where} is not ended by a special token in this chat template, so its end cannot be trained; "
                     "train on the last turn only (assistant_turns: last)",
                     where=where,
                 )
-                raise TsugikiError(message)
             if template.end is None:
                 raise TsugikiError(
-                    _("{where} has no end: neither the chat template nor the tokenizer has an end token", where=where)
+                    "{where} has no end: neither the chat template nor the tokenizer has an end token", where=where
                 )
             whole = whole[:stop] + template.end
             stop = len(whole)
@@ -262,20 +254,18 @@ def _span(template: ChatTemplate, turns: Messages, whole: str, marks: list[_Span
         prompt, _spans = _render(template, turns[:-1], where, add_generation_prompt=True)
         start = len(prompt)
         if start >= content_stop or not finished.startswith(prompt):
-            message = _(
+            raise TsugikiError(
                 "{where}: this chat template renders the answer differently from its own generation prompt, so no "
                 "model could generate it; use a template that marks answers with {{% generation %}}",
                 where=where,
             )
-            raise TsugikiError(message)
         if whole.startswith(finished[:stop]):
             return start, stop, ending is not None
-    message = _(
+    raise TsugikiError(
         "{where} is rendered differently by this chat template when more turns follow; train on the last turn only "
         "(assistant_turns: last)",
         where=where,
     )
-    raise TsugikiError(message)
 
 
 def _tail_length(template: ChatTemplate, turns: Messages, finished: str, where: str) -> int:
@@ -306,11 +296,11 @@ def _render(
     except Exception as error:  # a template is a program and can raise any exception
         what = error_text(error).rstrip(".") or type(error).__name__
         raise TsugikiError(
-            _("{where}: the chat template cannot render the conversation: {what}", where=where, what=what)
+            "{where}: the chat template cannot render the conversation: {what}", where=where, what=what
         ) from error
     if len(texts[0]) > _MAX_TEXT:
         raise TsugikiError(
-            _("{where}: the chat template renders more than {max_text:,} characters", where=where, max_text=_MAX_TEXT)
+            "{where}: the chat template renders more than {max_text:,} characters", where=where, max_text=_MAX_TEXT
         )
     return texts[0], marks[0] if marks else []
 

@@ -19,7 +19,6 @@ from tsugiki.annotations import PreTrainedTokenizerBase
 from tsugiki.data.chat import ChatTemplate, Rendering, read_template, render
 from tsugiki.data.records import AssistantTurns, Completion, Conversation, Document, Record
 from tsugiki.errors import TsugikiError
-from tsugiki.language import _
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ def document_start(tokenizer: PreTrainedTokenizerBase) -> int:
 def document_end(tokenizer: PreTrainedTokenizerBase) -> int:
     """Return the token that ends a document."""
     if tokenizer.eos_token_id is None:
-        raise TsugikiError(_("the tokenizer has no end token (eos_token); set one in its tokenizer_config.json"))
+        raise TsugikiError("the tokenizer has no end token (eos_token); set one in its tokenizer_config.json")
     return int(tokenizer.eos_token_id)
 
 
@@ -113,10 +112,8 @@ def _encode_renderings(tokenizer: PreTrainedTokenizerBase, renderings: Sequence[
         return []
     if not tokenizer.is_fast:
         raise TsugikiError(
-            _(
-                "the tokenizer does not report the character offsets of tokens, which prompts and answers require; use "
-                "a base model with a tokenizer.json"
-            )
+            "the tokenizer does not report the character offsets of tokens, which prompts and answers require; use "
+            "a base model with a tokenizer.json"
         )
     texts = [rendering.text for rendering in renderings]
     batch = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
@@ -196,10 +193,9 @@ def _check_end_tokens(tokenizer: PreTrainedTokenizerBase, row: EncodedRecord, so
         if answer and (not in_loss or index + 1 == len(row.ids)):
             if answer.count(answer[-1]) > 1:
                 end = tokenizer.convert_ids_to_tokens(answer[-1])
-                message = _(
+                raise TsugikiError(
                     "{source} contains {end}, the token that ends an answer; remove it (it is added automatically)",
                     source=source,
                     end=end,
                 )
-                raise TsugikiError(message)
             answer = []

@@ -13,7 +13,6 @@ from tsugiki.annotations import PreTrainedTokenizerBase
 from tsugiki.data.splits import Integers
 from tsugiki.data.store import RecordIndex, TokenStore
 from tsugiki.errors import TsugikiError, error_text
-from tsugiki.language import _
 
 
 @dataclass(frozen=True)
@@ -40,11 +39,10 @@ def parse_mix(setting: str) -> tuple[str, float]:
     except ValueError:
         number = -1.0
     if not colon or not path or not 0 < number < 1:
-        message = _(
+        raise TsugikiError(
             "mix is {setting}; write PATH:SHARE with a share above 0 and below 1, such as other.txt:0.1",
             setting=error_text(repr(setting), 100),
         )
-        raise TsugikiError(message)
     return path, number
 
 

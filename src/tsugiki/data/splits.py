@@ -81,7 +81,7 @@ def parse_held_out(
     if isinstance(held_out, float | int):
         if not 0 < held_out < 1:
             raise TsugikiError(
-                _("{setting} is {held_out}; a share must be above 0 and below 1", setting=setting, held_out=held_out)
+                "{setting} is {held_out}; a share must be above 0 and below 1", setting=setting, held_out=held_out
             )
         return float(held_out)
     name, sign, value = held_out.partition("=")
@@ -90,7 +90,7 @@ def parse_held_out(
     if not name.strip() or not normalise_name(value):
         shown = error_text(repr(held_out), 100)
         raise TsugikiError(
-            _("{setting} is {shown}; write a condition as author=… or title=…", setting=setting, shown=shown)
+            "{setting} is {shown}; write a condition as author=… or title=…", setting=setting, shown=shown
         )
     return FieldCondition(name.strip(), value.strip())
 
@@ -143,12 +143,11 @@ def split_records(index: RecordIndex, held_out: Wanted, seed: int, groups: Seque
     `groups` holds the numbers of near-duplicates, as `near_duplicates` returns them.
     """
     if len(index) == 1:
-        message = _(
+        raise TsugikiError(
             "{sources} is the only record, so none can be held out; add records, give a held-out file, or train "
             "without one ({flag:held_out} none)",
             sources=index.sources[0],
         )
-        raise TsugikiError(message)
     inside = _choose(index, np.arange(len(index)), held_out, seed, groups)
     if len(inside) == len(index):
         why = (
@@ -159,7 +158,7 @@ def split_records(index: RecordIndex, held_out: Wanted, seed: int, groups: Seque
                 "({flag:held_out} none)"
             )
         )
-        raise TsugikiError(_("no record is left for training: {why}", why=why))
+        raise TsugikiError("no record is left for training: {why}", why=why)
     return inside
 
 
@@ -175,7 +174,7 @@ def split_validation(
     inside = _choose(index, among, share, seed, groups)
     if len(inside) in (0, len(among)):
         left = _("training") if len(inside) else _("validation")
-        raise TsugikiError(_("no record is left for {left}: add text, or set validation to none", left=left))
+        raise TsugikiError("no record is left for {left}: add text, or set validation to none", left=left)
     return inside
 
 
@@ -217,7 +216,7 @@ def split_document(document: Document, fraction: float) -> tuple[Document, Docum
     parts = text[:cut], text[cut:]
     if not all(part.strip() for part in parts):
         raise TsugikiError(
-            _("{source} is too short to be split; add text or give a held-out file", source=document.source)
+            "{source} is too short to be split; add text or give a held-out file", source=document.source
         )
     return Document(parts[0], document.source), Document(parts[1], f"{document.source} (its end)")
 
@@ -280,19 +279,17 @@ def _matching(index: RecordIndex, condition: FieldCondition) -> Integers:
         return found
     values = sorted({fields[condition.field] for fields in index.fields if condition.field in fields})
     if values:
-        message = _(
+        raise TsugikiError(
             "no record has {field}={value}; the values are {values}",
             field=condition.field,
             value=condition.value,
             values=summarise_list(values),
         )
-        raise TsugikiError(message)
     known = sorted({name for fields in index.fields for name in fields})
     if known:
-        message = _(
+        raise TsugikiError(
             "no record has a field {field}; the fields are {known}", field=condition.field, known=summarise_list(known)
         )
-        raise TsugikiError(message)
     raise TsugikiError(
-        _("no record has a field {field}; the data has no fields; hold out a share or a file", field=condition.field)
+        "no record has a field {field}; the data has no fields; hold out a share or a file", field=condition.field
     )

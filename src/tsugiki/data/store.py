@@ -145,7 +145,7 @@ def open_store(
                 _write(temporary, name, records, tokenizer, turns, advance, reading)
             store = _read(folder)
     if store is None:
-        raise TsugikiError(_("the tokens in {folder} cannot be read after writing; check the disk", folder=folder))
+        raise TsugikiError("the tokens in {folder} cannot be read after writing; check the disk", folder=folder)
     return store
 
 
@@ -226,11 +226,10 @@ def _write(
             texts.write(b"".join(lines))
             advance(len(batch))
     if without_target:
-        message = _(
+        raise TsugikiError(
             "{without_target}: there is nothing to train on; remove the record, or add an answer",
             without_target=summarise_list(without_target),
         )
-        raise TsugikiError(message)
     write_json(folder / _READING, asdict(reading))
     digests = {name: file_sha256(folder / name) for name in sorted(_FILES)}
     write_json(folder / "store.json", {"key": key, "digests": digests})

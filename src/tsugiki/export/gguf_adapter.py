@@ -66,11 +66,11 @@ def export_gguf_adapter(
     name = model_name or lora.base.name
     if name is None:
         raise TsugikiError(
-            _("{folder} does not name the base that it was trained on; pass it as {flag:model}", folder=folder)
+            "{folder} does not name the base that it was trained on; pass it as {flag:model}", folder=folder
         )
     why = "" if allow_base_mismatch else why_different(lora.base, named_identity(name))
     if why:
-        message = _(
+        raise TsugikiError(
             "{folder} was trained on another base ({trained}) than {given}: {why}; {flag:allow_base_mismatch} "
             "exports it anyway",
             folder=folder,
@@ -78,7 +78,6 @@ def export_gguf_adapter(
             given=name,
             why=why,
         )
-        raise TsugikiError(message)
     model = load_meta_model(name)
     problems = llama_cpp_incompatibilities(lora, model)
     if problems:
@@ -151,11 +150,10 @@ def _check_fit(layers: Mapping[str, LayerFactors], modules: Mapping[str, nn.Modu
         shapes = message
         problems.append(f"{path} {shapes}")
     if problems:
-        message = _(
+        raise TsugikiError(
             "the adapter does not fit this base: {problems}; was it trained on another base?",
             problems=summarise_list(problems),
         )
-        raise TsugikiError(message)
 
 
 def _alpha(layer: LayerFactors) -> float:

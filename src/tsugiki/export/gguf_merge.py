@@ -117,15 +117,14 @@ def merge_into_gguf(
     refuse_more_than_updates(lora, adapter.name)
     header = read_header(base)
     if reason := not_a_whole_model(header):
-        raise TsugikiError(_("{path} cannot be read as a base model: {reason}", path=base, reason=reason))
+        raise TsugikiError("{path} cannot be read as a base model: {reason}", path=base, reason=reason)
     if not allow_base_mismatch and _is_another_file(lora.base, base):
-        message = _(
+        raise TsugikiError(
             "{adapter} was trained on another GGUF file than {base}: their tensors differ; {flag:allow_base_mismatch} "
             "merges it anyway",
             adapter=adapter,
             base=base,
         )
-        raise TsugikiError(message)
     model = load_meta_model(model_name or lora.base.name or str(base))
     planned = _plan(lora, model, base, header, dtype)
     metadata = _changed_metadata(header, dtype, saved_chat_template(adapter))
@@ -158,13 +157,12 @@ def _plan(
 
     architecture = llama_cpp_architecture(model)
     if architecture != header.architecture:
-        message = _(
+        raise TsugikiError(
             "{base} is a {found}, and the adapter's base is a {expected}; give a GGUF file of that base",
             base=base,
             found=header.architecture,
             expected=architecture,
         )
-        raise TsugikiError(message)
     tensors = {tensor.name: tensor for tensor in header.tensors}
     updates = _updates(lora, model)
     problems = []
@@ -180,12 +178,11 @@ def _plan(
             )
             problems.append(message)
     if problems:
-        message = _(
+        raise TsugikiError(
             "the adapter does not fit {base}: {problems}; was it trained on another base?",
             base=base,
             problems=summarise_list(problems),
         )
-        raise TsugikiError(message)
     kinds = {"q8_0": GGMLQuantizationType.Q8_0, "f16": GGMLQuantizationType.F16}
 
     def planned(name: str, source: GgufTensor) -> _Planned:
@@ -222,12 +219,11 @@ def _updates(lora: LoraWeights, model: PreTrainedModel) -> dict[str, tuple[Tenso
         found[f"{name}.weight"] = B.contiguous(), A.contiguous()
     if unnamed:
         problems = [f"{summarise_list(paths)}, {reason}" for reason, paths in unnamed.items()]
-        message = _(
+        raise TsugikiError(
             "the adapter cannot be merged into a GGUF file, because it adapts {problems}; `tsugiki merge` writes a "
             "model that llama.cpp's convert_hf_to_gguf.py converts",
             problems=summarise_list(problems),
         )
-        raise TsugikiError(message)
     return found
 
 
@@ -293,5 +289,5 @@ def _parts(base: Path, tensor: _Planned) -> Iterator[bytes]:
         merged: np.ndarray[Any, Any] = torch.addmm(weight, B[start : start + _ROWS], A).numpy()
         written = quantize(merged, tensor.type)
         if not np.isfinite(merged).all() or (tensor.type.name == "F16" and not np.isfinite(written).all()):
-            raise TsugikiError(_("{name} is not finite after merging; nothing was written", name=tensor.name))
+            raise TsugikiError("{name} is not finite after merging; nothing was written", name=tensor.name)
         yield written.tobytes()

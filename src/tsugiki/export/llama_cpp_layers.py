@@ -107,12 +107,11 @@ def llama_cpp_architecture(model: nn.Module) -> str:
     architecture = architecture_of(model)
     if architecture is None or architecture.llama_cpp is None:
         known = [name for name, row in ARCHITECTURES.items() if row.llama_cpp is not None]
-        message = _(
+        raise TsugikiError(
             "the layout of {name} in llama.cpp is not known here; known architectures: {known}",
             name=model_type(model),
             known=", ".join(known),
         )
-        raise TsugikiError(message)
     return architecture.llama_cpp
 
 

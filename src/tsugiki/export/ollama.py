@@ -7,7 +7,6 @@ from pathlib import Path
 
 from tsugiki.errors import TsugikiError
 from tsugiki.io.atomic import new_file, refuse_existing
-from tsugiki.language import _
 
 MAX_CONTEXT = 4096
 """The longest context, in tokens, that a Modelfile sets."""
@@ -27,7 +26,7 @@ def new_gguf_file(out: Path, modelfile_text: str) -> Iterator[Path]:
 def check_gguf_name(out: Path) -> None:
     """Raise a TsugikiError for a name that does not end as those of GGUF files do."""
     if out.suffix != ".gguf":
-        raise TsugikiError(_("{out}: the name of a GGUF file must end in .gguf", out=out))
+        raise TsugikiError("{out}: the name of a GGUF file must end in .gguf", out=out)
 
 
 def modelfile(gguf: str, stop: Sequence[str] = (), context: int | None = None) -> str:

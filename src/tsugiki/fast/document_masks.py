@@ -24,7 +24,6 @@ from torch.nn import functional as F
 from tsugiki.annotations import PreTrainedModel
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.attention import NAME, additive_mask
-from tsugiki.language import _
 from tsugiki.model.context import PROMPT_ATTRIBUTE, max_positions, possible_windows
 from tsugiki.model.inference import evaluating, last_hidden_states, on_first_blocks, same_to_rounding
 
@@ -223,19 +222,17 @@ def prompt_masks(base: Any, layout: RowLayout) -> Tensor | dict[str, Tensor]:
     """
     config = base.config.get_text_config()
     if config._attn_implementation not in _ADDITIVE_MASKS:
-        message = _(
+        raise TsugikiError(
             "{kind} attention takes no mask, which packed rows, or padded rows with a soft prompt, need; use "
             "model.set_attn_implementation('sdpa')",
             kind=config._attn_implementation,
         )
-        raise TsugikiError(message)
     if has_unknown_window(base):
-        message = _(
+        raise TsugikiError(
             "{kind} has attention for which no mask is known, but packed rows need one, and so does a soft "
             "prompt with padding on the left; use a batch of single documents padded on the right",
             kind=type(base).__name__,
         )
-        raise TsugikiError(message)
     kinds = sorted(set(getattr(config, "layer_types", None) or ()))
     masks = [document_mask(layout, base.dtype, window) for window in attention_windows(base)]
     return dict(zip(kinds, masks, strict=True)) if kinds else masks[0]
@@ -248,7 +245,7 @@ def extend_mask(mask: Any, length: int) -> Tensor:
     """
     if not isinstance(mask, Tensor):
         raise TsugikiError(
-            _("a soft prompt takes an attention mask of two or four dimensions, not a {kind}", kind=type(mask).__name__)
+            "a soft prompt takes an attention mask of two or four dimensions, not a {kind}", kind=type(mask).__name__
         )
     visible = 1 if mask.dim() == 2 or mask.dtype == torch.bool else 0
     return torch.cat([mask.new_full((*mask.shape[:-1], length), visible), mask], dim=-1)

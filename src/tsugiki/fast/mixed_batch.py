@@ -118,23 +118,21 @@ def _mixed_rows(
 ) -> RowAdapters:
     names = [None if name == BASE_ROW else name for name in adapter_names]
     if isinstance(adapter_names, str) or not names or not all(isinstance(name, str | None) for name in names):
-        message = _(
+        raise TsugikiError(
             "adapter_names is {adapter_names!r}; give a list with a name or None for each row of the batch",
             adapter_names=adapter_names,
         )
-        raise TsugikiError(message)
     adapters = {name: _find_lora_adapter(model, name) for name in names if name is not None}
     neighbours = gcd(*(len(list(run)) for _, run in groupby(names)))
     groups = [None if name is None else adapters[name] for name in names[::neighbours]]
     layers = []
     for path in dict.fromkeys(path for adapter in adapters.values() for path in adapter.pairs):
         if "experts" in path.split("."):
-            message = _(
+            raise TsugikiError(
                 "{path} belongs to one of several experts, which get tokens of several rows mixed; a mixed "
                 "batch is not possible with adapters on experts",
                 path=path,
             )
-            raise TsugikiError(message)
         layer: Any = model.get_submodule(path)
         pairs = [None if adapter is None else adapter.pairs.get(path) for adapter in groups]
         layers.append((layer, LayerRowAdapters(path, len(names), RowPairs(pairs, known))))
@@ -145,22 +143,20 @@ def _find_lora_adapter(model: nn.Module, name: str) -> LoraAdapter:
     adapter = find_adapter(model, name)
     if not isinstance(adapter, LoraAdapter):
         kind = type(adapter.config).__name__
-        message = _(
+        raise TsugikiError(
             "{name!r} is not a LoRA adapter ({kind}) and cannot be used for single rows; set_adapter activates "
             "it for the whole batch",
             name=name,
             kind=kind,
         )
-        raise TsugikiError(message)
     if others := adapter.others:
-        message = _(
+        raise TsugikiError(
             "{name!r} adapts {path} ({count} such), which is not possible for single rows; set_adapter activates "
             "it for the whole batch",
             name=name,
             path=others[0],
             count=len(others),
         )
-        raise TsugikiError(message)
     return adapter
 
 
@@ -202,18 +198,16 @@ def _forward(layer: Grafted, rows: LayerRowAdapters, x: Tensor) -> Tensor:
     compiling = torch.compiler.is_compiling()  # a compiler fuses the definition itself
     if not compiling and get_ident() != rows.thread:
         raise TsugikiError(
-            _(
-                "another thread is in a `mixed_batch` block of this model, whose adapters this call would get; "
-                "wait until it has left the block (threading.Lock), or give each thread a copy of the model"
-            )
+            "another thread is in a `mixed_batch` block of this model, whose adapters this call would get; "
+            "wait until it has left the block (threading.Lock), or give each thread a copy of the model"
         )
     if layer.training:
-        raise TsugikiError(_("a mixed batch is for inference, but the model is in training mode; call model.eval()"))
+        raise TsugikiError("a mixed batch is for inference, but the model is in training mode; call model.eval()")
     if len(x) % rows.names:
         raise _wrong_number(rows.path, len(x), rows.names)
     y: Tensor = layer.base_layer(x)
     if y.requires_grad:
-        raise TsugikiError(_("a mixed batch is for inference, but gradients are recorded; use torch.no_grad()"))
+        raise TsugikiError("a mixed batch is for inference, but gradients are recorded; use torch.no_grad()")
     if compiling or not isinstance(layer, LoraLinear) or x.dtype != y.dtype:
         return plain_rows(layer, rows.pairs.pairs, x, y)
     if is_hooked(layer.base_layer):
@@ -242,12 +236,11 @@ def _check_order_of_rows(model: Any, state: Graft, rows: RowAdapters) -> None:
             hook.remove()
     wrong = [path for path, size in sizes.items() if size not in (_ROWS, _ROWS * _TOKENS)]
     if wrong:
-        message = _(
+        raise TsugikiError(
             "{path} gets the tokens before the rows of the batch, so rows cannot have adapters of their own; "
             "use set_adapter",
             path=wrong[0],
         )
-        raise TsugikiError(message)
     state.in_order |= unknown.keys()
 
 

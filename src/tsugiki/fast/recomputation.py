@@ -18,7 +18,6 @@ from torch.utils.checkpoint import checkpoint
 
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.masks import current_generators, masks_from
-from tsugiki.language import _
 from tsugiki.model.inference import decoder_blocks
 from tsugiki.model.undo import Undo, replace_forward, replaced_forward, undo_all
 
@@ -34,11 +33,10 @@ def recompute_blocks(model: nn.Module, count: int) -> None:
     """
     blocks = decoder_blocks(model)
     if count and not blocks:
-        message = _(
+        raise TsugikiError(
             "{model} has no list of blocks, so its activations cannot be recomputed: set recompute to none",
             model=type(model).__name__,
         )
-        raise TsugikiError(message)
     undo_all(vars(model).pop(_UNDO, []))
     if count:
         undo: list[Undo] = []

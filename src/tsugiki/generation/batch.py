@@ -12,7 +12,6 @@ from tsugiki.errors import TsugikiError, error_text
 from tsugiki.generation.key_value_cache import CachedRows, compute, padded, selected
 from tsugiki.generation.prefixes import BLOCK, Prefix, rows_with_prefixes
 from tsugiki.generation.request import BatchMode, Row, ScoredToken
-from tsugiki.language import _
 from tsugiki.lowbit.quantized_layer import QuantizedLayer
 from tsugiki.model.context import rope_depends_on_length
 from tsugiki.model.inference import same_to_rounding
@@ -133,14 +132,13 @@ def find_batch_mode(model: PreTrainedModel, several: bool = True) -> BatchMode:
         alone = [_two_steps(model, [prompt]) for prompt in prompts]
         plain = [_without_cache(model, prompt) for prompt in prompts]
     except Exception as error:  # a model's own code may raise anything
-        message = _(
+        raise TsugikiError(
             "it cannot be served, because it has no ordinary cache of keys and values: {error}", error=error_text(error)
-        )
-        raise TsugikiError(message) from error
+        ) from error
     rounds_inputs = any(isinstance(module, QuantizedLayer) for module in model.modules())
     same = partial(same_to_rounding, at_least=_ROUNDED if rounds_inputs else 0.0)
     if not all(same(one, other) for one, other in zip(alone, plain, strict=True)):
-        raise TsugikiError(_("it cannot be served, because it computes something else with a cache of keys and values"))
+        raise TsugikiError("it cannot be served, because it computes something else with a cache of keys and values")
     if not several or rope_depends_on_length(model):
         return "alone"
     try:

@@ -140,7 +140,7 @@ class Engine:
     def _check(self, request: Request) -> None:
         prompt, room = len(request.prompt), self.room(request.adapter)
         if prompt == 0:
-            raise TsugikiError(_("the prompt is empty"))
+            raise TsugikiError("the prompt is empty")
         if prompt + request.max_tokens > room:
             message = _(
                 "the prompt has {prompt} tokens, {excess} too many for the context of {room} and what is to follow"

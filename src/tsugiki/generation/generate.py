@@ -23,7 +23,6 @@ from tsugiki.generation.prompt import Prompt, prompt_tokens
 from tsugiki.generation.request import BatchMode, Event, Failed, Output, Request
 from tsugiki.generation.sampling import Chooser, Sampling, TextStream, with_penalty_of
 from tsugiki.generation.scheduler import Scheduler, generating
-from tsugiki.language import _
 from tsugiki.lora.hold import active_adapter, active_names, is_merged
 from tsugiki.model.context import context_length
 from tsugiki.model.inference import seeded
@@ -65,12 +64,11 @@ def generate_texts(
     rows, context = [prompt_tokens(model, tokenizer, prompt) for prompt in prompts], context_length(model)
     for row in rows:
         if len(row.ids) >= context:
-            message = _(
+            raise TsugikiError(
                 "the prompt has {count} tokens; the model's context of {context} leaves no room for more",
                 count=len(row.ids),
                 context=context,
             )
-            raise TsugikiError(message)
     ends = frozenset({document_end(tokenizer)}).union(*(row.ends for row in rows))
     return continue_rows(model, tokenizer, [row.ids for row in rows], max_new_tokens, sampling, ends, emit=emit)
 

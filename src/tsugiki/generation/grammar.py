@@ -237,7 +237,7 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase, words: int) -> list[bytes]:
     probe = tokenizer(_PROBE, add_special_tokens=False).input_ids
     joined = b"".join(tokens[token] for token in probe if token < len(tokens)).decode(errors="replace")
     if joined.removeprefix(" ") != _texts(tokenizer, [probe])[0].removeprefix(" "):
-        raise TsugikiError(_("grammars need a tokenizer whose tokens have the same text at each place"))
+        raise TsugikiError("grammars need a tokenizer whose tokens have the same text at each place")
     return tokens + [b""] * (words - len(tokens))
 
 
@@ -253,7 +253,7 @@ def _llguidance() -> Any:
     try:
         import llguidance
     except ImportError as error:
-        raise TsugikiError(_("grammars need the llguidance package: pip install 'tsugiki[serve]'")) from error
+        raise TsugikiError("grammars need the llguidance package: pip install 'tsugiki[serve]'") from error
     return llguidance
 
 
@@ -261,4 +261,4 @@ def _unusable(reason: str) -> TsugikiError:
     """Return the error for a grammar, with the most informative line of the library's message."""
     lines = reason.splitlines() or [""]
     line = next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), lines[0])
-    return TsugikiError(_("the grammar cannot be used: {reason}", reason=_(line[:200])))
+    return TsugikiError("the grammar cannot be used: {reason}", reason=_(line[:200]))

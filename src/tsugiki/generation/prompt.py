@@ -11,7 +11,6 @@ from tsugiki.data.chat import prompt_text, read_template
 from tsugiki.data.encoding import document_end, document_start, encode, encode_records
 from tsugiki.data.records import Conversation, Message
 from tsugiki.errors import TsugikiError
-from tsugiki.language import _
 from tsugiki.model.context import context_length
 
 Prompt: TypeAlias = str | Sequence[Message]
@@ -74,14 +73,13 @@ def tokens_of_prompts(
 def check_fits(model: PreTrainedModel, tokens: int, source: str) -> None:
     """Raise a TsugikiError if a prompt and an answer of so many tokens together do not fit into the model's context."""
     if tokens > (context := context_length(model)):
-        message = _(
+        raise TsugikiError(
             "{source}: prompt and answer have {tokens:,} tokens or more, above the model's context of {context:,}; "
             "shorten or remove the prompt",
             source=source,
             tokens=tokens,
             context=context,
         )
-        raise TsugikiError(message)
 
 
 def learned_conversations(adapter: Path | None, tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from tsugiki.annotations import PreTrainedTokenizerBase
 from tsugiki.errors import TsugikiError
 from tsugiki.generation.sampling import Chooser, Sampling, TextStream
-from tsugiki.language import _, flag
+from tsugiki.language import flag
 
 if TYPE_CHECKING:
     from tsugiki.generation.grammar import Matcher
@@ -44,17 +44,17 @@ class Limits:
 
 def waited_too_long(seconds: float) -> WaitedTooLong:
     """Return the error for a request that has waited longer than allowed."""
-    return WaitedTooLong(_("the request waited for more than {seconds:g} s", seconds=seconds))
+    return WaitedTooLong("the request waited for more than {seconds:g} s", seconds=seconds)
 
 
 def engine_stopped() -> EngineStopped:
     """Return the error for requests that cannot be answered any more."""
-    return EngineStopped(_("the server is stopping"))
+    return EngineStopped("the server is stopping")
 
 
 def queue_full(limits: Limits) -> QueueFull:
     """Return the error for requests for which the queue has no place."""
-    return QueueFull(_("the queue is full ({flag}); try again later", flag=flag("max_waiting", str(limits.waiting))))
+    return QueueFull("the queue is full ({flag}); try again later", flag=flag("max_waiting", str(limits.waiting)))
 
 
 @dataclass(frozen=True)

@@ -74,10 +74,10 @@ def push(
 
     check_repo_id(repo_id)
     if not message.strip():
-        raise TsugikiError(_("the commit message is empty; pass another --message, or omit it"))
+        raise TsugikiError("the commit message is empty; pass another --message, or omit it")
     if get_token() is None:
         raise TsugikiError(
-            _("not logged in to the hub: run `hf auth login`, or set HF_TOKEN to a token with write access")
+            "not logged in to the hub: run `hf auth login`, or set HF_TOKEN to a token with write access"
         )
     api = _api()
     with _hub_errors(repo_id):
@@ -85,10 +85,10 @@ def push(
         repository = api.model_info(repo_id, timeout=_TIMEOUT)
     names = {file.rfilename for file in repository.siblings or ()}
     if "config.json" in names and ADAPTER_CONFIG_FILE not in names:
-        raise TsugikiError(_("{repo} contains a model; choose another repository for the adapter", repo=repo_id))
+        raise TsugikiError("{repo} contains a model; choose another repository for the adapter", repo=repo_id)
     if private and not repository.private:
         raise TsugikiError(
-            _("{repo} exists already and is public; make it private on the hub, or omit --private", repo=repo_id)
+            "{repo} exists already and is public; make it private on the hub, or omit --private", repo=repo_id
         )
     with _hub_errors(repo_id):
         kept_card = CARD_FILE in names and not may_replace_card(_read_text(api, repo_id, CARD_FILE, repository.sha))
@@ -122,7 +122,7 @@ def pull(repo_id: str, out: Path, revision: str | None = None) -> str:
         problems = read_adapter_files(temporary).problems
         if problems:
             raise TsugikiError(
-                _("the adapter in {repo} is not complete: {problems}", repo=repo_id, problems=summarise_list(problems))
+                "the adapter in {repo} is not complete: {problems}", repo=repo_id, problems=summarise_list(problems)
             )
         if read_config_fields(temporary).get("trainable_token_indices"):  # the adapter may have its own tokenizer
             with _hub_errors(repo_id, revision):
@@ -141,7 +141,7 @@ def refuse_unknown_base(base: str) -> None:
             _api().model_info(base, timeout=_TIMEOUT)
         except RepositoryNotFoundError as error:
             raise TsugikiError(
-                _("the base {base} is not on the hub; pass its name there as --base, or --base none", base=base)
+                "the base {base} is not on the hub; pass its name there as --base, or --base none", base=base
             ) from error
 
 
@@ -160,11 +160,10 @@ def is_repo_id(text: str) -> bool:
 def check_repo_id(repo_id: str) -> None:
     """Check that `repo_id` is a valid repository name of the form USER/NAME."""
     if not is_repo_id(repo_id) or "/" not in repo_id:
-        message = _(
+        raise TsugikiError(
             "{repo!r} is not a repository; pass USER/NAME, such as me/soseki, of letters, digits, -, _ and .",
             repo=repo_id,
         )
-        raise TsugikiError(message)
 
 
 def _refuse_no_adapter(repo_id: str, names: set[str]) -> None:
@@ -174,11 +173,11 @@ def _refuse_no_adapter(repo_id: str, names: set[str]) -> None:
             if "config.json" in names
             else _("it has no {file}", file=ADAPTER_CONFIG_FILE)
         )
-        raise TsugikiError(_("no adapter in {repo}: {reason}", repo=repo_id, reason=kind))
+        raise TsugikiError("no adapter in {repo}: {reason}", repo=repo_id, reason=kind)
     if ADAPTER_FILE not in names:
         pickled = next((name for name in sorted(names) if name.startswith("adapter_model.")), None)
         hint = _("; {name} is not downloaded, because only safetensors are supported", name=pickled) if pickled else ""
-        raise TsugikiError(_("{repo} has no {file}{hint}", repo=repo_id, file=ADAPTER_FILE, hint=hint))
+        raise TsugikiError("{repo} has no {file}{hint}", repo=repo_id, file=ADAPTER_FILE, hint=hint)
 
 
 def _read_text(api: "HfApi", repo_id: str, name: str, revision: str | None) -> str:

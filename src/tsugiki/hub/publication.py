@@ -66,7 +66,7 @@ def published_base(folder: Path, given: str | None) -> str | None:
     if given is not None:
         if not is_repo_id(given):
             raise TsugikiError(
-                _("--base {name} is not a hub name; pass one such as openai-community/gpt2, or none", name=given)
+                "--base {name} is not a hub name; pass one such as openai-community/gpt2, or none", name=given
             )
         return given
     name = read_base(folder).name

@@ -55,16 +55,13 @@ def zip_members(path: Path) -> dict[str, bool]:
     for info in members:
         inside = PureWindowsPath(info.filename)  # recognises both separators, and drives
         if inside.is_absolute() or inside.drive or inside.root or ".." in inside.parts:
-            message = _(
+            raise TsugikiError(
                 "{path}: the name {name} leads out of the zip, so nothing of it is read",
                 path=path,
                 name=error_text(repr(info.filename), 80),
             )
-            raise TsugikiError(message)
         if info.flag_bits & 1:
-            raise TsugikiError(
-                _("{path}: the zip is protected by a password; unpack it, and give the folder", path=path)
-            )
+            raise TsugikiError("{path}: the zip is protected by a password; unpack it, and give the folder", path=path)
     return {
         info.filename: stat.S_ISLNK(info.external_attr >> 16) for info in sorted(members, key=lambda one: one.filename)
     }
@@ -88,7 +85,7 @@ def _opened(file: IO[bytes], name: str, advice: str) -> Iterator[zipfile.ZipFile
             yield archive
     except _DAMAGE as error:
         raise TsugikiError(
-            _("{name}: a damaged zip ({reason}); {advice}", name=name, reason=error_text(error, 100), advice=advice)
+            "{name}: a damaged zip ({reason}); {advice}", name=name, reason=error_text(error, 100), advice=advice
         ) from error
 
 
@@ -99,20 +96,17 @@ def _read(
     left = limit
     for member in names:
         if archive.getinfo(member).compress_type not in _METHODS:
-            raise TsugikiError(
-                _("{name}: the zip is packed with an unusual method; {advice}", name=name, advice=advice)
-            )
+            raise TsugikiError("{name}: the zip is packed with an unusual method; {advice}", name=name, advice=advice)
         with archive.open(member) as file:  # the size in the zip's directory may be wrong
             content = file.read(left + 1)
         left -= len(content)
         if left < 0:
-            message = _(
+            raise TsugikiError(
                 "{name}: the zip unpacks to more than {size}; {advice}",
                 name=name,
                 size=format_size(limit),
                 advice=advice,
             )
-            raise TsugikiError(message)
         yield member, content
 
 

@@ -60,10 +60,10 @@ def check_new_file(out: Path, *, replace: bool = False) -> None:
     with _write_errors(out):  # the name may be too long, for example
         exists, has_folder = out.is_symlink() or out.exists(), out.absolute().parent.is_dir()
     if exists and not replace:
-        raise TsugikiError(_("{out} exists already; choose another name, or remove it first", out=out))
+        raise TsugikiError("{out} exists already; choose another name, or remove it first", out=out)
     if not has_folder:
         raise TsugikiError(
-            _("cannot write {out}: there is no folder {parent}; create it first", out=out, parent=out.parent)
+            "cannot write {out}: there is no folder {parent}; create it first", out=out, parent=out.parent
         )
 
 
@@ -135,27 +135,26 @@ def remove_empty(folders: Iterable[Path]) -> None:
 def check_writable(folder: Path) -> None:
     """Check that files can be written into `folder`, or that it can be created; nothing is created."""
     if folder.is_file():
-        raise TsugikiError(_("{folder} is a file; name a folder", folder=folder))
+        raise TsugikiError("{folder} is a file; name a folder", folder=folder)
     nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        message = _(
+        raise TsugikiError(
             "{folder} cannot be written: {nearest} is not a folder that you may write to",
             folder=folder,
             nearest=nearest,
         )
-        raise TsugikiError(message)
 
 
 def refuse_existing(out: Path) -> None:
     """Check that `out` can be created as a new folder: it does not exist, or is an empty folder."""
     if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
-        raise TsugikiError(_("{out} exists already; choose another name, or remove it first", out=out))
+        raise TsugikiError("{out} exists already; choose another name, or remove it first", out=out)
 
 
 def rename_folder(folder: Path, target: Path) -> None:
     """Rename a folder, or a symbolic link to one, within the same parent folder."""
     if os.path.lexists(target):
-        raise TsugikiError(_("{target} exists already; choose another name, or remove it first", target=target))
+        raise TsugikiError("{target} exists already; choose another name, or remove it first", target=target)
     try:
         move(folder, target)
         flush(target.absolute().parent)
@@ -179,13 +178,12 @@ def remove_folder(folder: Path) -> None:
     try:
         shutil.rmtree(removed)
     except OSError as error:
-        message = _(
+        raise TsugikiError(
             "{folder} was removed, but part of it remains in {removed}: {reason}",
             folder=folder,
             removed=removed,
             reason=error.strerror or error,
-        )
-        raise TsugikiError(message) from error
+        ) from error
 
 
 def remove_leftovers(folder: Path, older_than: float = 0.0, of: str | None = None) -> None:
@@ -262,7 +260,7 @@ def _write_errors(out: Path) -> Iterator[None]:
             raise
         text = getattr(error, "strerror", None) or str(error)
         hint = _("; make room") if any(os.strerror(code) in text for code in _FULL) else ""
-        raise WriteError(_("cannot write {out}: {reason}{hint}", out=out, reason=text, hint=hint)) from error
+        raise WriteError("cannot write {out}: {reason}{hint}", out=out, reason=text, hint=hint) from error
 
 
 def _flush_tree(folder: Path) -> None:

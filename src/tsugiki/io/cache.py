@@ -167,7 +167,7 @@ def has_entry(folder: Path) -> bool:
 @lru_cache(maxsize=8)
 def _check(folder: Path, inode: int) -> None:
     if read_manifest(folder).get("entry") != folder.name:
-        raise TsugikiError(_("{folder} holds another model", folder=folder))
+        raise TsugikiError("{folder} holds another model", folder=folder)
 
 
 @contextmanager
@@ -190,20 +190,19 @@ def another_place() -> Iterator[None]:
     try:
         yield
     except WriteError as error:
-        raise WriteError(_("{error}; XDG_CACHE_HOME names another place for the cache", error=error)) from error
+        raise WriteError("{error}; XDG_CACHE_HOME names another place for the cache", error=error) from error
 
 
 def check_room(folder: Path, size: float) -> None:
     """Check that the disk has room for this many bytes in a folder."""
     free = shutil.disk_usage(folder).free
     if size > free:
-        message = _(
+        raise WriteError(
             "{needed} are needed, and the disk of {folder} has {free} left",
             folder=folder,
             free=format_size(free),
             needed=format_size(size),
         )
-        raise WriteError(message)
 
 
 def _refuse_other_writers(folder: Path) -> None:
@@ -215,19 +214,17 @@ def _refuse_other_writers(folder: Path) -> None:
     """
     found = folder.stat()
     if found.st_mode & stat.S_IWOTH:
-        message = _(
+        raise TsugikiError(
             "{folder} can be written by every user of this machine, who could change what is computed; remove it, "
             "or run: chmod -R go-w {folder}",
             folder=folder,
         )
-        raise TsugikiError(message)
     if found.st_uid not in (os.getuid(), 0) and os.getuid() != 0:
-        message = _(
+        raise TsugikiError(
             "{folder} belongs to another user, who could change what is computed; set XDG_CACHE_HOME to a folder "
             "of your own",
             folder=folder,
         )
-        raise TsugikiError(message)
 
 
 def folder_size(folder: Path) -> int:

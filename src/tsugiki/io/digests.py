@@ -70,7 +70,7 @@ def check_digest(path: Path) -> bool:
     except OSError:
         return False
     if changed_files(path.parent, {path.name: f"sha256:{written.partition(' ')[0]}"}):
-        raise TsugikiError(_("{path} has changed since it was written; restore it, or start another run", path=path))
+        raise TsugikiError("{path} has changed since it was written; restore it, or start another run", path=path)
     return True
 
 
@@ -130,14 +130,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     as_written = path.read_bytes() == _to_bytes(content)
     if content.pop("sha256", None) != sha256([_to_bytes(content)]) or not as_written:
         raise TsugikiError(
-            _("{folder} is damaged: {file} has changed since it was written", folder=folder, file=MANIFEST_FILE)
+            "{folder} is damaged: {file} has changed since it was written", folder=folder, file=MANIFEST_FILE
         )
     if content.get("format") != _FORMAT:
-        raise TsugikiError(_("{path} has a format that this version of Tsugiki cannot read", path=path))
+        raise TsugikiError("{path} has a format that this version of Tsugiki cannot read", path=path)
     for name, written in content["files"].items():
         problem = _problem(folder / name, written)
         if problem:
-            raise TsugikiError(_("{folder} is damaged: {name} {problem}", folder=folder, name=name, problem=problem))
+            raise TsugikiError("{folder} is damaged: {name} {problem}", folder=folder, name=name, problem=problem)
     facts: dict[str, Any] = content["facts"]
     return facts
 

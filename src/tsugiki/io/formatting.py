@@ -26,7 +26,7 @@ def parse_size(text: str) -> int:
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT])(I?)B\s*", text, re.IGNORECASE)
     if match is None:
-        raise TsugikiError(_("{text!r} is no size; give one such as 8GB", text=text))
+        raise TsugikiError("{text!r} is no size; give one such as 8GB", text=text)
     number, prefix, binary = match.groups()
     return round(float(number) * float(1024 if binary else 1000) ** (1 + "KMGT".index(prefix.upper())))
 

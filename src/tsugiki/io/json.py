@@ -39,9 +39,9 @@ def read_json(path: Path, missing: str = "") -> dict[str, Any]:
     except FileNotFoundError as error:
         raise TsugikiError(missing or _("{path} is missing", path=path)) from error
     except (OSError, ValueError) as error:
-        raise TsugikiError(_("{path} cannot be read as JSON: {error}", path=path, error=error_text(error))) from error
+        raise TsugikiError("{path} cannot be read as JSON: {error}", path=path, error=error_text(error)) from error
     if not isinstance(content, dict):
-        raise TsugikiError(_("{path} does not hold a JSON object", path=path))
+        raise TsugikiError("{path} does not hold a JSON object", path=path)
     return content
 
 

@@ -175,27 +175,23 @@ def _is_this_machine(owner: dict[str, Any]) -> bool:
 def _in_use(folder: Path, owner: dict[str, Any]) -> TsugikiError:
     if not owner:
         return TsugikiError(
-            _("{folder} is in use by another process; wait for its end, or choose another folder", folder=folder)
+            "{folder} is in use by another process; wait for its end, or choose another folder", folder=folder
         )
     process, host, started = (error_text(owner.get(name), 100) for name in ("process", "host", "started"))
     if _is_this_machine(owner):
         return TsugikiError(
-            _(
-                "{folder} is in use by process {process}, started at {started}; wait for its end, stop it, or "
-                "choose another folder",
-                folder=folder,
-                process=process,
-                started=started,
-            )
-        )
-    return TsugikiError(
-        _(
-            "{folder} is in use by process {process} on {host}, started at {started}; if it does not run any more, "
-            "delete {file}",
+            "{folder} is in use by process {process}, started at {started}; wait for its end, stop it, or "
+            "choose another folder",
             folder=folder,
             process=process,
-            host=host,
             started=started,
-            file=folder / OWNER_FILE,
         )
+    return TsugikiError(
+        "{folder} is in use by process {process} on {host}, started at {started}; if it does not run any more, "
+        "delete {file}",
+        folder=folder,
+        process=process,
+        host=host,
+        started=started,
+        file=folder / OWNER_FILE,
     )

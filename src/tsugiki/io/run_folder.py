@@ -36,13 +36,12 @@ def checkpoint_step(folder: Path) -> int:
 def refuse_earlier_run(out: Path) -> None:
     """Check that a folder has no results of an earlier run, which a new run must not replace."""
     if any((out / name).exists() for name in (RECORD_FILE, ADAPTER_FILE, MODEL_FILE)) or checkpoints(out / CHECKPOINTS):
-        message = _(
+        raise TsugikiError(
             "{out} already holds a run: choose another {flag:out}, continue it (tsugiki train {flag:resume} {quoted}), "
             "or replace it with {flag:overwrite}",
             out=out,
             quoted=shlex.quote(str(out)),
         )
-        raise TsugikiError(message)
 
 
 def remove_run(out: Path) -> None:

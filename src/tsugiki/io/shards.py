@@ -17,7 +17,6 @@ from torch import Tensor
 
 from tsugiki.errors import TsugikiError, error_text, unreadable
 from tsugiki.io.digests import read_chunks
-from tsugiki.language import _
 
 _ALIGNMENT = 8  # bytes; tensors begin at multiples of it
 _DTYPES = {
@@ -68,9 +67,9 @@ def read_shard(path: Path) -> Shard:
             header = start + file.read(int.from_bytes(start, "little"))
         entries = _entries(json.loads(header[8:]), len(header))
     except FileNotFoundError as error:
-        raise TsugikiError(_("{path} is missing", path=path)) from error
+        raise TsugikiError("{path} is missing", path=path) from error
     except (OSError, SafetensorError, ValueError) as error:
-        raise TsugikiError(_("{path} is broken: {error}", path=path, error=error_text(error))) from error
+        raise TsugikiError("{path} is broken: {error}", path=path, error=error_text(error)) from error
     return Shard(path, header, entries)
 
 
@@ -97,13 +96,12 @@ def read_tensor(shard: Shard, key: str) -> Tensor:
     """Read one floating-point tensor."""
     entry = shard.entries[key]
     if entry.dtype not in _DTYPES:
-        message = _(
+        raise TsugikiError(
             "{key} in {path} has the dtype {dtype}, which is not floating-point",
             key=key,
             path=shard.path,
             dtype=entry.dtype,
         )
-        raise TsugikiError(message)
     buffer = bytearray(entry.end - entry.begin)
     try:
         with shard.path.open("rb") as file:
@@ -112,7 +110,7 @@ def read_tensor(shard: Shard, key: str) -> Tensor:
     except OSError as error:
         raise unreadable(shard.path, error) from error
     if not complete:
-        raise TsugikiError(_("{path} ends too early; it was changed while it was read", path=shard.path))
+        raise TsugikiError("{path} ends too early; it was changed while it was read", path=shard.path)
     content = torch.frombuffer(buffer, dtype=torch.uint8) if buffer else torch.empty(0, dtype=torch.uint8)
     return content.view(_DTYPES[entry.dtype]).view(entry.shape)
 

@@ -41,20 +41,20 @@ def parse_yaml(text: str, name: str) -> Any:
     """Return the value of a text in YAML; errors name its source, such as a path or a flag."""
     if len(text) > _MAX_SIZE:
         raise TsugikiError(
-            _("{name} has more than {most:,} characters, which is too long for settings", name=name, most=_MAX_SIZE)
+            "{name} has more than {most:,} characters, which is too long for settings", name=name, most=_MAX_SIZE
         )
     try:
         return yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as error:
         if _NAME_WITH_WIDE_COLON.search(text):
-            raise TsugikiError(_(WIDE_COLON, path=name)) from error
+            raise TsugikiError(WIDE_COLON, path=name) from error
         mark = error.problem_mark or error.context_mark
         where = _("line {line}: ", line=mark.line + 1) if mark else ""
         message = _("{name} is not YAML: {where}{problem}")
         problem = error_text(_(str(error.problem or error.context)))
         raise TsugikiError(message.format(name=name, where=where, problem=problem)) from error
     except (yaml.YAMLError, LookupError, ValueError, OverflowError) as error:  # no number, or no character
-        raise TsugikiError(_("{name} is not YAML: {error}", name=name, error=error_text(error))) from error
+        raise TsugikiError("{name} is not YAML: {error}", name=name, error=error_text(error)) from error
 
 
 class _Loader(yaml.SafeLoader):

@@ -2,7 +2,8 @@
 
 The source is written in English, and a message's English text is its key in the catalogue of another language:
 
-    raise TsugikiError(_("{path}: no such folder", path=path))
+    raise TsugikiError("{path}: no such folder", path=path)        # an error translates its message itself
+    print(_("{count} records", count=count))
 
 A message is translated when it is shown or raised, so that the language can be chosen at any time: by the option
 `--lang`, which sets the variable `TSUGIKI_LANG`; by this variable; or by the locale. A server answers each reader in a

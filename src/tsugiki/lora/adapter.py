@@ -91,19 +91,18 @@ class LoraAdapter:
         for path, pair in self.pairs.items():
             layer = layers[path]
             if isinstance(layer, nn.Conv2d) and layer.groups > 1:
-                message = _(
+                raise TsugikiError(
                     "{path} is a convolution with {groups} groups, into whose kernel no pair can be merged; "
                     "keep the adapter separate",
                     path=path,
                     groups=layer.groups,
                 )
-                raise TsugikiError(message)
             changes[f"{path}.weight"] = partial(updated_weight, layer, pair)
             if pair.bias is None:
                 continue
             if layer._parameters.get("bias") is None:
                 raise TsugikiError(
-                    _("lora_bias: {path} has no bias into which one can be merged; keep the adapter", path=path)
+                    "lora_bias: {path} has no bias into which one can be merged; keep the adapter", path=path
                 )
             changes[f"{path}.bias"] = partial(_with_bias, pair)
         of_vectors = {id(vectors): vectors.updated for vectors in self.tokens.values()}
@@ -128,21 +127,18 @@ def new_lora_adapter(model: nn.Module, config: LoraConfig) -> LoraAdapter:
     }
     trained = trained_biases(model, config, targets)
     if config.bias != "none" and not trained:
-        raise TsugikiError(
-            _("bias is {bias!r}, but none of these layers has a bias; use bias='none'", bias=config.bias)
-        )
+        raise TsugikiError("bias is {bias!r}, but none of these layers has a bias; use bias='none'", bias=config.bias)
     biases = {path: nn.Parameter(bias.detach().clone()) for path, bias in trained.items()}
     if config.ensure_weight_tying:
         _refuse_to_tie(model, [*pairs, *modules])
     tokens = new_token_vectors(model, config.trainable_token_indices)
     both = [path for path in tokens if path in pairs or path in modules]
     if both:
-        message = _(
+        raise TsugikiError(
             "trainable_token_indices trains tokens of {path}, which is in target_modules or modules_to_save, "
             "too; leave it out of one of them",
             path=both[0],
         )
-        raise TsugikiError(message)
     return LoraAdapter(config, pairs, modules, biases, parameter_pairs, tokens)
 
 
@@ -166,13 +162,12 @@ def _refuse_to_tie(model: nn.Module, changed: Collection[str]) -> None:
     ends = [path for path in changed if path in vocabulary_layers(model)]
     tied = [path for path in ends if f"{path}.weight" in shared or quantized_copies(model, f"{path}.weight")]
     if tied:
-        message = _(
+        raise TsugikiError(
             "ensure_weight_tying would adapt {path} and the layers that share its weight as one, which is not "
             "supported; leave it out, or merge the adapter with PEFT (merge_and_unload) and use the result as "
             "a model",
             path=tied[0],
         )
-        raise TsugikiError(message)
 
 
 def _with_bias(pair: LowRank, bias: Tensor) -> Tensor:
@@ -238,29 +233,26 @@ def _parameter_pair(path: str, owner: nn.Module, parameter: nn.Parameter, config
 def _check_parameter_settings(path: str, config: LoraConfig) -> None:
     """Raise a TsugikiError for a setting that is not defined for a parameter, as in PEFT."""
     if config.lora_dropout:
-        message = _(
+        raise TsugikiError(
             "lora_dropout is {lora_dropout}, and must be 0 for target_parameters: the inputs of {path} are "
             "multiplied inside its module, where none can be dropped",
             lora_dropout=config.lora_dropout,
             path=path,
         )
-        raise TsugikiError(message)
     if config.use_dora or config.lora_bias:
         setting = "use_dora" if config.use_dora else "lora_bias"
-        message = _(
+        raise TsugikiError(
             "{setting} is not defined for target_parameters such as {path}; leave out one of the two",
             setting=setting,
             path=path,
         )
-        raise TsugikiError(message)
     if isinstance(config.init_lora_weights, str) and config.init_lora_weights != "gaussian":
-        message = _(
+        raise TsugikiError(
             "init_lora_weights {init_lora_weights!r} is for linear layers only; for target_parameters such as "
             "{path} use True or 'gaussian'",
             init_lora_weights=config.init_lora_weights,
             path=path,
         )
-        raise TsugikiError(message)
 
 
 def _check_names(model: nn.Module, targets: Collection[str], config: LoraConfig) -> None:
@@ -268,13 +260,11 @@ def _check_names(model: nn.Module, targets: Collection[str], config: LoraConfig)
     named = named_like_experts(model, targets)
     if named:
         raise TsugikiError(
-            _(
-                "{setting}: PEFT would take the name of {path} for that of experts ({count} such), so no file that "
-                "it reads could be written; leave it out of the targets, or use LoRA",
-                setting="use_dora" if config.use_dora else "lora_bias",
-                path=named[0],
-                count=len(named),
-            )
+            "{setting}: PEFT would take the name of {path} for that of experts ({count} such), so no file that "
+            "it reads could be written; leave it out of the targets, or use LoRA",
+            setting="use_dora" if config.use_dora else "lora_bias",
+            path=named[0],
+            count=len(named),
         )
 
 
@@ -283,7 +273,7 @@ def _check_fit(path: str, layer: nn.Module, config: LoraConfig) -> None:
     rank, init = config.rank_of(path), config.init_lora_weights
     kind, full_rank = type(layer).__name__, min(features(layer))
     if rank > _MAX_RANK_FACTOR * full_rank:
-        message = _(
+        raise TsugikiError(
             "the rank for {path} is {rank}, more than {factor} times the highest that its update can have "
             "({highest}); lower r or rank_pattern",
             path=path,
@@ -291,30 +281,27 @@ def _check_fit(path: str, layer: nn.Module, config: LoraConfig) -> None:
             factor=_MAX_RANK_FACTOR,
             highest=full_rank,
         )
-        raise TsugikiError(message)
     weight = layer._parameters.get("weight")
     reads = "DoRA" if config.use_dora else "PiSSA" if str(init).startswith("pissa") else None
     if reads and weight is not None and (not weight.is_floating_point() or weight.itemsize < 2):
-        message = _(
+        raise TsugikiError(
             "{setting} reads the weights of its layers, and {path} is quantised by a {kind}; load the base "
             "unquantised, or use plain LoRA",
             setting=reads,
             path=path,
             kind=kind,
         )
-        raise TsugikiError(message)
     decomposes = isinstance(init, str) and init not in ("gaussian", "mica")
     if (config.lora_bias or decomposes) and not is_linear(layer):
         setting = f"init_lora_weights {init!r}" if decomposes else "lora_bias"
-        message = _(
+        raise TsugikiError(
             "{setting} is for linear layers only, and {path} is a {kind}; leave it out of the targets",
             setting=setting,
             path=path,
             kind=kind,
         )
-        raise TsugikiError(message)
     if str(init).startswith("pissa") and rank > full_rank:
-        message = _(
+        raise TsugikiError(
             "init_lora_weights {init!r}: {path} has only {count} principal directions, fewer than rank {rank}; "
             "lower the rank",
             init=init,
@@ -322,36 +309,32 @@ def _check_fit(path: str, layer: nn.Module, config: LoraConfig) -> None:
             count=full_rank,
             rank=rank,
         )
-        raise TsugikiError(message)
     if not isinstance(layer, nn.Conv2d):
         return
     if rank % layer.groups:
-        message = _(
+        raise TsugikiError(
             "{path} is a {kind} with {groups} groups, and rank {rank} is not a multiple of that; change the rank",
             path=path,
             kind=kind,
             groups=layer.groups,
             rank=rank,
         )
-        raise TsugikiError(message)
     if config.use_dora and layer.groups > 1:
-        message = _(
+        raise TsugikiError(
             "use_dora: {path} is a {kind} with {groups} groups, for which DoRA is not defined; leave it out of "
             "the targets",
             path=path,
             kind=kind,
             groups=layer.groups,
         )
-        raise TsugikiError(message)
     if layer.padding_mode != "zeros":
-        message = _(
+        raise TsugikiError(
             "{path} is a {kind} with padding_mode {padding_mode!r}, and only 'zeros' is supported; leave it "
             "out of the targets",
             path=path,
             kind=kind,
             padding_mode=layer.padding_mode,
         )
-        raise TsugikiError(message)
 
 
 def _warn_of_ranks_too_high(targets: Mapping[str, nn.Module], config: LoraConfig) -> None:

@@ -11,7 +11,6 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BeforeValidator
 
 from tsugiki.errors import TsugikiError, error_text
-from tsugiki.language import _
 from tsugiki.model.names import Names, PatternTable, matches
 from tsugiki.model.setting_checks import check_types, with_known_settings
 
@@ -114,38 +113,35 @@ class LoraConfig:
     ) -> None:
         if inference_mode:
             raise TsugikiError(
-                _("inference_mode is true, which in PEFT freezes the new adapter; leave it out to train it")
+                "inference_mode is true, which in PEFT freezes the new adapter; leave it out to train it"
             )
         check_types(self)
         init = self.init_lora_weights
         if isinstance(init, str) and re.fullmatch(_INITIALISATIONS, init) is None:
-            message = _(
+            raise TsugikiError(
                 "init_lora_weights is {init!r}; choose True, False, 'gaussian', 'orthogonal', 'pissa' or "
                 "'pissa_niter_[number]'",
                 init=init,
             )
-            raise TsugikiError(message)
         odd = [rank for rank in (self.r, *self.rank_pattern.values()) if rank % 2]
         if init == "orthogonal" and odd:
-            raise TsugikiError(_("init_lora_weights 'orthogonal' requires even ranks, and one is {rank}", rank=odd[0]))
+            raise TsugikiError("init_lora_weights 'orthogonal' requires even ranks, and one is {rank}", rank=odd[0])
         if self.lora_bias and (self.use_dora or not isinstance(self.init_lora_weights, bool)):
-            raise TsugikiError(_("lora_bias cannot be combined with use_dora or other initial values; leave one out"))
+            raise TsugikiError("lora_bias cannot be combined with use_dora or other initial values; leave one out")
         if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
-            message = _(
+            raise TsugikiError(
                 "layers_to_transform requires a list of target_modules; {target_modules!r} is a pattern, which "
                 "can name the layers itself",
                 target_modules=self.target_modules,
             )
-            raise TsugikiError(message)
         wanted = self.trainable_token_indices
         lists = wanted.values() if isinstance(wanted, Mapping) else [] if wanted is None else [wanted]
         if any(not ids or min(ids) < 0 or len(set(ids)) < len(ids) for ids in lists):
-            message = _(
+            raise TsugikiError(
                 "trainable_token_indices has {value}; give a list of different token ids, or such a list "
                 "for each name of a layer",
                 value=error_text(repr(wanted), 40),
             )
-            raise TsugikiError(message)
         # Each raises an error for a pattern that cannot be used.
         _checked = self._ranks, self._alphas, self._block_lists
 

@@ -46,7 +46,6 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 from torch import nn
 
 from tsugiki.errors import TsugikiError
-from tsugiki.language import _
 from tsugiki.lora.adapter import new_lora_adapter
 from tsugiki.lora.config import LoraConfig
 from tsugiki.lora.hold import (
@@ -107,7 +106,7 @@ def new_adapter(model: nn.Module, config: Config) -> Adapter:
     if not isinstance(config, LoraConfig):
         return config.new_adapter(model)
     if config.init_lora_weights == "mica":  # the value in a file of PEFT, by which B stays as it is in training
-        raise TsugikiError(_("init_lora_weights 'mica' is not computed here; begin in PEFT, and load the adapter"))
+        raise TsugikiError("init_lora_weights 'mica' is not computed here; begin in PEFT, and load the adapter")
     return new_lora_adapter(model, config)
 
 
@@ -118,18 +117,17 @@ def add_adapter(model: nn.Module, adapter: Adapter, name: str, *, base_dropout: 
     check_can_switch(state)
     if name == BASE_ROW:
         raise TsugikiError(
-            _("the name {name!r} is reserved for the base in mixed batches; choose another name", name=name)
+            "the name {name!r} is reserved for the base in mixed batches; choose another name", name=name
         )
     if name in state.adapters:
-        raise TsugikiError(_("the model already holds an adapter called {name!r}; choose another name", name=name))
+        raise TsugikiError("the model already holds an adapter called {name!r}; choose another name", name=name)
     if state.adapters and base_dropout not in (None, state.base_dropout):
-        message = _(
+        raise TsugikiError(
             "base_dropout is {base_dropout}, but the adapters of this model were grafted with {used}; remove "
             "them first, or leave base_dropout out",
             base_dropout=base_dropout,
             used=state.base_dropout,
         )
-        raise TsugikiError(message)
     try:
         if not state.adapters:
             state.base_dropout = bool(base_dropout)
@@ -209,12 +207,11 @@ def _resize_token_embeddings(model: Any, new_num_tokens: int | None = None, *arg
             if not isinstance(layer, plain) or any(name == path or name.startswith(f"{path}.") for name in held)
         ]
         if changed:
-            message = _(
+            raise TsugikiError(
                 "resize_token_embeddings would replace {path}, which is quantised or changed by an adapter; resize the "
                 "vocabulary before you graft",
                 path=changed[0],
             )
-            raise TsugikiError(message)
         vars(model).setdefault(WORDS_BEFORE, max(sizes))
     embedding: nn.Module = type(model).resize_token_embeddings(model, new_num_tokens, *args, **settings)
     use_matrix_product(model, state.frozen)

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor, nn
 
 from tsugiki.errors import TsugikiError
-from tsugiki.language import _
 from tsugiki.lora.adapter import LoraAdapter
 from tsugiki.lora.experts import JoinedParameterPairs, ParameterPair
 from tsugiki.lora.pair import LowRank
@@ -91,7 +90,7 @@ def require_state(model: nn.Module) -> Graft:
     """Return the model's `Graft`; a model that is not grafted is an error."""
     state = find_state(model)
     if state is None:
-        raise TsugikiError(_("nothing is grafted on this model; call graft(model, config) or load_adapter first"))
+        raise TsugikiError("nothing is grafted on this model; call graft(model, config) or load_adapter first")
     return state
 
 
@@ -122,7 +121,7 @@ def active_adapter(model: nn.Module) -> Any:
     """
     state = require_state(model)
     if state.active is None:
-        raise TsugikiError(_("no adapter is active; set_adapter(model, name) activates one"))
+        raise TsugikiError("no adapter is active; set_adapter(model, name) activates one")
     return state.joined if state.joined is not None else state.adapters[state.active]
 
 
@@ -130,31 +129,26 @@ def find_adapter(model: nn.Module, name: str) -> Any:
     """Return the adapter called `name`, an object of its method's class."""
     adapters = require_state(model).adapters
     if name not in adapters:
-        message = _(
+        raise TsugikiError(
             "no adapter is called {name!r}; this model holds {adapters}",
             name=name,
             adapters=", ".join(map(repr, adapters)),
         )
-        raise TsugikiError(message)
     return adapters[name]
 
 
 def check_not_merged(state: Graft) -> None:
     """Raise a TsugikiError if an adapter is merged into the base."""
     if state.merged is not None:
-        raise TsugikiError(
-            _("adapter {active!r} is merged into the base; call unmerge(model) first", active=state.active)
-        )
+        raise TsugikiError("adapter {active!r} is merged into the base; call unmerge(model) first", active=state.active)
 
 
 def check_thread(state: Graft) -> None:
     """Raise a TsugikiError if another thread is in a block of `disable_adapter` or `mixed_batch`."""
     if state.thread not in (None, get_ident()):
         raise TsugikiError(
-            _(
-                "another thread is in a `disable_adapter` or `mixed_batch` block of this model; wait until it has "
-                "left the block (threading.Lock), or give each thread a copy of the model"
-            )
+            "another thread is in a `disable_adapter` or `mixed_batch` block of this model; wait until it has "
+            "left the block (threading.Lock), or give each thread a copy of the model"
         )
 
 
@@ -163,7 +157,7 @@ def check_can_switch(state: Graft) -> None:
     check_not_merged(state)
     check_thread(state)
     if state.mixed_rows is not None:
-        raise TsugikiError(_("a mixed batch is active, which gives each row its adapter; leave its `with` block first"))
+        raise TsugikiError("a mixed batch is active, which gives each row its adapter; leave its `with` block first")
 
 
 def set_adapter(model: nn.Module, name: str | Sequence[str]) -> None:
@@ -184,7 +178,7 @@ def set_adapter(model: nn.Module, name: str | Sequence[str]) -> None:
     check_can_switch(state)
     names = [name] if isinstance(name, str) else list(dict.fromkeys(name))
     if not names:
-        raise TsugikiError(_("set_adapter got no name; disable_adapter(model) is the base alone"))
+        raise TsugikiError("set_adapter got no name; disable_adapter(model) is the base alone")
     chosen = {adapter_name: find_adapter(model, adapter_name) for adapter_name in names}
     called = " + ".join(names)
     if called != state.active:
@@ -291,10 +285,8 @@ def _check_not_computing(model: nn.Module) -> None:
         for frame, _line in walk_stack(innermost) if thread != get_ident() else ():
             if frame.f_code is nn.Module._call_impl.__code__ and frame.f_locals.get("self") is model:
                 raise TsugikiError(
-                    _(
-                        "another thread is in a forward pass of this model, which would get parts of two adapters; "
-                        "wait until it has ended (threading.Lock), or give each thread a copy of the model"
-                    )
+                    "another thread is in a forward pass of this model, which would get parts of two adapters; "
+                    "wait until it has ended (threading.Lock), or give each thread a copy of the model"
                 )
 
 
@@ -323,12 +315,11 @@ def join_adapters(adapters: Mapping[str, object]) -> LoraAdapter:
     for name, adapter in adapters.items():
         if not isinstance(adapter, LoraAdapter):
             kind = type(adapter.config).__name__  # type: ignore[attr-defined]
-            message = _(
+            raise TsugikiError(
                 "{name!r} is not a LoRA adapter ({kind}), so it cannot be active together with others",
                 name=name,
                 kind=kind,
             )
-            raise TsugikiError(message)
         joined.append(adapter)
         for path, pair in adapter.pairs.items():
             pairs.setdefault(path, []).append(pair)
@@ -337,24 +328,22 @@ def join_adapters(adapters: Mapping[str, object]) -> LoraAdapter:
     others = [path for part in joined for path in (*part.modules, *part.parameters, *part.tokens)]
     twice = next((path for path in others if others.count(path) > 1), None)
     if twice is not None:
-        message = _(
+        raise TsugikiError(
             "several of {adapters} replace {path}; only one of them can be active",
             adapters=", ".join(adapters),
             path=twice,
         )
-        raise TsugikiError(message)
     for path, found in pairs.items():
         if len(found) > 1 and any(pair.magnitude is not None or pair.bias is not None for pair in found):
             raise TsugikiError(
-                _("{path} has DoRA or lora_bias, whose updates cannot be added; activate one adapter", path=path)
+                "{path} has DoRA or lora_bias, whose updates cannot be added; activate one adapter", path=path
             )
         if len({pair.dropout.p for pair in found}) > 1 or (len(found) > 1 and found[0].A.dim() != 2):
-            message = _(
+            raise TsugikiError(
                 "the adapters have different dropout for {path}, or it is a convolution, so their updates "
                 "cannot be computed at once; activate one adapter",
                 path=path,
             )
-            raise TsugikiError(message)
     return LoraAdapter(
         joined[0].config,
         {path: found[0] if len(found) == 1 else JoinedPairs(found) for path, found in pairs.items()},

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tsugiki.errors import TsugikiError
-from tsugiki.language import _
 from tsugiki.lora.init import init_orthogonal_, init_pissa_, init_random_
 from tsugiki.lora.pair import Grafted, LowRank
 from tsugiki.lora.variants import LoraConv2d, dora_factor, dora_linear, rescale
@@ -66,11 +65,9 @@ class _BypassGuard(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *_args: Tensor) -> NoReturn:
         raise TsugikiError(
-            _(
-                "the loss was computed from the weight of a grafted layer instead of by calling the layer, so its "
-                "adapter would not train. TRL's trainers and Liger's loss do this with the output head: leave the "
-                "head (lm_head, embed_out) out of target_modules, or train with transformers' Trainer"
-            )
+            "the loss was computed from the weight of a grafted layer instead of by calling the layer, so its "
+            "adapter would not train. TRL's trainers and Liger's loss do this with the output head: leave the "
+            "head (lm_head, embed_out) out of target_modules, or train with transformers' Trainer"
         )
 
 

@@ -20,7 +20,6 @@ import torch
 from torch import nn
 
 from tsugiki.errors import TsugikiError
-from tsugiki.language import _
 from tsugiki.lora.hold import active_adapter, attach_adapter, require_state
 from tsugiki.model.undo import Undo, replace_parameter, undo_all
 from tsugiki.model.ungrafted import unwrapped
@@ -45,11 +44,10 @@ def merge(model: nn.Module) -> nn.Module:
         with _updates_of_active_adapter(model) as (updates, undo):
             quantized = [name for name, update in updates.items() if is_quantized_weight(model, name, update)]
             if quantized:
-                message = _(
+                raise TsugikiError(
                     "{path} is quantised, so merging would lose part of the update; load the base unquantised",
                     path=quantized[0],
                 )
-                raise TsugikiError(message)
             _apply(model, updates, undo)
             state.merged = undo
     return model
@@ -64,7 +62,7 @@ def unmerge(model: nn.Module) -> nn.Module:
     model = unwrapped(model)
     state = require_state(model)
     if state.merged is None:
-        raise TsugikiError(_("nothing is merged into this model"))
+        raise TsugikiError("nothing is merged into this model")
     undo_all(state.merged)
     state.merged = None
     attach_adapter(model, state.active)
@@ -80,10 +78,8 @@ def _updates_of_active_adapter(model: nn.Module) -> Iterator[tuple[dict[str, Wei
     state, adapter = require_state(model), active_adapter(model)
     if any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):  # torch's DTensor
         raise TsugikiError(
-            _(
-                "the weights of this model are split over several processes, so nothing can be merged into them; "
-                "save the adapter, and merge it in one process"
-            )
+            "the weights of this model are split over several processes, so nothing can be merged into them; "
+            "save the adapter, and merge it in one process"
         )
     active, undo = state.active, list[Undo]()
     try:

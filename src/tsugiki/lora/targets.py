@@ -26,29 +26,24 @@ def find_targets(model: nn.Module, config: LoraConfig) -> dict[str, nn.Module]:
     parameters = config.target_parameters or ()
     both = [name for name in selected if matches(f"{name}.weight", parameters)]
     if both:
-        message = _(
+        raise TsugikiError(
             "target_modules and target_parameters both select the weight of {path} ({count} such); leave it "
             "out of one of the two",
             path=both[0],
             count=len(both),
         )
-        raise TsugikiError(message)
     selected += [name for name, layer in layers.items() if _is_selected_weight(f"{name}.weight", layer, parameters)]
     if not selected and not (parameters and config.target_modules == []):
-        raise TsugikiError(
-            _("{targets} matches no layer; {hint}", targets=_describe(config), hint=list_graftable(layers))
-        )
+        raise TsugikiError("{targets} matches no layer; {hint}", targets=_describe(config), hint=list_graftable(layers))
     wrong = [name for name in selected if not is_graftable(layers[name])]
     if wrong:
         raise TsugikiError(
-            _(
-                "{targets} matches {path}, a {kind}, which cannot be grafted ({count} such); {hint}",
-                targets=_describe(config),
-                path=wrong[0],
-                kind=type(layers[wrong[0]]).__name__,
-                count=len(wrong),
-                hint=list_graftable(layers),
-            )
+            "{targets} matches {path}, a {kind}, which cannot be grafted ({count} such); {hint}",
+            targets=_describe(config),
+            path=wrong[0],
+            kind=type(layers[wrong[0]]).__name__,
+            count=len(wrong),
+            hint=list_graftable(layers),
         )
     return with_first_names({name: layers[name] for name in selected})
 
@@ -74,10 +69,9 @@ def find_target_parameters(model: nn.Module, config: LoraConfig) -> dict[str, tu
             if stacks
             else _("it has no stack of matrices")
         )
-        message = _(
+        raise TsugikiError(
             "target_parameters={wanted} matches no parameter of the model; {hint}", wanted=", ".join(wanted), hint=hint
         )
-        raise TsugikiError(message)
     found = {name: owned for name, owned in selected.items() if not _is_selected_weight(name, owned[0], wanted)}
     for name, (_other, parameter) in found.items():
         if parameter.dim() not in (2, 3):
@@ -93,12 +87,11 @@ def find_target_parameters(model: nn.Module, config: LoraConfig) -> dict[str, tu
                 )
             )
         if not parameter.is_floating_point() or parameter.itemsize < 2:
-            message = _(
+            raise TsugikiError(
                 "target_parameters selects {name}, which is quantised ({dtype}); load the base unquantised",
                 name=name,
                 dtype=parameter.dtype,
             )
-            raise TsugikiError(message)
     return found
 
 
@@ -110,13 +103,12 @@ def shortest_target_modules(model: nn.Module, config: LoraConfig, targets: Colle
     others = [name for name, layer in layers.items() if id(layer) not in own and _is_admitted(name, config, saved)]
     endings = shortest_endings(targets, others)
     if wrong := [name for name in others if matches(name, endings)]:
-        message = _(
+        raise TsugikiError(
             "this adapter cannot be saved: target_modules={target_modules} would select other layers than "
             "those that were grafted, such as {selected}; choose other target_modules",
             target_modules=endings,
             selected=wrong[0],
         )
-        raise TsugikiError(message)
     return endings
 
 
@@ -126,11 +118,10 @@ def _select(model: nn.Module, layers: Mapping[str, nn.Module], targets: Names | 
         head = output_head(model)
         return [name for name, layer in layers.items() if is_linear(layer) and layer is not head]
     if targets is not None and "all-linear" in targets and not isinstance(targets, str):
-        message = _(
+        raise TsugikiError(
             "target_modules: 'all-linear' is no name in a list of layers; name them all; {hint}",
             hint=list_graftable(layers),
         )
-        raise TsugikiError(message)
     if targets is None:
         targets = _default_targets(model)
         names = set(targets)
@@ -179,12 +170,11 @@ def _default_targets(model: nn.Module) -> Sequence[str]:
     row = architecture_of(model)
     targets = default_layers(model) if row is None or row.target_modules is None else row.target_modules
     if not targets:
-        message = _(
+        raise TsugikiError(
             "no default target_modules for {name!r}; name them, or use 'all-linear'; {hint}",
             name=model_type(model),
             hint=list_graftable(dict(base_modules(model))),
         )
-        raise TsugikiError(message)
     return targets
 
 

@@ -94,13 +94,12 @@ def quantized_layer(path: str, layer: nn.Module, dtype: torch.dtype, kept_as: La
     """Return a quantised layer for the `nn.Linear` or `Conv1D` at `path`; `dtype` is that of the activations."""
     quantized = LAYERS[kept_as].from_layer(layer, dtype)
     if not quantized.scale.isfinite().all():
-        message = _(
+        raise TsugikiError(
             "{path} has weights that are not finite, so it cannot be stored as {base_dtype}: the file is "
             "damaged, or the model was trained badly",
             path=path,
             base_dtype=kept_as,
         )
-        raise TsugikiError(message)
     return quantized
 
 

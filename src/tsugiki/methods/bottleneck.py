@@ -110,15 +110,11 @@ class BottleneckConfig:
     def __post_init__(self) -> None:
         check_types(self)
         if not (self.mh_adapter or self.output_adapter):
-            raise TsugikiError(
-                _("mh_adapter and output_adapter are both False, so there is no adapter; set one to True")
-            )
+            raise TsugikiError("mh_adapter and output_adapter are both False, so there is no adapter; set one to True")
         if self.original_ln_before and self.mh_adapter:
             raise TsugikiError(
-                _(
-                    "original_ln_before cannot be combined with mh_adapter: no module outputs the sum after the "
-                    "attention; leave one of them out"
-                )
+                "original_ln_before cannot be combined with mh_adapter: no module outputs the sum after the "
+                "attention; leave one of them out"
             )
 
     def new_adapter(self, model: nn.Module) -> "BottleneckAdapter":
@@ -158,13 +154,12 @@ class Bottleneck(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         """Apply the adapter to h, [..., width]. The products and the result have the dtype of h."""
         if h.shape[-1] != self.adapter_down.in_features:
-            message = _(
+            raise TsugikiError(
                 "the adapter of width {width} follows a module whose output has width {found}; name modules "
                 "whose output is added to the residual",
                 width=self.adapter_down.in_features,
                 found=h.shape[-1],
             )
-            raise TsugikiError(message)
         inner = NON_LINEARITIES[self.act](_linear(self.adapter_down, h))
         added = dropout(_linear(self.adapter_up, inner), self.p if self.training else 0.0)
         return (h + self.scaling * added).to(h.dtype)
@@ -185,10 +180,8 @@ class BottleneckAdapter:
     def weight_updates(self, model: nn.Module) -> NoReturn:
         """Raise a TsugikiError: no weight of the base can hold the non-linearity."""
         raise TsugikiError(
-            _(
-                "a bottleneck adapter cannot be merged: no weight of the base can hold its non-linearity; keep it "
-                "as a separate file"
-            )
+            "a bottleneck adapter cannot be merged: no weight of the base can hold its non-linearity; keep it "
+            "as a separate file"
         )
 
 
@@ -205,12 +198,11 @@ def _sublayer_names(model: nn.Module, config: BottleneckConfig) -> dict[str, Nam
         found = set(sublayers.attention if setting == "attention_modules" else sublayers.feedforward)
         names[setting] = shortest_endings(found, (name for name, _ in base_modules(model) if name not in found))
     if not any(names.values()):
-        message = _(
+        raise TsugikiError(
             "{name} has no such sub-layer; {hint}",
             name=model_type(model),
             hint=_(_NAME_MODULES, setting=next(iter(names))),
         )
-        raise TsugikiError(message)
     return names
 
 
@@ -221,13 +213,12 @@ def _adapted_modules(model: nn.Module, config: BottleneckConfig) -> list[str]:
         found = [path for path in find_modules(model, names) if split_block(path)[1] not in config.leave_out]
         if names and not found:
             outside = _(" outside of blocks {blocks}", blocks=list(config.leave_out)) if config.leave_out else ""
-            message = _(
+            raise TsugikiError(
                 "{setting}={names} matches no module of this model{outside}",
                 setting=setting,
                 names=names,
                 outside=outside,
             )
-            raise TsugikiError(message)
         sublayers += found
     return list(dict.fromkeys(map(_block_of, sublayers))) if config.original_ln_before else sublayers
 
@@ -236,12 +227,11 @@ def _block_of(path: str) -> str:
     """Return the path of the block that a module is in."""
     blocks, index, _other = split_block(path)
     if index is None:
-        message = _(
+        raise TsugikiError(
             "{path} is not in a numbered block, and original_ln_before (pfeiffer) puts its adapter after the "
             "block; set original_ln_before to False to have the adapter after the module itself",
             path=path,
         )
-        raise TsugikiError(message)
     return f"{blocks}.{index}".removeprefix(".")
 
 
@@ -272,12 +262,11 @@ def _build_for(model: nn.Module, config: BottleneckConfig, file_tensors: Mapping
 def _hidden_size(model: nn.Module, path: str) -> int:
     width = getattr(text_config(model), "hidden_size", None)
     if not isinstance(width, int):
-        message = _(
+        raise TsugikiError(
             "the width of the output of {path} is unknown, because the model has no config.hidden_size; name "
             "the last linear layer of the module instead",
             path=path,
         )
-        raise TsugikiError(message)
     return width
 
 
@@ -287,7 +276,7 @@ def _reduction_factor(config: BottleneckConfig, path: str) -> float:
     for key in (str(split_block(path)[1]), "default"):
         if key in config.reduction_factor:
             return config.reduction_factor[key]
-    raise TsugikiError(_("reduction_factor has no value for {path}; add its block's index, or 'default'", path=path))
+    raise TsugikiError("reduction_factor has no value for {path}; add its block's index, or 'default'", path=path)
 
 
 def _tensors(model: nn.Module, adapter: BottleneckAdapter) -> dict[str, Tensor]:

@@ -80,5 +80,5 @@ def load_weights_into(model: nn.Module, folder: Path) -> None:
         model.load_state_dict(load_model(str(folder)).state_dict())
     except RuntimeError as error:
         raise TsugikiError(
-            _("{folder} holds a model of another architecture or size: {error}", folder=folder, error=error_text(error))
+            "{folder} holds a model of another architecture or size: {error}", folder=folder, error=error_text(error)
         ) from error

@@ -78,7 +78,7 @@ class IA3Config:
         for name in feedforward:
             if not any(target.endswith(name) for target in targets):
                 raise TsugikiError(
-                    _("feedforward_modules has {name}, but target_modules does not; add it to both", name=name)
+                    "feedforward_modules has {name}, but target_modules does not; add it to both", name=name
                 )
 
     def new_adapter(self, model: nn.Module) -> "IA3Adapter":
@@ -92,12 +92,11 @@ class IA3Config:
         targets, feedforward = find_targets(model, as_lora), _feedforward_names(model, self)
         for path, layer in targets.items():
             if not is_linear(layer):
-                message = _(
+                raise TsugikiError(
                     "target_modules selects {path}, a {kind}; (IA)³ scales linear layers only",
                     path=path,
                     kind=type(layer).__name__,
                 )
-                raise TsugikiError(message)
         scalings = {
             path: Scaling(layer, _is_feedforward(path, feedforward), self.init_ia3_weights)
             for path, layer in targets.items()
@@ -179,10 +178,9 @@ def _target_names(model: nn.Module, config: IA3Config) -> Names:
         outputs = tuple(_endings(model, sublayers_of(model).keys_and_values))
     targets = (*outputs, *_feedforward_ends(model))
     if not targets:
-        message = _(
+        raise TsugikiError(
             "{name} has no attention and no feed-forward network; {hint}", name=model_type(model), hint=_(_NAME_LAYERS)
         )
-        raise TsugikiError(message)
     return targets
 
 

@@ -128,12 +128,11 @@ def config_of_peft(config: PeftConfig) -> LoraConfig:
     """
     kind = type(config).__name__
     if getattr(config.peft_type, "value", config.peft_type) != "LORA":
-        message = _(
+        raise TsugikiError(
             "graft takes PEFT's LoraConfig, and not its {kind}; the config of another method is "
             "tsugiki.methods.table.METHODS[name].configure({{…}}), with a name that `tsugiki methods` lists",
             kind=kind,
         )
-        raise TsugikiError(message)
     known = {field.name for field in dataclasses.fields(LoraConfig)} | {"inference_mode"}
     settings: dict[str, Any] = {
         name: sorted(value) if isinstance(value, set) else value
@@ -144,12 +143,11 @@ def config_of_peft(config: PeftConfig) -> LoraConfig:
         f"{name}={error_text(repr(value), 80)}" for name, value in settings.items() if name not in known and value
     ]
     if unknown:
-        message = _(
+        raise TsugikiError(
             "{kind}: {unknown} would change the result and is not supported; leave it out",
             kind=kind,
             unknown=", ".join(unknown),
         )
-        raise TsugikiError(message)
     if "target_parameters" in settings:
         settings.setdefault("target_modules", [])  # PEFT then adapts these parameters alone
     return LoraConfig(**{name: value for name, value in settings.items() if name in known})
@@ -252,27 +250,25 @@ def _vocabulary_of(model: nn.Module, config: LoraConfig, file_tensors: Mapping[s
         for shared_name in names:
             for key in parameter_keys(shared_name):
                 if key in file_tensors and len(file_tensors[key]) != len(weight):
-                    message = _(
+                    raise TsugikiError(
                         "the vocabulary of its base has {words} words ({key}), and this one has {own}; call "
                         "model.resize_token_embeddings({words}) first",
                         words=len(file_tensors[key]),
                         key=key,
                         own=len(weight),
                     )
-                    raise TsugikiError(message)
         frozen = [shared_name for shared_name in names if not shared_name.startswith(saved_whole)]
         keys = [key for shared_name in frozen for key in parameter_keys(shared_name) if key in file_tensors]
         if keys and not weight.is_meta and not equal_when_rounded(weight, file_tensors[keys[0]]):
             check_shapes({keys[0]: weight.shape}, file_tensors)
             quantized = quantized_copies(model, name)
             if quantized:
-                message = _(
+                raise TsugikiError(
                     "the file has other weights for {path}, of which {head} has a quantised copy; load the base "
                     "unquantised",
                     path=path,
                     head=quantized[0],
                 )
-                raise TsugikiError(message)
             copies |= dict.fromkeys(frozen, nn.Parameter(file_tensors[keys[0]].to(weight), requires_grad=False))
     return copies
 
@@ -366,13 +362,12 @@ def _from_json(fields: Mapping[str, Any]) -> LoraConfig:
         raise TsugikiError(message.format(initialisation=shown, hint=_(MERGE_WITH_PEFT)))
     for name, instead in _NOT_SUPPORTED.items():
         if fields.get(name):
-            message = _(
+            raise TsugikiError(
                 "{name}={value} is not supported: {reason}",
                 name=name,
                 value=error_text(repr(fields[name]), 80),
                 reason=_(instead),
             )
-            raise TsugikiError(message)
     if fields.get("target_parameters") and fields.get("target_modules") is None:
         fields = {**fields, "target_modules": []}  # PEFT writes the layers that it has grafted
     known = initialisation if initialisation in (True, False, "gaussian", "mica") else True

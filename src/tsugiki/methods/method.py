@@ -126,7 +126,7 @@ class Method:
         for name, value in self.fixed_settings.items():
             if settings.get(name, value) != value:
                 raise TsugikiError(
-                    _("{name} is {value!r} in this method; remove it from the settings", name=name, value=value)
+                    "{name} is {value!r} in this method; remove it from the settings", name=name, value=value
                 )
 
     def configure(self, settings: Mapping[str, Any]) -> Any:
@@ -148,12 +148,11 @@ def read_fields(config: type[ConfigT], fields: Mapping[str, Any], harmless: froz
         if name not in known | harmless and value not in (None, False, {}, [])
     ]
     if unknown:
-        message = _(
+        raise TsugikiError(
             "{unknown} is not known to Tsugiki, so it cannot tell whether it changes the result; {hint}",
             unknown=", ".join(unknown),
             hint=_(MERGE_WITH_PEFT),
         )
-        raise TsugikiError(message)
     return config(**{name: value for name, value in fields.items() if name in known and value is not None})
 
 

@@ -15,7 +15,6 @@ from typing import Literal, TypeVar
 from torch import Tensor, nn
 
 from tsugiki.errors import TsugikiError, error_text
-from tsugiki.language import _
 from tsugiki.model.ungrafted import base_modules
 
 T = TypeVar("T")
@@ -113,12 +112,11 @@ def refuse_wrapped(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         (key for key in wrapped if _layer_of(key) not in modules or ".default." in key.rpartition(".lora_")[2]), None
     )
     if key is not None:
-        message = _(
+        raise TsugikiError(
             "{key} is not PEFT's name but that of a tensor in a wrapped model (torch.compile, DDP, FSDP); save the "
             "adapter without the wrapper",
             key=error_text(key, 100),
         )
-        raise TsugikiError(message)
 
 
 def _layer_of(key: str) -> str:

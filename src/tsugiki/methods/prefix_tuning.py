@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from tsugiki.annotations import PreTrainedModel
 from tsugiki.errors import TsugikiError
-from tsugiki.language import _
 from tsugiki.methods.method import AdapterFormat
 from tsugiki.methods.soft_prompt import CacheShape, SoftPrompt, SoftPromptAdapter, sampled_key_values
 from tsugiki.methods.soft_prompt_base import Size, SoftPromptConfig, build_for, from_json, tensors, to_json
@@ -52,7 +51,7 @@ class PrefixTuningConfig(SoftPromptConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.init_weights == "SAMPLE_VOCAB" and self.prefix_projection:
-            raise TsugikiError(_("init_weights SAMPLE_VOCAB cannot be combined with prefix_projection; leave one out"))
+            raise TsugikiError("init_weights SAMPLE_VOCAB cannot be combined with prefix_projection; leave one out")
 
     @property
     def has_network(self) -> bool:

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from tsugiki.annotations import PreTrainedModel
 from tsugiki.base.loading import load_tokenizer
 from tsugiki.errors import TsugikiError
-from tsugiki.language import _
 from tsugiki.methods.method import AdapterFormat
 from tsugiki.methods.soft_prompt import (
     SoftPrompt,
@@ -57,9 +56,7 @@ class PromptTuningConfig(SoftPromptConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if (self.prompt_tuning_init == "TEXT") != bool(self.prompt_tuning_init_text):
-            raise TsugikiError(
-                _("prompt_tuning_init TEXT requires prompt_tuning_init_text; other values do not allow it")
-            )
+            raise TsugikiError("prompt_tuning_init TEXT requires prompt_tuning_init_text; other values do not allow it")
 
     def initialise(self, model: PreTrainedModel, prompt: SoftPrompt) -> None:
         """Set the prompt to its initial value."""
@@ -83,12 +80,11 @@ def _embedded_text(model: PreTrainedModel, config: PromptTuningConfig) -> Tensor
     ids = torch.tensor((tokens * config.num_virtual_tokens)[: config.num_virtual_tokens])
     embedding = embedding_of(model)
     if int(ids.max()) >= len(embedding.weight):  # type: ignore[arg-type]
-        message = _(
+        raise TsugikiError(
             "the tokenizer {path} has tokens that are not in the model's vocabulary; set "
             "tokenizer_name_or_path to the model's own tokenizer",
             path=config.tokenizer_name_or_path,
         )
-        raise TsugikiError(message)
     embedded: Tensor = embedding(ids.to(model.device))
     return embedded
 
@@ -97,10 +93,10 @@ def _tokens(config: PromptTuningConfig, base: str | None) -> list[int]:
     """Tokenise the initial text, with the special tokens that the tokenizer adds."""
     name = config.tokenizer_name_or_path or base
     if not name:
-        raise TsugikiError(_("the model does not name its tokenizer; set tokenizer_name_or_path"))
+        raise TsugikiError("the model does not name its tokenizer; set tokenizer_name_or_path")
     tokens: list[int] = load_tokenizer(name)(config.prompt_tuning_init_text)["input_ids"]
     if not tokens:
-        raise TsugikiError(_("prompt_tuning_init_text {text!r} has no tokens", text=config.prompt_tuning_init_text))
+        raise TsugikiError("prompt_tuning_init_text {text!r} has no tokens", text=config.prompt_tuning_init_text)
     return tokens
 
 

@@ -71,7 +71,7 @@ class SelectiveConfig:
         check_types(self)
         if not self.target_parameters:
             raise TsugikiError(
-                _("target_parameters is empty; set it to a list of name endings, or to a regular expression")
+                "target_parameters is empty; set it to a list of name endings, or to a regular expression"
             )
 
     def new_adapter(self, model: nn.Module) -> "SelectiveAdapter":
@@ -180,28 +180,26 @@ def _selected_parameters(model: nn.Module, config: SelectiveConfig) -> list[str]
     setting = f"target_parameters={_as_text(wanted)}"
     if not found:
         hint = _("; a string is a regular expression for the whole name, a list has endings") * isinstance(wanted, str)
-        message = _(
+        raise TsugikiError(
             "{setting} matches no parameter of this model{hint}; it has {endings}",
             setting=setting,
             hint=hint,
             endings=_endings(parameters),
         )
-        raise TsugikiError(message)
     if {id(parameters[name]) for name in found} == {id(parameter) for parameter in parameters.values()}:
-        raise TsugikiError(_("{setting} matches every parameter: that is method full", setting=setting))
+        raise TsugikiError("{setting} matches every parameter: that is method full", setting=setting)
     return found
 
 
 def _head_parameters(model: nn.Module) -> list[str]:
     head = output_head(model)
     if head is None:
-        message = _(
+        raise TsugikiError(
             "a {kind} does not say which layer is its output head; name the head's parameters with method select",
             kind=type(model).__name__,
         )
-        raise TsugikiError(message)
     if not _own(head):
-        raise TsugikiError(_("the output head is quantised and cannot train; load the base unquantised"))
+        raise TsugikiError("the output head is quantised and cannot train; load the base unquantised")
     return [f"{path}.{name}" for path, layer in base_modules(model) if layer is head for name, _ in _own(layer)]
 
 
@@ -222,20 +220,19 @@ def _target_layers(model: nn.Module, config: LNTuningConfig) -> dict[str, nn.Mod
             else _("it has no normalisation layer")
         )
         if wanted is None:
-            raise TsugikiError(_("nothing to train in this model: {hint}", hint=hint))
+            raise TsugikiError("nothing to train in this model: {hint}", hint=hint)
         raise TsugikiError(
-            _("target_modules={targets} matches no layer of this model; {hint}", targets=_as_text(wanted), hint=hint)
+            "target_modules={targets} matches no layer of this model; {hint}", targets=_as_text(wanted), hint=hint
         )
     wrong = [name for name, layer in found.items() if not _own(layer) or any(True for _ in layer.children())]
     if wrong:
-        message = _(
+        raise TsugikiError(
             "target_modules={targets} matches {path}, a {kind}, which is not a single layer with parameters; "
             "method select selects parameters by any pattern",
             targets=_as_text(wanted),
             path=wrong[0],
             kind=type(found[wrong[0]]).__name__,
         )
-        raise TsugikiError(message)
     return found
 
 

@@ -113,7 +113,7 @@ class SoftPromptAdapter:
 
     def weight_updates(self, model: nn.Module) -> NoReturn:
         """Raise a TsugikiError: a soft prompt is not a change of the base's weights."""
-        raise TsugikiError(_("a soft prompt does not change weights, so it cannot be merged; keep it as an adapter"))
+        raise TsugikiError("a soft prompt does not change weights, so it cannot be merged; keep it as an adapter")
 
 
 @torch.no_grad()
@@ -143,14 +143,12 @@ def cache_shape(model: "PreTrainedModel", virtual_tokens: int) -> CacheShape:
     context = max_positions(model)
     if context is not None and virtual_tokens > context - _MIN_TEXT_TOKENS:
         raise TsugikiError(
-            _(
-                "num_virtual_tokens is {count}, but the model's context is {context} tokens, of which the text "
-                "needs at least {least}; choose {most} or fewer",
-                count=virtual_tokens,
-                context=context,
-                least=_MIN_TEXT_TOKENS,
-                most=max(context - _MIN_TEXT_TOKENS, 0),
-            )
+            "num_virtual_tokens is {count}, but the model's context is {context} tokens, of which the text "
+            "needs at least {least}; choose {most} or fewer",
+            count=virtual_tokens,
+            context=context,
+            least=_MIN_TEXT_TOKENS,
+            most=max(context - _MIN_TEXT_TOKENS, 0),
         )
     return CacheShape(layers=keys.shape[0], heads=keys.shape[2], width=keys.shape[4])
 
@@ -245,10 +243,8 @@ def _prepend_prompt(
     recomputes = any(getattr(module, "gradient_checkpointing", False) for module in base.modules())
     if base.training and torch.is_grad_enabled() and recomputes:
         raise TsugikiError(
-            _(
-                "gradient checkpointing drops the KV cache, which holds the soft prompt; call "
-                "model.gradient_checkpointing_disable()"
-            )
+            "gradient checkpointing drops the KV cache, which holds the soft prompt; call "
+            "model.gradient_checkpointing_disable()"
         )
     mask, positions, length = kwargs.get("attention_mask"), kwargs.get("position_ids"), len(base.tsugiki.embedding)
     padded = (has_unknown_window(base) or attention_windows(base) != [None]) and has_left_padding(mask)
@@ -282,12 +278,11 @@ def _start_cache(cache: "DynamicCache | None", prompt: KeyValues, rows: int, unl
     if cache is None:
         cache = DynamicCache()
     if not isinstance(cache, DynamicCache):
-        message = _(
+        raise TsugikiError(
             "a soft prompt cannot be put into a cache of fixed length ({kind}); leave cache_implementation "
             "out, or set it to 'dynamic'",
             kind=type(cache).__name__,
         )
-        raise TsugikiError(message)
     if unlimited:
         cache.layers = [DynamicLayer() for _ in prompt]
     for layer, (keys, values) in enumerate(prompt):

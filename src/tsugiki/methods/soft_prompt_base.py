@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from tsugiki.annotations import PreTrainedModel
 from tsugiki.errors import TsugikiError
-from tsugiki.language import _
 from tsugiki.methods.method import ConfigT, check_shapes, read_fields
 from tsugiki.methods.soft_prompt import (
     CacheShape,
@@ -122,13 +121,12 @@ def _check_heads(model: nn.Module, config: SoftPromptConfig) -> None:
     wanted = config.modules_to_save
     left_out = [] if wanted is None else [name for name in task_heads(model) if name not in find_modules(model, wanted)]
     if left_out:
-        message = _(
+        raise TsugikiError(
             "modules_to_save leaves out {path}, an output layer of this {kind}, without which PEFT would not "
             "apply a soft prompt; add it, or leave modules_to_save out",
             path=left_out[0],
             kind=type(model).__name__,
         )
-        raise TsugikiError(message)
 
 
 def tensors(model: nn.Module, adapter: SoftPromptAdapter) -> dict[str, Tensor]:

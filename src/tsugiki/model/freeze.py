@@ -51,10 +51,8 @@ def freeze(model: nn.Module, keep_dropout: bool, undo: list[Undo]) -> None:
     """
     if getattr(getattr(model, "config", None), "rescale_every", 0) > 0:
         raise TsugikiError(
-            _(
-                "RWKV halves the weights of its later layers in evaluation mode, and would not halve an adapter's; "
-                "load it with rescale_every 0 in its config"
-            )
+            "RWKV halves the weights of its later layers in evaluation mode, and would not halve an adapter's; "
+            "load it with rescale_every 0 in its config"
         )
     required_grad = {path: p.requires_grad for path, p in model.named_parameters(remove_duplicate=False)}
     undo.append(partial(_restore_grad, model, required_grad))
@@ -96,12 +94,11 @@ def refuse_offloaded(model: nn.Module) -> None:
     """Raise a TsugikiError if accelerate keeps weights on the disk or elsewhere, and loads them for each call."""
     for path, module in model.named_modules():
         if _holds_offloaded(module):
-            message = _(
+            raise TsugikiError(
                 "the weights of {path} are not in memory, because accelerate offloads them, so they cannot be "
                 "adapted; load the model without offloading",
                 path=path,
             )
-            raise TsugikiError(message)
 
 
 @contextmanager
@@ -132,10 +129,8 @@ def _restore_grad(model: nn.Module, required_grad: Mapping[str, bool]) -> None:
 
 def _refuse_data_parallel(*_args: object) -> NoReturn:
     raise TsugikiError(
-        _(
-            "nn.DataParallel copies the model at every step, and the copies have no parameters that an adapter "
-            "could be grafted on. Use one device (CUDA_VISIBLE_DEVICES=0), or a process for each device (torchrun)"
-        )
+        "nn.DataParallel copies the model at every step, and the copies have no parameters that an adapter "
+        "could be grafted on. Use one device (CUDA_VISIBLE_DEVICES=0), or a process for each device (torchrun)"
     )
 
 
@@ -223,10 +218,8 @@ def keep_unpacked(layer: Any) -> None:
         layer.state_dict()  # bitsandbytes unpacks what it saves
     if _is_packed(layer):
         raise TsugikiError(
-            _(
-                "bitsandbytes has repacked its 4-bit weights in an evaluation, no gradient passes through them, and "
-                "this version cannot unpack them; load the base again, and train it before you evaluate or generate"
-            )
+            "bitsandbytes has repacked its 4-bit weights in an evaluation, no gradient passes through them, and "
+            "this version cannot unpack them; load the base again, and train it before you evaluate or generate"
         )
 
 

@@ -13,7 +13,6 @@ from torch.overrides import TorchFunctionMode
 
 from tsugiki.annotations import PretrainedConfig, PreTrainedModel
 from tsugiki.errors import TsugikiError
-from tsugiki.language import _
 
 Model = TypeVar("Model", bound=nn.Module)
 Result = TypeVar("Result")
@@ -141,7 +140,7 @@ def _limited(most: int) -> Iterator[None]:
         created += 1
         if created > most:
             raise TsugikiError(
-                _("by its config it has more than {most:,} parameter tensors; is the config damaged?", most=most)
+                "by its config it has more than {most:,} parameter tensors; is the config damaged?", most=most
             )
 
     handle = register_module_parameter_registration_hook(count)

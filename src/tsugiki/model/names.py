@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeAlias, TypeVar
 from pydantic import AfterValidator
 
 from tsugiki.errors import TsugikiError, error_text
-from tsugiki.language import _
 from tsugiki.model.architectures import model_type
 
 if TYPE_CHECKING:
@@ -90,24 +89,22 @@ def _compile(text: str) -> Any:
     import regex  # here, because `tsugiki --help` imports this module
 
     if len(text) > _MAX_LENGTH:
-        message = _(
+        raise TsugikiError(
             "the regular expression {pattern} has {count:,} characters, above {longest:,}",
             pattern=_shown(text),
             count=len(text),
             longest=_MAX_LENGTH,
         )
-        raise TsugikiError(message)
     if math.prod(map(int, re.findall(r"\{(\d+)", text))) > _MAX_REPEATS:
-        message = _(
+        raise TsugikiError(
             "the regular expression {pattern} repeats too often; use a simpler one, or a list of names",
             pattern=_shown(text),
         )
-        raise TsugikiError(message)
     try:
         return regex.compile(text)
     except (regex.error, RecursionError) as error:
         raise TsugikiError(
-            _("{pattern} is not a regular expression: {error}", pattern=_shown(text), error=error)
+            "{pattern} is not a regular expression: {error}", pattern=_shown(text), error=error
         ) from error
 
 
@@ -116,12 +113,11 @@ def _in_time(search: Callable[..., object], seconds: float, text: str, name: str
     try:
         return search(name, timeout=seconds) is not None
     except TimeoutError as error:
-        message = _(
+        raise TsugikiError(
             "the regular expression {pattern} takes too long for {name}; use a simpler one",
             pattern=_shown(text),
             name=_shown(name),
-        )
-        raise TsugikiError(message) from error
+        ) from error
 
 
 def _shown(text: str) -> str:

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tsugiki.errors import TsugikiError
-from tsugiki.language import _
 from tsugiki.model.linear import factor_dtype, is_linear
 from tsugiki.model.names import matches
 from tsugiki.model.undo import Undo, attach, attached
@@ -68,16 +67,15 @@ def find_tokens(model: nn.Module, wanted: TokenIndices | None) -> dict[str, Sequ
     layers, ends = dict(base_modules(model)), list(vocabulary_layers(model))
     if not isinstance(wanted, Mapping):
         if not ends:
-            message = _(
+            raise TsugikiError(
                 "a {kind} does not say which layer embeds tokens; name it: "
                 "trainable_token_indices={{'embed_tokens': […]}}",
                 kind=type(model).__name__,
             )
-            raise TsugikiError(message)
         wanted = {ends[0]: wanted}
     missing = [ending for ending in wanted if not any(matches(name, [ending]) for name in layers)]
     if missing:
-        raise TsugikiError(_("trainable_token_indices names {name!r}, which the model does not have", name=missing[0]))
+        raise TsugikiError("trainable_token_indices names {name!r}, which the model does not have", name=missing[0])
     chosen = {
         name: indices  # the embedding first, because shared vectors are stored under its name
         for name in [*ends, *layers]
@@ -87,29 +85,26 @@ def find_tokens(model: nn.Module, wanted: TokenIndices | None) -> dict[str, Sequ
     for name, indices in chosen.items():
         layer = layers[name]
         if not (isinstance(layer, nn.Embedding) or is_linear(layer)):
-            message = _(
+            raise TsugikiError(
                 "trainable_token_indices names {name}, a {kind}, which has no vectors of tokens",
                 name=name,
                 kind=type(layer).__name__,
             )
-            raise TsugikiError(message)
         if getattr(layer, "bias", None) is not None:
-            message = _(
+            raise TsugikiError(
                 "trainable_token_indices names {name}, which has a bias that PEFT would leave out; train it as "
                 "a whole (modules_to_save)",
                 name=name,
             )
-            raise TsugikiError(message)
         rows = len(cast(Tensor, layer.weight))
         if max(indices) >= rows:
-            message = _(
+            raise TsugikiError(
                 "trainable_token_indices has token {token}, but the vocabulary has {rows} words; call "
                 "model.resize_token_embeddings({size}) first",
                 token=max(indices),
                 rows=rows,
                 size=max(indices) + 1,
             )
-            raise TsugikiError(message)
     return chosen
 
 

@@ -22,7 +22,7 @@ def find_modules_to_save(model: nn.Module, wanted: Sequence[str] | None) -> dict
     for ending in saved_endings(model, wanted):
         modules = find_modules(model, [ending])
         if not modules:
-            raise TsugikiError(_("modules_to_save names {wanted!r}, which the model does not have", wanted=ending))
+            raise TsugikiError("modules_to_save names {wanted!r}, which the model does not have", wanted=ending)
         found.update(modules)
     return found
 
@@ -38,7 +38,7 @@ def copies_to_save(model: nn.Module, wanted: Sequence[str] | None) -> dict[str, 
     for path, module in modules.items():
         if any(isinstance(inner, Wrapper) for inner in module.modules()):
             raise TsugikiError(
-                _("modules_to_save names {path}, inside which another adapter has grafted layers", path=path)
+                "modules_to_save names {path}, inside which another adapter has grafted layers", path=path
             )
     inside = {f"{path}.{name}": p for path, module in modules.items() for name, p in module.named_parameters()}
     check_trained_parameters(model, inside)
@@ -67,10 +67,9 @@ def saved_in_file(model: nn.Module, wanted: Sequence[str] | None, prefix: str, f
         named = [name for name, module in base_modules(model) if name.endswith(ending) and module.state_dict()]
         held = [name for name in named if any(f"{owner}.".startswith(f"{name}.") for owner in owners)]
         if named and not held:
-            message = _(
+            raise TsugikiError(
                 "modules_to_save names {ending!r}, and the file has no tensor of {path}", ending=ending, path=named[0]
             )
-            raise TsugikiError(message)
         found += [name for name in held if name not in found]
     return found
 
@@ -93,7 +92,7 @@ def check_trained_parameters(model: nn.Module, copies: Mapping[str, nn.Parameter
     """
     quantized = [name for name, parameter in copies.items() if not parameter.is_floating_point()]
     if quantized:
-        raise TsugikiError(_("{name} is quantised and cannot train; load the base unquantised", name=quantized[0]))
+        raise TsugikiError("{name} is quantised and cannot train; load the base unquantised", name=quantized[0])
     shared = shared_parameters(model)
     for path in copies:
         others = [name for name in shared.get(path, ()) if name not in copies]

@@ -152,19 +152,18 @@ def unwrapped_to_graft(model: nn.Module) -> nn.Module:
     while (attribute := _held_in(model)) is not None:
         if attribute in _WHY_NOT:
             raise TsugikiError(
-                _("a {kind} cannot be grafted: {reason}", kind=type(model).__name__, reason=_(_WHY_NOT[attribute]))
+                "a {kind} cannot be grafted: {reason}", kind=type(model).__name__, reason=_(_WHY_NOT[attribute])
             )
         model = getattr(model, attribute)
     of_peft = [path for path, module in model.named_modules() if _is_of_peft(type(module))]
     if of_peft:
-        message = _(
+        raise TsugikiError(
             "this {kind} holds an adapter of PEFT (in {path}), which would be missing in what is saved; load the "
             "base itself, and the adapter by load_adapter(model, folder), or merge the adapter into the base with "
             "PEFT (PeftModel.from_pretrained(base, folder).merge_and_unload())",
             kind=type(model).__name__,
             path=of_peft[0],
         )
-        raise TsugikiError(message)
     return model
 
 

@@ -120,12 +120,11 @@ def updated_weights(model: nn.Module, updates: Mapping[str, WeightUpdate]) -> di
                     not_finite.append(name)
         weights[name] = merged[key]
     if not_finite:
-        message = _(
+        raise TsugikiError(
             "merging gives values that are not finite in {path} ({count} in all)",
             path=not_finite[0],
             count=len(not_finite),
         )
-        raise TsugikiError(message)
     return weights
 
 

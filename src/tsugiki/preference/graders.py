@@ -23,7 +23,6 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from tsugiki.data.records import folded
 from tsugiki.errors import TsugikiError
 from tsugiki.io.validation import describe_problems
-from tsugiki.language import _
 from tsugiki.preference.rule_process import number_or_reason
 from tsugiki.preference.rule_programs import Result
 
@@ -88,11 +87,10 @@ def read_grader(text: str) -> Callable[[Mapping[str, Any], str], Result]:
     try:
         grader = _GRADER.validate_json(text)
     except ValidationError as error:
-        message = _(
+        raise TsugikiError(
             "the grader cannot be used: {problems} (no code of a grader is run, and no other model is asked)",
             problems=describe_problems(error, ()),
-        )
-        raise TsugikiError(message) from error
+        ) from error
 
     def score(fields: Mapping[str, Any], answer: str) -> Result:
         try:

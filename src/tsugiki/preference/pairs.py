@@ -132,7 +132,7 @@ def open_preferences(
     preferences = Preferences(store, index, good, size, usable, refused)
     if not len(usable):
         why = "; ".join(preferences.note(why, rows) for why, rows in refused.items())
-        raise TsugikiError(_("nothing of the data can be learned: {why}", why=why))
+        raise TsugikiError("nothing of the data can be learned: {why}", why=why)
     return preferences
 
 
@@ -206,10 +206,9 @@ def pack_preferences(
     tokens = lengths.sum(1)
     fits = tokens <= block_size
     if not fits.any():
-        message = _(
+        raise TsugikiError(
             "nothing of the data fits into a row of {size:,} tokens; choose a larger {flag:block_size}", size=block_size
         )
-        raise TsugikiError(message)
     order, ends = best_fit(tokens[fits].astype(np.int32), block_size)
     records, prompts, lengths = (values[fits][order].ravel() for values in (records, prompts, lengths))
     blocks = Blocks(

@@ -90,14 +90,13 @@ def parse_rule(text: str) -> Rule:
     if kind not in _PREFIXES and (python := _PYTHON.fullmatch(rule)):
         kind, value, function = "python", python[1], python[2] or "reward"
     elif kind not in _PREFIXES or not value:
-        message = _(
+        raise TsugikiError(
             "{text} is no rule; write regex:PATTERN, schema:FILE.json, field:NAME, grader:JSON, FILE.py or "
             "command:PROGRAM, after a weight if it has one (0.5*regex:…)",
             text=error_text(repr(text), 100),
         )
-        raise TsugikiError(message)
     if kind in ("python", "schema") and not Path(value).is_file():
-        raise TsugikiError(_("the rule {path} does not exist", path=value))
+        raise TsugikiError("the rule {path} does not exist", path=value)
     found = Rule(rule, kind, value, function, weight)
     if not found.is_program:
         _built_in(found)  # the pattern or the schema may be wrong
@@ -108,12 +107,11 @@ def refuse_programs(rules: Any, source: object) -> None:
     """Raise a TsugikiError if a rule that the file `source` names would run code; only a command line or a call may."""
     for text in [rules] if isinstance(rules, str) else rules:
         if parse_rule(str(text)).is_program:
-            message = _(
+            raise TsugikiError(
                 "{source} names a rule that runs code, {quoted}: only the command itself may do so",
                 source=source,
                 quoted=shlex.quote(str(text)),
             )
-            raise TsugikiError(message)
 
 
 def absolute_programs(rules: Sequence[str]) -> list[str]:
@@ -190,9 +188,7 @@ def _schema_check(path: str) -> Callable[[str], bool]:
     try:
         kind.check_schema(schema)
     except SchemaError as error:
-        raise TsugikiError(
-            _("{path} is no JSON schema: {reason}", path=path, reason=error_text(error.message))
-        ) from error
+        raise TsugikiError("{path} is no JSON schema: {reason}", path=path, reason=error_text(error.message)) from error
     # With a registry of its own, nothing that a schema refers to is downloaded.
     validator = kind(schema, registry=REGISTRY, format_checker=kind.FORMAT_CHECKER)
 

@@ -33,7 +33,7 @@ def python_scores(path: str, function: str, answers: Sequence[dict[str, Any]], s
         written, _status = _written(path, words, left, _LOADING + seconds * len(left))
         loaded, *results = map(json.loads, written or ['"it ended while it was loaded"'])
         if isinstance(loaded, str):
-            raise TsugikiError(_("the rule {path} cannot be used: {reason}", path=path, reason=loaded))
+            raise TsugikiError("the rule {path} cannot be used: {reason}", path=path, reason=loaded)
         found += results
         if len(results) < len(left):
             found.append(_("it took longer than {seconds:g} s, or its process ended", seconds=seconds))
@@ -49,14 +49,13 @@ def command_scores(command: str, answers: Sequence[dict[str, Any]], seconds: flo
     lines = [{**one["fields"], "prompt": one["prompt"], "answer": one["answer"]} for one in answers]
     written, status = _written(command, shlex.split(command), lines, seconds * len(lines))
     if status or len(written) != len(lines):
-        message = _(
+        raise TsugikiError(
             "the rule {command} ended with status {status}, and {written:,} numbers for {count:,} answers",
             command=command,
             status=status,
             written=len(written),
             count=len(lines),
         )
-        raise TsugikiError(message)
     return [None if line.strip() in ("", "null") else _number(line) for line in written]
 
 
@@ -73,18 +72,17 @@ def _written(rule: str, words: Sequence[str], lines: Sequence[dict[str, Any]], s
         process = subprocess.Popen(words, stdin=pipe, stdout=pipe, encoding="utf-8", start_new_session=True)
     except OSError as error:
         raise TsugikiError(
-            _("the rule {rule} cannot be started: {reason}", rule=rule, reason=error.strerror or error_text(error))
+            "the rule {rule} cannot be started: {reason}", rule=rule, reason=error.strerror or error_text(error)
         ) from error
     try:
         written, _nothing = process.communicate(text, timeout=seconds)
     except subprocess.TimeoutExpired as error:
-        message = _(
+        raise TsugikiError(
             "the rule {rule} took longer than {seconds:g} s (answers: {count:,})",
             rule=rule,
             seconds=seconds,
             count=len(lines),
-        )
-        raise TsugikiError(message) from error
+        ) from error
     finally:
         with suppress(OSError):  # it has ended, and nothing that it has started is left
             os.killpg(process.pid, signal.SIGKILL) if hasattr(os, "killpg") else process.kill()

@@ -225,7 +225,7 @@ class LibraryView:
         """Check a new name. That the library does not contain it is checked when the adapter is written."""
         check_name(name)
         if name == self.adapters.base.name or name in self.adapters.folders:
-            raise TsugikiError(_("requests use the name {name!r} for another model; choose another name", name=name))
+            raise TsugikiError("requests use the name {name!r} for another model; choose another name", name=name)
 
 
 def _row(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -312,12 +312,11 @@ def _gguf(folder: Path) -> bytes:
         try:
             export_gguf_adapter(folder, file)
         except MergedOnlyError as error:
-            message = _(
+            raise TsugikiError(
                 "{name} alone cannot be a GGUF file: {problems}; “tsugiki export” writes one with its base",
                 name=folder.name,
                 problems=error.problems,
-            )
-            raise TsugikiError(message) from error
+            ) from error
         return file.read_bytes()
 
 

@@ -109,7 +109,7 @@ class RunProcesses:
                 os.close(log)
         except OSError as error:
             raise TsugikiError(
-                _("the run in {folder} cannot be started: {reason}", folder=folder.name, reason=error_text(error, 200))
+                "the run in {folder} cannot be started: {reason}", folder=folder.name, reason=error_text(error, 200)
             ) from error
         if hasattr(os, "setpriority"):
             with suppress(OSError):
@@ -478,10 +478,10 @@ def record_in(folder: Path) -> RunRecord | TsugikiError | None:
     except OSError:
         return None
     if not stat.S_ISREG(info.st_mode):
-        return TsugikiError(_("{path} is not a file", path=RECORD_FILE))
+        return TsugikiError("{path} is not a file", path=RECORD_FILE)
     if info.st_size > _LARGEST_RECORD:
         size = format_size(_LARGEST_RECORD)
-        return TsugikiError(_("{path} has more than {size}", path=RECORD_FILE, size=size))
+        return TsugikiError("{path} has more than {size}", path=RECORD_FILE, size=size)
     return _read_record(folder, file_state(info))
 
 

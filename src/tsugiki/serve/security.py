@@ -163,7 +163,7 @@ def check_origins(origins: Collection[str]) -> frozenset[str]:
         parts = urlsplit(origin)
         if parts.scheme not in ("http", "https") or not parts.hostname or origin != f"{parts.scheme}://{parts.netloc}":
             raise TsugikiError(
-                _("{origin!r} is no origin; write it as browsers do, such as https://example.org", origin=origin)
+                "{origin!r} is no origin; write it as browsers do, such as https://example.org", origin=origin
             )
     return frozenset(origin.lower() for origin in origins)
 
@@ -172,11 +172,10 @@ def check_hosts(names: Collection[str]) -> frozenset[str]:
     """Return the names of the server that the user allows, in small letters."""
     for name in names:
         if not _HOST.fullmatch(name):
-            message = _(
+            raise TsugikiError(
                 "{name!r} is no name of a host; write it as browsers show it, such as example.org or example.org:8443",
                 name=name,
             )
-            raise TsugikiError(message)
     return frozenset(name.lower() for name in names)
 
 

@@ -351,7 +351,7 @@ def _refuse_new_words(model: PreTrainedModel, folder: Path) -> None:
     """Refuse an adapter that adds words to the vocabulary, because all rows of a batch share one."""
     words = words_for(model, folder)
     if words is not None and words != len(model.get_input_embeddings().weight):
-        raise TsugikiError(_("it adds words to the vocabulary, which other adapters do not have; merge it instead"))
+        raise TsugikiError("it adds words to the vocabulary, which other adapters do not have; merge it instead")
 
 
 def _batch_mode(model: PreTrainedModel, key: str) -> BatchMode:

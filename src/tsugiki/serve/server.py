@@ -20,7 +20,6 @@ from tsugiki.data.chat import use_template
 from tsugiki.errors import TsugikiError, unreadable
 from tsugiki.generation.engine import Engine
 from tsugiki.generation.request import Limits
-from tsugiki.language import _
 from tsugiki.serve.errors import ApiError
 from tsugiki.serve.fine_tuning import workspace_routes
 from tsugiki.serve.http_app import new_app
@@ -41,10 +40,10 @@ _MAX_HEADERS = 32 << 10  # bytes
 def check_access(host: str, api_key: str | None) -> None:
     """Check that there is a key if other machines can reach the address."""
     if api_key is not None and (not api_key.strip() or not api_key.isascii() or not api_key.isprintable()):
-        raise TsugikiError(_("the API key must be printable ASCII characters, and at least one"))
+        raise TsugikiError("the API key must be printable ASCII characters, and at least one")
     if api_key is None and host not in LOCAL:
         raise TsugikiError(
-            _("other machines can reach {host}; give a key by --api-key-file or TSUGIKI_API_KEY", host=host)
+            "other machines can reach {host}; give a key by --api-key-file or TSUGIKI_API_KEY", host=host
         )
 
 
@@ -55,9 +54,9 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=_WAITING_CONNECTIONS)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            raise TsugikiError(_("port {port} is in use; choose another one by --port", port=port)) from error
+            raise TsugikiError("port {port} is in use; choose another one by --port", port=port) from error
         raise TsugikiError(
-            _("cannot listen at {host}:{port}: {reason}", host=host, port=port, reason=error.strerror or error)
+            "cannot listen at {host}:{port}: {reason}", host=host, port=port, reason=error.strerror or error
         ) from error
 
 
@@ -74,7 +73,7 @@ def serve(settings: ServerSettings, ready: Callable[[str, str, str], None]) -> N
         TsugikiError: the address cannot be used, or a setting, the model or an adapter is not as it must be.
     """
     if settings.texts is not None and not settings.texts.is_dir():
-        raise TsugikiError(_("--texts {folder}: there is no such folder", folder=settings.texts))
+        raise TsugikiError("--texts {folder}: there is no such folder", folder=settings.texts)
     key = _key(settings.api_key, settings.api_key_file)
     check_access(settings.host, key)
     access = Access(settings.host, key, check_origins(settings.allow_origin), check_hosts(settings.allow_host))
@@ -121,7 +120,7 @@ def _key(api_key: str | None, file: Path | None) -> str | None:
     """
     of_environment = os.environ.pop(_KEY_VARIABLE, None)
     if api_key is not None and file is not None:
-        raise TsugikiError(_("pass --api-key or --api-key-file, not both"))
+        raise TsugikiError("pass --api-key or --api-key-file, not both")
     if file is None:
         return of_environment if api_key is None else api_key
     try:
@@ -137,8 +136,8 @@ def _named_base(given: Sequence[str]) -> str:
     if len(bases) == 1:
         return bases[0]
     if bases:
-        raise TsugikiError(_("the adapters name several bases: {bases}; pass --model", bases=", ".join(bases)))
-    raise TsugikiError(_("no --adapter names a base; pass --model"))
+        raise TsugikiError("the adapters name several bases: {bases}; pass --model", bases=", ".join(bases))
+    raise TsugikiError("no --adapter names a base; pass --model")
 
 
 def _folders(given: Sequence[str], base: str) -> dict[str, Path]:
@@ -150,7 +149,7 @@ def _folders(given: Sequence[str], base: str) -> dict[str, Path]:
         called = check_name(name if separator else folder.resolve().name)
         if called == base or called in folders:
             raise TsugikiError(
-                _("two models would be called {name!r}; pass --adapter NAME=FOLDER with another name", name=called)
+                "two models would be called {name!r}; pass --adapter NAME=FOLDER with another name", name=called
             )
         folders[called] = folder
     return folders

@@ -373,8 +373,7 @@ class Training:
             (folder / LOG_FILE).unlink(missing_ok=True)
         except OSError as error:
             reason = error.strerror or error_text(error)
-            message = _("cannot write {folder}: {reason}", folder=called, reason=reason)
-            raise TsugikiError(message) from error
+            raise TsugikiError("cannot write {folder}: {reason}", folder=called, reason=reason) from error
         return folder
 
 

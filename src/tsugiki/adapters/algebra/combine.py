@@ -61,10 +61,9 @@ def weights_or_ones(weights: Sequence[float] | None, count: int) -> list[float]:
         return [1.0] * count
     if len(weights) != count or not all(map(math.isfinite, weights)):
         shown = ", ".join(f"{weight:g}" for weight in weights)
-        message = _(
+        raise TsugikiError(
             "the weights are {shown}; pass one finite number for each of the {count} adapters", shown=shown, count=count
         )
-        raise TsugikiError(message)
     return list(weights)
 
 
@@ -114,26 +113,24 @@ def norm(lora: LoraWeights) -> float:
 def refuse_more_than_updates(lora: LoraWeights, name: str) -> None:
     """Raise a TsugikiError unless an adapter has only low-rank updates of layers, which can be added and scaled."""
     if lora.config.use_dora:
-        raise TsugikiError(_("{name} is a DoRA adapter, whose magnitudes cannot be added or scaled", name=name))
+        raise TsugikiError("{name} is a DoRA adapter, whose magnitudes cannot be added or scaled", name=name)
     experts = parameter_factors(lora.others)
     if experts:
-        message = _(
+        raise TsugikiError(
             "{name} adapts parameters such as the weights of experts ({example}, {count} such tensors), and "
             "only updates of layers can be added or scaled; merge it into the base",
             name=name,
             example=experts[0],
             count=len(experts),
         )
-        raise TsugikiError(message)
     if lora.others:
-        message = _(
+        raise TsugikiError(
             "{name} also trains {example} ({count} such tensors), which replaces a parameter of the base and "
             "cannot be added or scaled",
             name=name,
             example=next(iter(lora.others)),
             count=len(lora.others),
         )
-        raise TsugikiError(message)
 
 
 def _refuse_different_bases(adapters: Sequence[WeightedAdapter]) -> None:
@@ -143,7 +140,7 @@ def _refuse_different_bases(adapters: Sequence[WeightedAdapter]) -> None:
         if not (a.fingerprint and b.fingerprint) and a.name and b.name and a.name != b.name:
             why = _("whether their weights differ is unknown")
         if why:
-            message = _(
+            raise TsugikiError(
                 "{one} and {two} were trained on different bases ({first} and {second}; {why}); "
                 "{flag:allow_base_mismatch} combines them anyway",
                 one=one.name,
@@ -152,7 +149,6 @@ def _refuse_different_bases(adapters: Sequence[WeightedAdapter]) -> None:
                 second=b.name,
                 why=why,
             )
-            raise TsugikiError(message)
 
 
 def _terms(adapters: Sequence[WeightedAdapter]) -> dict[str, list[_Term]]:
@@ -164,14 +160,12 @@ def _terms(adapters: Sequence[WeightedAdapter]) -> dict[str, list[_Term]]:
             first = terms.setdefault(path, [term])[0]
             if _shape(first.layer) != _shape(layer):
                 raise TsugikiError(
-                    _(
-                        "{path} is {described} in {first} and {other} in {second}: they are of different bases",
-                        path=path,
-                        described=_described(first.layer),
-                        first=first.adapter,
-                        other=_described(layer),
-                        second=adapter.name,
-                    )
+                    "{path} is {described} in {first} and {other} in {second}: they are of different bases",
+                    path=path,
+                    described=_described(first.layer),
+                    first=first.adapter,
+                    other=_described(layer),
+                    second=adapter.name,
                 )
             if first is not term:
                 terms[path].append(term)

@@ -28,7 +28,6 @@ from torch import Tensor
 
 from tsugiki.adapters.lora_weights import LayerFactors, LoraWeights
 from tsugiki.errors import TsugikiError
-from tsugiki.language import _
 
 
 def matrices(layer: LayerFactors) -> tuple[Tensor, Tensor]:
@@ -134,7 +133,7 @@ def truncated(lora: LoraWeights, r: int) -> tuple[LoraWeights, dict[str, RankRed
     For a convolution in groups, each group gets the rank r / groups, rounded down, but at least 1.
     """
     if r < 1:
-        raise TsugikiError(_("the rank is {r}; it must be at least 1", r=r))
+        raise TsugikiError("the rank is {r}; it must be at least 1", r=r)
     return _truncate_layers(lora, lambda squares, groups: max(1, r // groups))
 
 
@@ -142,7 +141,7 @@ def truncated_to_energy(lora: LoraWeights, share: float) -> tuple[LoraWeights, d
     """Reduce the rank of each layer to the smallest that keeps this share of its ‖ΔW‖²."""
     if not 0 < share <= 1:
         raise TsugikiError(
-            _("the energy is {share}; it must be above 0 and at most 1, a share of each layer's update", share=share)
+            "the energy is {share}; it must be above 0 and at most 1, a share of each layer's update", share=share
         )
 
     def smallest_rank(squares: Tensor, groups: int) -> int:

@@ -12,7 +12,6 @@ from tsugiki.adapters.algebra.matrices import concatenate
 from tsugiki.adapters.files import read_peft_config
 from tsugiki.adapters.format import read_adapter
 from tsugiki.errors import TsugikiError
-from tsugiki.language import _
 from tsugiki.lora.adapter import LoraAdapter
 from tsugiki.lora.pair import LowRank
 
@@ -39,13 +38,12 @@ def load_weighted_sum(
     weights = weights_or_ones(weights, len(adapters))
     for folder, adapter in zip(folders, adapters, strict=True):
         if not isinstance(adapter, LoraAdapter) or adapter.others or adapter.config.use_dora:
-            message = _(
+            raise TsugikiError(
                 "{folder} has more than low-rank updates of layers (DoRA, experts, trained biases or modules, "
                 "or another method), so it cannot be weighted or added to others; merge it alone and without "
                 "{flag:weights}",
                 folder=folder,
             )
-            raise TsugikiError(message)
     terms: dict[str, list[tuple[LowRank, float]]] = {}
     for adapter, weight in zip(adapters, weights, strict=True):
         for path, pair in adapter.pairs.items():

@@ -53,7 +53,7 @@ def read_model_header(path: Path) -> GgufHeader:
     header = read_header(path)
     reason = _unsupported_reason(header)
     if reason:
-        raise TsugikiError(_("{path} cannot be used as a base model: {reason}", path=path, reason=reason))
+        raise TsugikiError("{path} cannot be used as a base model: {reason}", path=path, reason=reason)
     return header
 
 
@@ -102,7 +102,7 @@ def _reading_errors(path: Path) -> Iterator[None]:
     except (OSError, TsugikiError):
         raise
     except Exception as error:
-        raise TsugikiError(_("{path} cannot be read: {error}", path=path, error=error_text(error))) from error
+        raise TsugikiError("{path} cannot be read: {error}", path=path, error=error_text(error)) from error
 
 
 def not_a_whole_model(header: GgufHeader) -> str | None:
@@ -260,7 +260,7 @@ def _read_vector(path: Path, header: GgufHeader, name: str) -> list[float]:
     tensor = next(tensor for tensor in header.tensors if tensor.name == name)
     if tensor.type.name != "F32":
         raise TsugikiError(
-            _("{path} cannot be read: {name} is {kind}, not F32", path=path, name=name, kind=tensor.type.name)
+            "{path} cannot be read: {name} is {kind}, not F32", path=path, name=name, kind=tensor.type.name
         )
     values = np.fromfile(path, np.dtype("<f4"), prod(tensor.shape), offset=tensor.begin)
     return [float(value) for value in values]
@@ -325,14 +325,14 @@ def _check_tensors(path: Path, header: GgufHeader, model: PreTrainedModel) -> No
                 shape=list(shape),
                 expected=list(expected),
             )
-            raise TsugikiError(_("{path} cannot be read: {error}", path=path, error=error))
+            raise TsugikiError("{path} cannot be read: {error}", path=path, error=error)
 
 
 def refuse_missing(path: Path, missing: Sequence[str]) -> None:
     """Raise a TsugikiError if parameters are missing in a file."""
     if missing:
         raise TsugikiError(
-            _("{path} is not a complete model: it has no {missing}", path=path, missing=summarise_list(missing))
+            "{path} is not a complete model: it has no {missing}", path=path, missing=summarise_list(missing)
         )
 
 
@@ -343,12 +343,11 @@ def _check_all_tensors_read(path: Path, header: GgufHeader, names: set[str]) -> 
     read = set(llama_cpp_names(header.architecture, header.setting("block_count"), names).values())
     ignored = [tensor.name for tensor in header.tensors if tensor.name not in {*read, _ROPE_FACTORS}]
     if ignored:
-        message = _(
+        raise TsugikiError(
             "{path} cannot be read: transformers would ignore {ignored}",
             path=path,
             ignored=summarise_list(sorted(ignored)),
         )
-        raise TsugikiError(message)
 
 
 BYTE_LEVEL, SENTENCEPIECE = "gpt2", "llama"

@@ -82,7 +82,7 @@ def _compute_digests(path: Path, header: GgufHeader) -> dict[str, str]:
             combined = combined_digest(tensors)
             return {"file": tensor_digest(file, 0, header.size, combined), "tensors": combined}
     except (OSError, EOFError) as error:
-        raise TsugikiError(_("{path} cannot be read: {error}", path=path, error=error)) from error
+        raise TsugikiError("{path} cannot be read: {error}", path=path, error=error) from error
 
 
 def _convert(path: Path, header: GgufHeader, folder: Path) -> None:

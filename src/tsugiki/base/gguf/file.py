@@ -77,7 +77,7 @@ def read_header(path: Path) -> GgufHeader:
     """Read the header of a GGUF file, and check that the file is long enough for all of its tensors."""
     try:
         if not is_gguf(path):
-            raise TsugikiError(_("{path} is not a GGUF file: it does not begin with the letters GGUF", path=path))
+            raise TsugikiError("{path} is not a GGUF file: it does not begin with the letters GGUF", path=path)
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _parse(path, data)
     except OSError as error:
@@ -110,7 +110,7 @@ class _Cursor:
         begin, self.position = self.position, self.position + length
         if self.position > len(self.data):
             raise TsugikiError(
-                _("{path} is truncated or damaged: it ends within its header; download it again", path=self.path)
+                "{path} is truncated or damaged: it ends within its header; download it again", path=self.path
             )
         return begin
 
@@ -135,31 +135,29 @@ class _Cursor:
             return self.text()
         if type != _ARRAY:
             raise TsugikiError(
-                _("{path} is damaged: its header has a value of the unknown type {type}", path=self.path, type=type)
+                "{path} is damaged: its header has a value of the unknown type {type}", path=self.path, type=type
             )
         element, count = self.number("I"), self.number("Q")
         if element in _NUMBERS:
             return list(self.numbers(_NUMBERS[element], count))
         if element != _STRING:
-            message = _(
+            raise TsugikiError(
                 "{path} is damaged: its header has a list of the unknown type {element}",
                 path=self.path,
                 element=element,
             )
-            raise TsugikiError(message)
         return [self.text() for _ in range(count)]
 
     def tensor(self) -> tuple[str, tuple[int, ...], int, int]:
         """Read the name, shape, type number and offset of a tensor."""
         name, dimensions = self.text(), self.number("I")
         if dimensions > _MAX_DIMENSIONS:
-            message = _(
+            raise TsugikiError(
                 "{path} is damaged: {name} has {dimensions:,} dimensions",
                 path=self.path,
                 name=error_text(name, 100),
                 dimensions=dimensions,
             )
-            raise TsugikiError(message)
         shape = self.numbers("Q", dimensions)[::-1]
         return name, shape, self.number("I"), self.number("Q")
 
@@ -170,13 +168,12 @@ def _parse(path: Path, data: mmap.mmap) -> GgufHeader:
     cursor = _Cursor(path, data)
     version = cursor.number("I")
     if version not in _VERSIONS:
-        message = _(
+        raise TsugikiError(
             "{path} has version {version} of the GGUF format; versions {versions}, little-endian, can be read",
             path=path,
             version=version,
             versions=_(" and ").join(map(str, _VERSIONS)),
         )
-        raise TsugikiError(message)
     tensor_count, value_count = cursor.numbers("Q", 2)
     metadata: dict[str, Any] = {}
     spans: dict[str, tuple[int, int]] = {}
@@ -187,37 +184,35 @@ def _parse(path: Path, data: mmap.mmap) -> GgufHeader:
     descriptions = [cursor.tensor() for _ in range(tensor_count)]
     alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
     if not isinstance(alignment, int) or alignment < 1:
-        raise TsugikiError(_("{path} is damaged: its alignment is {alignment!r}", path=path, alignment=alignment))
+        raise TsugikiError("{path} is damaged: its alignment is {alignment!r}", path=path, alignment=alignment)
     start = -(-cursor.position // alignment) * alignment
     tensors = []
     for name, shape, number, offset in descriptions:
         try:
             type = GGMLQuantizationType(number)
         except ValueError as error:
-            message = _(
+            raise TsugikiError(
                 "{path}: {name} has a quantisation (type {number}) that the installed gguf package does not know",
                 path=path,
                 name=error_text(name, 100),
                 number=number,
-            )
-            raise TsugikiError(message) from error
+            ) from error
         block, size = GGML_QUANT_SIZES[type]
         begin = start + offset
         tensors.append(GgufTensor(name, type, shape, begin, begin + prod(shape) // block * size))
     expected = max((tensor.end for tensor in tensors), default=0)
     if expected > len(data):
-        message = _(
+        raise TsugikiError(
             "{path} is truncated: it has {count:,} of {expected:,} bytes; download it again",
             path=path,
             count=len(data),
             expected=expected,
         )
-        raise TsugikiError(message)
     in_order = sorted(tensors, key=lambda tensor: (tensor.begin, tensor.end))
     for first, second in pairwise(in_order):  # reading the same bytes for thousands of tensors would take hours
         if second.begin < first.end:
             names = summarise_list([first.name, second.name])
             raise TsugikiError(
-                _("{path} is damaged: the values of {names} overlap; download it again", path=path, names=names)
+                "{path} is damaged: the values of {names} overlap; download it again", path=path, names=names
             )
     return GgufHeader(metadata, tuple(tensors), start, spans)

@@ -64,11 +64,10 @@ def holds_completions(data: Data, columns: Columns = NO_COLUMNS) -> bool:
 
 def _checked(record: Record) -> Record:
     if ANSWER not in record.fields:
-        message = _(
+        raise TsugikiError(
             "{source} is a text, not rows of answers; give a table with prompt, chosen and rejected",
             source=record.source,
         )
-        raise TsugikiError(message)
     return record
 
 
@@ -98,8 +97,7 @@ def _with_names_of_trl(row: Mapping[str, Any], source: str) -> dict[str, Any]:
     field = ANSWER_KEYS[PREFERRED][0]
     asked = row[field]
     if not isinstance(asked, Mapping) or not isinstance(asked.get("messages"), list):
-        message = _('{source}: {field} must be an object like {{"messages": […]}}', source=source, field=field)
-        raise TsugikiError(message)
+        raise TsugikiError('{source}: {field} must be an object like {{"messages": […]}}', source=source, field=field)
     answers = {"chosen": row["preferred_output"], "rejected": row["non_preferred_output"]}
     return {"prompt": asked["messages"], "tools": asked.get("tools"), **answers}
 
@@ -109,11 +107,10 @@ def _two_answers(row: Mapping[str, Any], source: str, reading: Reading) -> dict[
     chosen, rejected = row["chosen"], row["rejected"]
     prompt = next((row[name] for name in PROMPTS if row.get(name) is not None), None)
     if isinstance(chosen, list) != isinstance(rejected, list):
-        message = _(
+        raise TsugikiError(
             "{source}: one of chosen and rejected is a list of messages, the other is not; write both alike",
             source=source,
         )
-        raise TsugikiError(message)
     if isinstance(chosen, list):
         turns = zip(chosen[:-1], rejected[:-1], strict=False)  # at least the last turn is an answer
         begin = sum(1 for _pair in takewhile(lambda pair: pair[0] == pair[1], turns))
@@ -141,12 +138,11 @@ def _label(label: Any, source: str) -> str:
     """Return good or bad for a label, which a `.csv` file has as a text."""
     found = LABELS.get(str(label).strip().casefold())
     if found is None:
-        message = _(
+        raise TsugikiError(
             "{source} has {label} as label; it must be true for a good answer, or false for a bad one",
             source=source,
             label=error_text(repr(label), 40),
         )
-        raise TsugikiError(message)
     return found
 
 
@@ -210,11 +206,10 @@ def _prompt_row(fields: Mapping[str, str], source: str) -> PromptRow:
     try:
         return PromptRow(_asks(row.pop("prompt", None)), row, source)
     except ValueError as error:
-        message = _(
+        raise TsugikiError(
             "{source} has no prompt: a column with texts, or with lists of messages for the assistant to answer",
             source=source,
-        )
-        raise TsugikiError(message) from error
+        ) from error
 
 
 def _role(turn: Any) -> str | None:

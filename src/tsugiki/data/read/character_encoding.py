@@ -61,13 +61,12 @@ def detect_encoding(open_file: Callable[[], BinaryIO], name: str, usual: Callabl
         if line is None:
             return encoding
         invalid = max(invalid, line)
-    message = _(
+    raise TsugikiError(
         "{path}:{first_invalid} is not text in {encodings}; convert the file to UTF-8",
         path=name,
         first_invalid=invalid,
         encodings=_(ENCODINGS),
     )
-    raise TsugikiError(message)
 
 
 _SAMPLE = 4096  # bytes, an even number

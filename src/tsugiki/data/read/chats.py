@@ -69,12 +69,11 @@ def json_chats(rows: NumberedRows, name: str, columns: Columns, reading: Reading
                 try:
                     yield from list(_telegram_rows(row, name, columns, reading))
                 except (KeyError, TypeError, ValueError, AttributeError) as error:
-                    message = _(
+                    raise TsugikiError(
                         "{name} is no export of a chat as Telegram writes it: {error}; export it again",
                         name=name,
                         error=error_text(error),
-                    )
-                    raise TsugikiError(message) from error
+                    ) from error
             case _:
                 yield number, row
 
@@ -126,12 +125,11 @@ def _owner(turns: Sequence[_Turn], other: str, columns: Columns, name: str) -> s
     people = list(dict.fromkeys(turn.who for turn in turns if turn.who))
     left = [who for who in people if (who == columns.get("assistant") if "assistant" in columns else who not in other)]
     if len(left) != 1 or len(people) < 2:
-        message = _(
+        raise TsugikiError(
             "{name} is a chat of {people}; say whose turns are the answers: {flag:columns assistant=NAME}",
             name=name,
             people=summarise_list(people) or _("nobody"),
         )
-        raise TsugikiError(message)
     return left[0]
 
 

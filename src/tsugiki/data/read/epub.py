@@ -58,9 +58,7 @@ def _refuse_drm(path: Path, names: Collection[str]) -> None:
         methods = {element.get("Algorithm", "") for element in encryption if xml_tag(element) == "EncryptionMethod"}
         protected = not methods <= _FONT_METHODS
     if protected:
-        raise TsugikiError(
-            _("{path} is protected by DRM, so its text cannot be read; use a file without DRM", path=path)
-        )
+        raise TsugikiError("{path} is protected by DRM, so its text cannot be read; use a file without DRM", path=path)
 
 
 def _metadata(package: ElementTree.Element, name: str) -> Iterator[str]:

@@ -184,18 +184,17 @@ def _sources(data: Data, reading: Reading) -> list[_File | str]:
 def _expand(given: str | Path) -> list[Path | str]:
     """Return the files and folders that a text names, or the name of a data set."""
     if str(given).startswith(("http:/", "https:/")):  # a `Path` has only one of the two slashes
-        message = _(
+        raise TsugikiError(
             "{data} is a web address; download the file, or use tsugiki aozora for works of Aozora Bunko",
             data=error_text(given, 200),
         )
-        raise TsugikiError(message)
     path = _local_path(given)
     if path.exists() or isinstance(given, Path):
         return [path]
     if any(mark in given for mark in "*?["):
         matches = sorted(glob.glob(str(path), recursive=True))
         if not matches:
-            raise TsugikiError(_("no file matches {pattern}", pattern=error_text(given, 200)))
+            raise TsugikiError("no file matches {pattern}", pattern=error_text(given, 200))
         return [Path(match) for match in matches]
     if is_dataset_name(given) and Path(given.partition(":")[0]).suffix.lower() not in DATA_SUFFIXES:
         return [given]
@@ -208,7 +207,7 @@ def _local_path(data: str | Path) -> Path:
         path.exists()
     except (OSError, ValueError, RuntimeError) as error:  # a name that is too long, a home folder that does not exist
         raise TsugikiError(
-            _("no data at {data}: {error}", data=error_text(data, 100), error=error_text(error, 100))
+            "no data at {data}: {error}", data=error_text(data, 100), error=error_text(error, 100)
         ) from error
     return path
 
@@ -221,7 +220,7 @@ def _files(root: Path, reading: Reading) -> list[_File]:
         names = {path: path.relative_to(root).as_posix() for path in inside}
         files = [_File(path, name, False) for path, name in names.items() if _is_data(name, DATA_SUFFIXES)]
         if not files:
-            raise TsugikiError(_("{root} contains no {suffixes} or {last} file", root=root, suffixes=others, last=last))
+            raise TsugikiError("{root} contains no {suffixes} or {last} file", root=root, suffixes=others, last=last)
         read = {file.path for file in files}
         reading.passed_over += [str(path) for path, name in names.items() if path not in read and not _is_beside(name)]
         return files
@@ -233,7 +232,7 @@ def _files(root: Path, reading: Reading) -> list[_File]:
     if root.suffix.lower() not in DATA_SUFFIXES:
         kind = root.suffix or _("a file without a suffix")
         raise TsugikiError(
-            _(_HOW_TO_SAVE.get(root.suffix.lower(), _OTHER_KIND), root=root, kind=kind, suffixes=others, last=last)
+            _HOW_TO_SAVE.get(root.suffix.lower(), _OTHER_KIND), root=root, kind=kind, suffixes=others, last=last
         )
     return [_File(root, root.name, True)]
 
@@ -396,11 +395,7 @@ def _read_zip(path: Path, wanted: Wanted, reading: Reading) -> Iterator[Record]:
     chosen = [name for name, is_link in members.items() if _is_data(name, _FROM_STREAM) and not is_link]
     if not chosen:
         raise NotDataError(
-            _(
-                "{path} contains no {known} file; unpack it, and give the folder",
-                path=path,
-                known=", ".join(_FROM_STREAM),
-            )
+            "{path} contains no {known} file; unpack it, and give the folder", path=path, known=", ".join(_FROM_STREAM)
         )
     others = set(members).difference(chosen)
     reading.passed_over += [
@@ -453,14 +448,13 @@ def _records_of_rows(rows: NumberedRows, name: str, wanted: Wanted, reading: Rea
             unused = unused_columns(row, schema, wanted.keys)
             reading.unused += [column for column in unused if column not in reading.unused]
         if schema != expected:
-            message = _(
+            raise TsugikiError(
                 "{where} has {schema}, but line {first} has {expected}; put them in separate files",
                 where=where,
                 schema=schema,
                 first=first,
                 expected=expected,
             )
-            raise TsugikiError(message)
         yield from wanted.read(row, where, reading)
     if expected is None and null is not None:
         raise null
@@ -482,4 +476,4 @@ def _refuse_empty(records: Iterable[Record], data: Data) -> Iterator[Record]:
         empty = False
         yield record
     if empty:
-        raise TsugikiError(_("{data} is empty: there is no text to train on", data=describe_data(data)))
+        raise TsugikiError("{data} is empty: there is no text to train on", data=describe_data(data))

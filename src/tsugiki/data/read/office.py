@@ -33,17 +33,16 @@ def _library(name: str, path: Path) -> Any:
     try:
         return import_module(name)
     except ImportError as error:
-        raise TsugikiError(
-            _("{path}: reading it requires {name}: {extra}", path=path, name=name, extra=EXTRA)
-        ) from error
+        raise TsugikiError("{path}: reading it requires {name}: {extra}", path=path, name=name, extra=EXTRA) from error
 
 
 def _member_names(path: Path) -> set[str]:
     """Return the names of the members of an Office file: a zip, unless it is encrypted or of before 2007."""
     with path.open("rb") as file:
         if file.read(4) == b"\xd0\xcf\x11\xe0":
-            message = _("{path} is protected by a password, or has a format of before 2007; save it without", path=path)
-            raise TsugikiError(message)
+            raise TsugikiError(
+                "{path} is protected by a password, or has a format of before 2007; save it without", path=path
+            )
     return set(zip_members(path))
 
 
@@ -130,14 +129,14 @@ def pdf_text(path: Path, reading: Reading) -> str:
     try:
         file = pypdf.PdfReader(path)
         if file.is_encrypted and not file.decrypt(""):
-            raise TsugikiError(_("{path} is protected by a password; save it without", path=path))
+            raise TsugikiError("{path} is protected by a password; save it without", path=path)
         pages = [[line.rstrip() for line in page.extract_text().split("\n") if line.strip()] for page in file.pages]
     except TsugikiError:
         raise
     except Exception as error:  # of a damaged file, pypdf raises what its parsers do
-        raise TsugikiError(_("{path} cannot be read: {error}", path=path, error=error_text(error, 100))) from error
+        raise TsugikiError("{path} cannot be read: {error}", path=path, error=error_text(error, 100)) from error
     if pages and not any(pages):
-        raise TsugikiError(_("{path} has only pictures of pages; recognise their text first (OCR)", path=path))
+        raise TsugikiError("{path} has only pictures of pages; recognise their text first (OCR)", path=path)
     heads = _running_heads(pages)
     lines = [line for page in pages for place, line in enumerate(page) if not _is_head(page, place, heads)]
     message = _(

@@ -119,29 +119,26 @@ def schema_of(row: Mapping[str, Any], source: str, schemas: SchemaKeys = KEYS) -
     for keys in schemas.values():
         for key in keys:
             if key in row and key not in present:
-                raise NullError(_("{source} has null as {key}; give a value or remove the row", source=source, key=key))
+                raise NullError("{source} has null as {key}; give a value or remove the row", source=source, key=key)
     for keys in schemas.values():
         if given := [key for key in keys if key in present]:
             missing = next(key for key in keys if key not in present)
             if schemas is KEYS and present.issuperset(("chosen", "rejected")):
-                message = _(
+                raise TsugikiError(
                     "{source} has a chosen and a rejected answer; learn such pairs with {flag:preference simpo}",
                     source=source,
                 )
-                raise TsugikiError(message)
             others = given if missing == "prompt" else [*given, *PROMPTS]
             column = next(iter(_longest_texts(row, 1, others)), "NAME")
             message = _("{source} has {key} but no {missing}; add it, or name its column: {columns}")
             columns = _columns_flag({missing: column})
             raise TsugikiError(message.format(source=source, key=given[0], missing=missing, columns=columns))
     raise NotDataError(
-        _(
-            "{source} has none of the fields {known}; it has {names}; name them with {columns}",
-            source=source,
-            known=known_fields(schemas),
-            names=names_of(row),
-            columns=ready_columns(row, schemas),
-        )
+        "{source} has none of the fields {known}; it has {names}; name them with {columns}",
+        source=source,
+        known=known_fields(schemas),
+        names=names_of(row),
+        columns=ready_columns(row, schemas),
     )
 
 
@@ -240,11 +237,11 @@ def read_row(row: Mapping[str, Any], source: str) -> Record | None:
     """
     schema = schema_of(row, source)
     if schema == "prompt and completion" and isinstance(row.get("label"), bool):
-        message = _(
+        raise TsugikiError(
             "{source} has an answer that is marked good or bad (label), and a bad one must not be learned like a good "
-            "one; learn them with {flag:preference kto}, or rename the column"
+            "one; learn them with {flag:preference kto}, or rename the column",
+            source=source,
         )
-        raise TsugikiError(message.format(source=source))
     tools = read_tools(row.get("tools"), source)
     used = {*KEYS[schema], "input", "system", "tools"}
     fields = {
@@ -277,10 +274,9 @@ def read_row(row: Mapping[str, Any], source: str) -> Record | None:
             record = Conversation(_check_turns(turns, source), source, fields)
     if tools:
         if not isinstance(record, Conversation):
-            message = _(
+            raise TsugikiError(
                 "{source} has tools, which only lists of messages can call; remove the field or the row", source=source
             )
-            raise TsugikiError(message)
         record = replace(record, tools=tools)
     text = record.text
     if isinstance(record, Conversation):
@@ -292,17 +288,16 @@ def read_row(row: Mapping[str, Any], source: str) -> Record | None:
 def _text(row: Mapping[str, Any], key: str, source: str) -> str:
     value = row[key]
     if not isinstance(value, str):
-        message = _(
+        raise TsugikiError(
             "{source} has {type_name} as {key}; it must be a text", source=source, type_name=_type_name(value), key=key
         )
-        raise TsugikiError(message)
     return value
 
 
 def _non_empty_text(row: Mapping[str, Any], key: str, source: str) -> str:
     value = _text(row, key, source)
     if not value.strip():
-        raise TsugikiError(_("{source} has an empty {key}; fill it or remove the row", source=source, key=key))
+        raise TsugikiError("{source} has an empty {key}; fill it or remove the row", source=source, key=key)
     return value
 
 
@@ -317,9 +312,7 @@ def _pair(row: Mapping[str, Any], prompt: str, answer: str, source: str, fields:
 
 def _instruction(row: Mapping[str, Any], source: str) -> str:
     if row.get("history"):
-        raise TsugikiError(
-            _("{source} has a history, which is not supported; give all turns as messages", source=source)
-        )
+        raise TsugikiError("{source} has a history, which is not supported; give all turns as messages", source=source)
     question = _non_empty_text(row, "instruction", source)
     if row.get("input") not in (None, ""):
         question += "\n\n" + _non_empty_text(row, "input", source)
@@ -330,13 +323,12 @@ def _messages(row: Mapping[str, Any], key: str, source: str, after: int = 0) -> 
     """Return the messages of a list. Errors number its turns from `after` + 1."""
     turns = row[key]
     if not isinstance(turns, list):
-        message = _(
+        raise TsugikiError(
             '{source}: {key} is {type_name}; it must be a list of {{"role": …, "content": …}}',
             source=source,
             key=key,
             type_name=_type_name(turns),
         )
-        raise TsugikiError(message)
     return [
         _message(turn, _("{source}: turn {number}", source=source, number=number))
         for number, turn in enumerate(turns, after + 1)
@@ -345,44 +337,40 @@ def _messages(row: Mapping[str, Any], key: str, source: str, after: int = 0) -> 
 
 def _message(turn: Any, where: str) -> Message:
     if not isinstance(turn, Mapping):
-        message = _(
+        raise TsugikiError(
             '{where} is {type_name}; it must be an object like {{"role": "user", "content": "…"}}',
             where=where,
             type_name=_type_name(turn),
         )
-        raise TsugikiError(message)
     name = turn.get("role", turn.get("from"))
     role = _ROLES.get(name) if isinstance(name, str) else None
     if role is None:
         known = listed(_ROLES)
-        message = _(
+        raise TsugikiError(
             "{where} has the unknown role {abbreviate}; use one of {known}",
             where=where,
             abbreviate=_abbreviate(name),
             known=known,
         )
-        raise TsugikiError(message)
     for key in _UNSUPPORTED_KEYS:
         if turn.get(key):
-            message = _(
+            raise TsugikiError(
                 "{where} ({role}) has {key}, which is not supported; remove it or the row",
                 where=where,
                 role=role,
                 key=key,
             )
-            raise TsugikiError(message)
     content = turn.get("content", turn.get("value"))
     text, of_tools = _content(content, f"{where} ({role})"), read_of_tools(turn, role, f"{where} ({role})")
     if not text.strip() and not (role == "assistant" and of_tools):
-        raise TsugikiError(_("{where} ({role}) is empty; fill it or remove the row", where=where, role=role))
+        raise TsugikiError("{where} ({role}) is empty; fill it or remove the row", where=where, role=role)
     weight = turn.get("weight")
     if role == "assistant" and weight is not None and weight not in (0, 1):
-        message = _(
+        raise TsugikiError(
             "{where} (assistant) has weight {abbreviate}; it must be 0 or 1",
             where=where,
             abbreviate=_abbreviate(weight),
         )
-        raise TsugikiError(message)
     return Message(role, text, role != "assistant" or weight != 0, of_tools)
 
 
@@ -393,22 +381,21 @@ def _content(content: Any, where: str) -> str:
         return content
     if not isinstance(content, list):
         raise TsugikiError(
-            _("{where} has {type_name} as content; it must be a text", where=where, type_name=_type_name(content))
+            "{where} has {type_name} as content; it must be a text", where=where, type_name=_type_name(content)
         )
     parts = []
     for part in content:
         text = part.get("text") if isinstance(part, Mapping) else part
         kind = part.get("type", "text") if isinstance(part, Mapping) else "text"
         if kind != "text":
-            message = _(
+            raise TsugikiError(
                 "{where} has a part of type {abbreviate}; only text is supported; remove the row",
                 where=where,
                 abbreviate=_abbreviate(kind),
             )
-            raise TsugikiError(message)
         if not isinstance(text, str):
             raise TsugikiError(
-                _('{where} has a part without text; write a part as {{"type": "text", "text": "…"}}', where=where)
+                '{where} has a part without text; write a part as {{"type": "text", "text": "…"}}', where=where
             )
         parts.append(text)
     return "".join(parts)
@@ -418,20 +405,17 @@ def _check_turns(turns: list[Message], source: str) -> tuple[Message, ...]:
     """Check that the assistant answers the user and never writes two turns in a row; return the turns."""
     if all(turn.role != "assistant" for turn in turns):
         raise TsugikiError(
-            _("{source} has no turn of the assistant, so there is nothing to train on; add the answer", source=source)
+            "{source} has no turn of the assistant, so there is nothing to train on; add the answer", source=source
         )
     if turns[0].role == "assistant":
-        raise TsugikiError(
-            _("{source} begins with a turn of the assistant; put the user's turn before it", source=source)
-        )
+        raise TsugikiError("{source} begins with a turn of the assistant; put the user's turn before it", source=source)
     for number, (before, turn) in enumerate(pairwise(turns), 2):
         if before.role == turn.role == "assistant":
-            message = _(
+            raise TsugikiError(
                 "{source}: turn {number} is a second turn of the assistant; join the two turns",
                 source=source,
                 number=number,
             )
-            raise TsugikiError(message)
     return tuple(turns)
 
 
@@ -441,12 +425,11 @@ def check_surrogates(text: str, source: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         surrogate = ascii(text[error.start])[1:-1]
-        message = _(
+        raise TsugikiError(
             "{source} contains an unpaired surrogate ({surrogate}); repair or remove it",
             source=source,
             surrogate=surrogate,
-        )
-        raise TsugikiError(message) from error
+        ) from error
 
 
 _TYPE_NAMES = {
@@ -479,7 +462,7 @@ def read_of_tools(turn: Mapping[str, Any], role: str, where: str) -> str:
     calls = _functions(turn.get("tool_calls"), "tool_calls", where, '[{"function": {"name": …, "arguments": {…}}}]')
     if calls and role != "assistant":
         raise TsugikiError(
-            _("{where} has tool_calls, which only the assistant writes; remove them or the row", where=where)
+            "{where} has tool_calls, which only the assistant writes; remove them or the row", where=where
         )
     return f'{{"tool_calls": {calls}}}' if calls else ""
 
@@ -490,7 +473,7 @@ def _functions(given: Any, name: str, where: str, shape: str) -> str:
         entries = [_function(_without_null(entry), name) for entry in _parsed(given or [])]
     except (ValueError, TypeError, KeyError) as error:
         raise TsugikiError(
-            _("{where} has {name} of another shape; write {shape}", where=where, name=name, shape=shape)
+            "{where} has {name} of another shape; write {shape}", where=where, name=name, shape=shape
         ) from error
     return json.dumps(entries, ensure_ascii=False) if entries else ""
 

@@ -53,18 +53,16 @@ def jsonl_rows(open_file: OpenFile, name: str, encoding: str) -> NumberedRows:
             try:
                 row = parse_json(line.rstrip("\n"))
             except ValueError as error:
-                message = _(
+                raise TsugikiError(
                     "{path}:{number} cannot be read as JSON: {error}; correct or remove the line",
                     path=name,
                     number=number,
                     error=error,
-                )
-                raise TsugikiError(message) from error
+                ) from error
             if not isinstance(row, dict):
-                message = _(
+                raise TsugikiError(
                     '{path}:{number} is not a JSON object; write each line as {{"text": "…"}}', path=name, number=number
                 )
-                raise TsugikiError(message)
             yield number, row
 
 
@@ -76,28 +74,25 @@ def json_rows(open_file: OpenFile, name: str, encoding: str) -> NumberedRows:
     with open_file() as file:
         data = file.read(_MAX_JSON + 1)
     if len(data) > _MAX_JSON:
-        message = _(
+        raise TsugikiError(
             "{name} has more than {size}, and a .json file is read whole; make it a .jsonl file",
             name=name,
             size=format_size(_MAX_JSON),
         )
-        raise TsugikiError(message)
     text = decode_as(data, encoding)
     del data
     try:
         for number, value in enumerate(_json_values(text), 1):
             if not isinstance(value, dict):
                 raise NotDataError(
-                    _(
-                        '{name}: element {number} is not a JSON object; write each one as {{"text": "…"}}',
-                        name=name,
-                        number=number,
-                    )
+                    '{name}: element {number} is not a JSON object; write each one as {{"text": "…"}}',
+                    name=name,
+                    number=number,
                 )
             yield number, value
     except ValueError as error:
         raise TsugikiError(
-            _("{name} is not JSON: {reason}; correct the file", name=name, reason=error_text(error, 100))
+            "{name} is not JSON: {reason}; correct the file", name=name, reason=error_text(error, 100)
         ) from error
 
 
@@ -142,14 +137,13 @@ def _csv_cells(reader: Any, name: str) -> NumberedCells:
         except StopIteration:
             return
         except csv.Error as error:
-            message = _(
+            raise TsugikiError(
                 "{path}:{number} is not a CSV row: {error}; put cells that contain commas, quotes or line ends "
                 "in double quotes, and double the quotes inside",
                 path=name,
                 number=number,
                 error=error,
-            )
-            raise TsugikiError(message) from error
+            ) from error
         yield number, cells
 
 
@@ -168,7 +162,7 @@ def rows_of_cells(numbered: NumberedCells, name: str, wanted: Wanted) -> Numbere
                 raise _unknown_columns(header, numbered, f"{name}:{number}", wanted)
             continue
         if len(cells) != len(header):
-            message = _(
+            raise TsugikiError(
                 "{path}:{number} has {count} cells, but the first line names {columns} columns; put cells that "
                 "contain commas or line ends in double quotes",
                 path=name,
@@ -176,7 +170,6 @@ def rows_of_cells(numbered: NumberedCells, name: str, wanted: Wanted) -> Numbere
                 count=len(cells),
                 columns=len(header),
             )
-            raise TsugikiError(message)
         yield number, dict(zip(header, cells, strict=True))
 
 
@@ -184,10 +177,9 @@ def _header(cells: list[str], where: str) -> list[str]:
     names = [cell.strip() for cell in cells]
     name, times = Counter(names).most_common(1)[0]
     if times > 1:
-        message = _(
+        raise TsugikiError(
             "{where} names the column {name} twice; rename one of them", where=where, name=error_text(repr(name), 100)
         )
-        raise TsugikiError(message)
     return names
 
 
@@ -211,7 +203,7 @@ def parquet_rows(path: Path, wanted: Wanted) -> NumberedRows:
         import pyarrow as arrow
         import pyarrow.parquet as parquet
     except ImportError as error:
-        raise TsugikiError(_("{path}: reading .parquet requires pyarrow: {extra}", path=path, extra=EXTRA)) from error
+        raise TsugikiError("{path}: reading .parquet requires pyarrow: {extra}", path=path, extra=EXTRA) from error
     try:
         with parquet.ParquetFile(path) as file:
             texts = (arrow.string(), arrow.large_string())
@@ -237,12 +229,11 @@ def parquet_rows(path: Path, wanted: Wanted) -> NumberedRows:
                         raise TsugikiError(too_large)
                     yield number, row
     except (arrow.ArrowException, ValueError, TypeError, OverflowError) as error:  # Python cannot hold some dates
-        message = _(
+        raise TsugikiError(
             "{path} cannot be read as Parquet: {error_line}; export the file again",
             path=path,
             error_line=error_text(error).rstrip(".;"),
-        )
-        raise TsugikiError(message) from error
+        ) from error
 
 
 def _columns_to_read(source: str, kinds: Mapping[str, bool], wanted: Wanted) -> list[str]:
@@ -251,12 +242,10 @@ def _columns_to_read(source: str, kinds: Mapping[str, bool], wanted: Wanted) -> 
     names = [name for name, is_text in kinds.items() if is_text or name in known]
     if not names:
         raise NotDataError(
-            _(
-                "{path} has none of the columns {known}; it has {names}; give its names as {flag:columns text=NAME}",
-                path=source,
-                known=known_fields(wanted.keys),
-                names=summarise_list([*kinds]) or _("nothing"),
-            )
+            "{path} has none of the columns {known}; it has {names}; give its names as {flag:columns text=NAME}",
+            path=source,
+            known=known_fields(wanted.keys),
+            names=summarise_list([*kinds]) or _("nothing"),
         )
     return names
 
@@ -317,20 +306,20 @@ def _load_dataset(data: str) -> Any:
         import datasets
     except ImportError as error:
         raise TsugikiError(
-            _("{missing}; to read a data set of that name from the hub: {extra}", missing=missing, extra=EXTRA)
+            "{missing}; to read a data set of that name from the hub: {extra}", missing=missing, extra=EXTRA
         ) from error
     try:
         return datasets.load_dataset(name, split=split or "train")
     except datasets.exceptions.DatasetNotFoundError as error:
         raise TsugikiError(
-            _("{missing}, and no data set of that name on the hub; check the spelling", missing=missing)
+            "{missing}, and no data set of that name on the hub; check the spelling", missing=missing
         ) from error
     except ConnectionError as error:
         raise TsugikiError(
-            _("{missing}, and the hub cannot be reached to look for a data set of that name", missing=missing)
+            "{missing}, and the hub cannot be reached to look for a data set of that name", missing=missing
         ) from error
     except Exception as error:  # an unknown split, several configurations, a damaged file
         what = error_text(error.__cause__ or error).rstrip(".;")
         raise TsugikiError(
-            _("the data set {data} cannot be read: {what}; choose another split or data set", data=data, what=what)
+            "the data set {data} cannot be read: {what}; choose another split or data set", data=data, what=what
         ) from error

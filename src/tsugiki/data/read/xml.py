@@ -29,7 +29,7 @@ def damaged(path: Path, reason: str) -> TsugikiError:
     """Return the error for a file that is a zip, such as a book, and cannot be read."""
     kind = path.suffix.removeprefix(".").upper()
     return TsugikiError(
-        _("{path} is no readable {kind} file: {reason}; get it again", path=path, kind=kind, reason=reason)
+        "{path} is no readable {kind} file: {reason}; get it again", path=path, kind=kind, reason=reason
     )
 
 

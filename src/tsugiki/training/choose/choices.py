@@ -134,8 +134,12 @@ def with_new_length(choices: Choices, config: RunConfig, done: int) -> Choices:
     """
     steps = choices.steps + (done if config.minutes is not None else 0)
     if steps <= done:
-        message = _("the run in {out} has done {done} steps, and its new length is {steps}: give a larger one")
-        raise TsugikiError(message.format(out=config.out, done=done, steps=steps))
+        raise TsugikiError(
+            "the run in {out} has done {done} steps, and its new length is {steps}: give a larger one",
+            out=config.out,
+            done=done,
+            steps=steps,
+        )
     return replace(choices, steps=steps)
 
 
@@ -177,11 +181,11 @@ def rows_in_time(seconds: float, seconds_per_row: float, summary: DataSummary, c
     rows = math.floor((seconds - evaluations) * _TIME_OF_STEPS / seconds_per_row)
     if rows < 1:
         least = math.ceil((evaluations + seconds_per_row / _TIME_OF_STEPS - min(seconds, 0)) / 60 + 1)
-        message = _(
+        raise TsugikiError(
             "minutes: the time is over before the first step, because loading and evaluating take longer; give "
-            "about {least} minutes or more"
+            "about {least} minutes or more",
+            least=least,
         )
-        raise TsugikiError(message.format(least=least))
     return rows
 
 

@@ -214,11 +214,10 @@ def sampled_tokens(
         return kept_tokens(blocks, probabilities, _LIKELY_TOKENS), _DRAWN_TOKENS
     if config.softmax is None:
         return None
-    message = _(
+    raise TsugikiError(
         "softmax sampled needs LoRA and an output layer that is frozen, not in shards, and of floats or in int8; "
         "leave softmax out"
     )
-    raise TsugikiError(message)
 
 
 def is_target(blocks: Blocks, vocabulary: int) -> Tensor:

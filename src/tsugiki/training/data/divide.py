@@ -106,8 +106,9 @@ class Division:
 def read_data(config: RunConfig, tokenizer: PreTrainedTokenizerBase, progress: ProgressDisplay) -> Division:
     """Read, tokenise and divide the data of a run: texts, with other text mixed into them, or answers."""
     if config.reward:
-        message = _("reward is for `tsugiki train` alone, which samples what it learns; `tsugiki pairs` shows it")
-        raise TsugikiError(message)
+        raise TsugikiError(
+            "reward is for `tsugiki train` alone, which samples what it learns; `tsugiki pairs` shows it"
+        )
     return (_divide_texts if config.preference is None else _divide_answers)(config, tokenizer, progress)
 
 
@@ -159,11 +160,10 @@ def _divide_answers(config: RunConfig, tokenizer: PreTrainedTokenizerBase, progr
         scored = _corpus_of(config, wanted, other, other.groups())
     elif wanted is not None:
         if len(rows) == 1:
-            message = _(
+            raise TsugikiError(
                 "{source} has the only answers, so none can be held out; add rows, or give a held-out file",
                 source=answers.index.sources[int(rows[0])].rpartition(" (")[0],
             )
-            raise TsugikiError(message)
         held = np.intersect1d(split_records(answers.index, wanted, config.seed, groups), rows)
         rows = np.setdiff1d(rows, held)
     held_out = Part(scored, held[other.is_good(held)])
@@ -178,12 +178,11 @@ def _divide_answers(config: RunConfig, tokenizer: PreTrainedTokenizerBase, progr
 
 def _refuse_validation_file(config: RunConfig) -> None:
     if config.validation != AUTO and isinstance(parse_held_out(config.validation, "validation"), Path):
-        message = _(
+        raise TsugikiError(
             "validation {path}: validation pairs are a share or a part of the data, not another file; add these rows "
             "to the data with a column such as part, and set validation to part=validation",
             path=error_text(config.validation, 100),
         )
-        raise TsugikiError(message)
 
 
 def _corpus_of(config: RunConfig, data: Data, answers: Preferences, groups: list[list[int]]) -> Corpus:
@@ -289,11 +288,10 @@ def _kept_windows(config: RunConfig, validation: Part, windows: list[Window], re
     """Return the windows of validation rows that do not repeat held-out text; of the user's rows, one must be left."""
     kept = [window for window in windows if validation.rows[window.document] not in repeated]
     if repeated and not kept and config.validation != AUTO:
-        message = _(
+        raise TsugikiError(
             "no record is left for validation: all of them repeat held-out text: {names}; give another text",
             names=notes.named_repeats(validation.corpus, repeated, "held-out"),
         )
-        raise TsugikiError(message)
     return kept
 
 
@@ -338,7 +336,7 @@ def _with_mixed_text(
     allowed = np.setdiff1d(part.rows, [*notes.repeating(repeated, "held-out", "validation")])
     if not len(allowed):
         raise TsugikiError(
-            _("mix: all records of {path} are held-out text or nearly the same; give another text", path=path)
+            "mix: all records of {path} are held-out text or nearly the same; give another text", path=path
         )
     mixed = mix(division.store, division.train, other, allowed, share, config.seed, tokenizer)
     taken = part._replace(rows=np.sort(mixed.taken))
@@ -447,7 +445,7 @@ def split_prompts(config: RunConfig) -> dict[str, list[PromptRow]]:
         theirs = {one.compared for one in parts[setting]}
         left = np.array([row for row in left if rows[row].compared not in theirs], np.int64)
     if not len(left):
-        raise TsugikiError(_("no prompts are left to learn from; add prompts, or hold fewer out"))
+        raise TsugikiError("no prompts are left to learn from; add prompts, or hold fewer out")
     return {"training": [rows[row] for row in np.sort(left)], **parts}
 
 

@@ -18,7 +18,6 @@ from tsugiki.fast.document_masks import (
     shares_prompts,
 )
 from tsugiki.io.progress import Detail
-from tsugiki.language import _
 from tsugiki.lora.graft import graft, ungraft
 from tsugiki.model.context import context_length
 from tsugiki.model.inference import seeded
@@ -159,12 +158,11 @@ def _document_masking(model: PreTrainedModel, tokens: int, prompt: int) -> Docum
     A soft prompt comes before every document, so the model is probed with one of the same length, `prompt`.
     """
     if attends_to_later_tokens(model):
-        message = _(
+        raise TsugikiError(
             "{name} attends to later tokens, so predicting them teaches it nothing; if its config.json has "
             "is_decoder, set it to true",
             name=type(model).__name__,
         )
-        raise TsugikiError(message)
     if not prompt:
         return detect_document_masking(model, tokens)
     from tsugiki.methods.prompt_tuning import PromptTuningConfig

@@ -71,12 +71,11 @@ def read_answers_of(
     with progress.stage(_("tokenising"), None):
         preferences = open_preferences(data, tokenizer, cache_folder("tokens"), config.columns)
     if preferences.size == 1 and config.preference != "kto":
-        message = _(
+        raise TsugikiError(
             "the data have single answers with a label, and the loss {name} needs pairs, which have chosen and "
             "rejected; {flag:preference kto} takes single answers",
             name=config.preference,
         )
-        raise TsugikiError(message)
     return preferences
 
 

@@ -39,7 +39,6 @@ from tsugiki.fast.forward import has_chunked_loss, head_of
 from tsugiki.fast.head import Head
 from tsugiki.fast.loss import chunked_loss, plain_loss, rows_per_chunk
 from tsugiki.fast.paths import use_fast_paths
-from tsugiki.language import _
 from tsugiki.lora.hold import is_grafted
 from tsugiki.lowbit.int8 import Int8Linear
 from tsugiki.lowbit.nf4 import Nf4Linear
@@ -171,12 +170,11 @@ def need_of(
     except BaseException as error:
         if not is_ordinary(error):
             raise
-        message = _(
+        raise TsugikiError(
             "{model}: blocks of this model cannot be measured ({error})",
             model=config.model,
             error=error_text(error) or type(error).__name__,
-        )
-        raise TsugikiError(message) from error
+        ) from error
     del sample
     if trains_all:
         base = shapes.parameters * itemsize if itemsize < 4 else 0

@@ -28,7 +28,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tsugiki.errors import TsugikiError
-from tsugiki.language import _
 from tsugiki.lora.graft import trainable_parameters
 from tsugiki.lora.hold import is_grafted
 from tsugiki.lora.pair import LowRank
@@ -51,7 +50,7 @@ def shard(model: nn.Module, device: torch.device, compute_dtype: torch.dtype | N
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     if not torch.distributed.is_initialized():
-        raise TsugikiError(_("weights can be split over several processes only: start them with torchrun"))
+        raise TsugikiError("weights can be split over several processes only: start them with torchrun")
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32 if compute_dtype else None)
     kept_whole = _adapter_parameters(model) if is_grafted(model) else set()
@@ -61,11 +60,10 @@ def shard(model: nn.Module, device: torch.device, compute_dtype: torch.dtype | N
     except RuntimeError as error:  # of torch 2.10, whose FSDP asks for gradients of all that it splits
         if "floating point" not in str(error):
             raise
-        message = _(
+        raise TsugikiError(
             "torch {version} cannot split integer weights: install a newer one, or use --base-dtype bf16",
             version=torch.__version__,
-        )
-        raise TsugikiError(message) from error
+        ) from error
     model.to(device)  # what is not split: the adapter, and buffers
     return trainable_parameters(model)
 
@@ -91,13 +89,12 @@ def check_optimizer(model: nn.Module, optimizer: Optimizer) -> None:
     known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     missing = [name for name, parameter in trainable_parameters(model).items() if id(parameter) not in known]
     if missing:
-        message = _(
+        raise TsugikiError(
             "{missing} is not in the optimiser ({count} such) and would not train: make the optimiser after the "
             "model is on its device and sharded",
             missing=missing[0],
             count=len(missing),
         )
-        raise TsugikiError(message)
 
 
 def whole_state(model: nn.Module, keep: bool) -> dict[str, Tensor]:

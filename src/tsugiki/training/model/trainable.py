@@ -22,7 +22,7 @@ from tsugiki.errors import TsugikiError
 from tsugiki.fast.paths import use_fast_paths
 from tsugiki.io.atomic import files_into, write_text
 from tsugiki.io.file_names import CHAT_TEMPLATE_FILE, TOKENIZER_CONFIG_FILE
-from tsugiki.language import _, marked
+from tsugiki.language import marked
 from tsugiki.lora.graft import trainable_parameters
 from tsugiki.lora.hold import active_adapter, is_grafted
 from tsugiki.lowbit.nf4 import product_dtype
@@ -100,7 +100,7 @@ def shard_model(model: PreTrainedModel, config: RunConfig, device: torch.device)
     if not is_grafted(model):
         name = full_compute_dtype(config, device)
         if name == "fp16":
-            raise TsugikiError(_("full fine-tuning in shards computes in bf16 or fp32, not in fp16: set compute_dtype"))
+            raise TsugikiError("full fine-tuning in shards computes in bf16 or fp32, not in fp16: set compute_dtype")
         use_fast_paths(model, attention=device.type == "cpu")
         compute_dtype = torch.bfloat16 if name == "bf16" else None
     shard(model, device, compute_dtype)

@@ -414,7 +414,7 @@ class RunRecord(BaseModel):
     def folder(self) -> Path:
         """Return the folder of the run. A record that was pushed to the hub does not name it."""
         if self.config.out is None:
-            raise TsugikiError(_("this {record_file} does not name the folder of its run", record_file=RECORD_FILE))
+            raise TsugikiError("this {record_file} does not name the folder of its run", record_file=RECORD_FILE)
         return Path(self.config.out)
 
     def write(self, folder: Path) -> None:
@@ -443,7 +443,7 @@ class RunRecord(BaseModel):
 def finished(record: RunRecord) -> tuple[TrainingFigures, Parameters]:
     """Return the results of a run, which must have finished."""
     if record.status != "finished" or record.training is None or record.parameters is None:
-        raise TsugikiError(_("the run in {out} has not finished", out=record.config.out))
+        raise TsugikiError("the run in {out} has not finished", out=record.config.out)
     return record.training, record.parameters
 
 
@@ -468,20 +468,18 @@ def parse_record(fields: dict[str, Any], path: Path) -> RunRecord:
     number = fields.get("format")
     if number != FORMAT:
         shown = error_text(repr(number), 100)
-        message = _(
+        raise TsugikiError(
             "{path} has format {shown}; this version of Tsugiki reads format {format}",
             path=path,
             shown=shown,
             format=FORMAT,
         )
-        raise TsugikiError(message)
     if len(to_json_text({"config": fields.get("config")})) > _MAX_CONFIG:
-        message = _(
+        raise TsugikiError(
             "{path} is not the record of a run: config has more than {max_config:,} characters",
             path=path,
             max_config=_MAX_CONFIG,
         )
-        raise TsugikiError(message)
     try:
         return RunRecord.model_validate(fields)
     except ValidationError as error:
@@ -489,5 +487,5 @@ def parse_record(fields: dict[str, Any], path: Path) -> RunRecord:
         where = error_text(".".join(map(str, problem["loc"])), 100)
         what = error_text(problem["msg"].removeprefix("Value error, ").lower())
         raise TsugikiError(
-            _("{path} is not the record of a run: {where}: {what}", path=path, where=where, what=what)
+            "{path} is not the record of a run: {where}: {what}", path=path, where=where, what=what
         ) from error

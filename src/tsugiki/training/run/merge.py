@@ -84,9 +84,7 @@ def merge_into_folder(merge: Merge, out: Path, progress: ProgressDisplay) -> Mer
     with progress.stage(_("reading base and adapters"), None):
         plan = plan_merge(merge.base, merge.adapters, merge.weights, allow_base_mismatch=merge.allow_base_mismatch)
     if out.resolve().is_relative_to(plan.folder.resolve()):
-        raise TsugikiError(
-            _("{out} is in the folder of the base, which must not change; choose another --out", out=out)
-        )
+        raise TsugikiError("{out} is in the folder of the base, which must not change; choose another --out", out=out)
     with new_folder(out) as part:
         with progress.stage(_("merging"), plan.size) as advance:
             rounding = write_merged(plan, part, advance)
@@ -127,9 +125,9 @@ def _verify(merge: Merge, plan: MergePlan, merged: Path, progress: ProgressDispl
 
 def _finite(logits: Tensor | None, what: str) -> Tensor:
     if logits is None:
-        raise TsugikiError(_("{what} gives no logits to compare; --no-verify merges without comparing", what=what))
+        raise TsugikiError("{what} gives no logits to compare; --no-verify merges without comparing", what=what)
     if not torch.isfinite(logits).all():
-        raise TsugikiError(_("{what} gives logits that are not finite; nothing was written", what=what))
+        raise TsugikiError("{what} gives logits that are not finite; nothing was written", what=what)
     return logits.float().cpu()
 
 

@@ -292,14 +292,13 @@ def describe(start: Start, base: Base, ready: Ready) -> None:
     record.base = RecordedBase(name=config.model, dtype=str(model.dtype), code=code, **dict(identity))
     record.data = base.data.summary
     if base_before is not None and (_is_other_base(base_before, record.base) or data_before != record.data):
-        message = _(
+        raise TsugikiError(
             "{data} or {model} has changed since the run in {out} was started; restore it, or start a new run with "
             "another {flag:out}",
             data=describe_data(config.data),
             model=config.model,
             out=config.out,
         )
-        raise TsugikiError(message)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = count_parameters(model)
     record.parameters = Parameters(trainable=trainable, total=total, share=trainable / total)
@@ -307,7 +306,7 @@ def describe(start: Start, base: Base, ready: Ready) -> None:
     for name, value in start.before.items():
         now = ready.resolved.get(name)
         if value != now:
-            message = _(
+            raise TsugikiError(
                 "the run in {out} was started on another machine or with another base: {name} was {value} and "
                 "would be {now} here",
                 out=config.out,
@@ -315,7 +314,6 @@ def describe(start: Start, base: Base, ready: Ready) -> None:
                 value=value,
                 now=now,
             )
-            raise TsugikiError(message)
     check_agreement(
         accelerator,
         {

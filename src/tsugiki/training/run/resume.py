@@ -62,13 +62,12 @@ def earlier_run(name: str, config: RunConfig) -> RunRecord | None:
     record = read_record(out)
     changed = changed_settings(record.config.to_dict(), config.to_record())
     if changed:
-        message = _(
+        raise TsugikiError(
             "{name}: {out} holds a run with other settings: {changed}; delete it or rename this one",
             name=name,
             out=out,
             changed=changed,
         )
-        raise TsugikiError(message)
     return record
 
 
@@ -95,7 +94,7 @@ def resumed(settings: dict[str, Any], out: Path) -> tuple[RunRecord, Path | None
     # A checkpoint has a digest of its settings, and `run.json` has none.
     changed = changed_settings(kept.config.to_dict() if kept else recorded, settings, _MAY_CHANGE)
     if changed:
-        raise TsugikiError(_("the run in {out} was started with other settings: {changed}", out=out, changed=changed))
+        raise TsugikiError("the run in {out} was started with other settings: {changed}", out=out, changed=changed)
     if record.status == "finished" and not _has_other_length(recorded, settings):
         steps = record.resolved_settings.get("steps", record.training.steps if record.training else 0)
         message = _(

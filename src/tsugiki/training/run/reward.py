@@ -149,11 +149,10 @@ def check_rules(start: Start, rules: Sequence[Rule]) -> None:
     """Check that the rules are those with which the run was started, and write the record of a new run."""
     before, folder, now = start.before.get("rules"), start.out / ROUNDS, [rule.identity() for rule in rules]
     if before and (changed := sorted({*before} ^ {*now})):
-        message = _(
+        raise TsugikiError(
             "the rules have changed since the run was started: {names}; start another run for other rules",
             names=summarise_list(changed),
         )
-        raise TsugikiError(message)
 
     def begin() -> None:
         if start.overwrite:
@@ -310,14 +309,13 @@ class Rounds:
 
         on_main(self.start.accelerator, write)
         if not kept.round:
-            message = _(
+            raise TsugikiError(
                 "no round has a higher validation reward than the start without more than {most:.0%} more loss on the "
                 "retention text ({flag:reward_settings forgetting}), or answers that repeat themselves or are empty, "
                 "also with a part of its update; {out} has figures and adapters of all rounds",
                 most=self.numbers.forgetting,
                 out=out,
             )
-            raise TsugikiError(message)
         return record
 
     def ask(

@@ -158,7 +158,7 @@ def run_all(runs: Mapping[str, RunConfig]) -> dict[str, RunRecord]:
     which names it. Returns name -> record.
     """
     if any(parse_held_out(config.held_out) is None for config in runs.values()):
-        raise TsugikiError(_("held_out is none, and runs are compared by their held-out text; hold some out"))
+        raise TsugikiError("held_out is none, and runs are compared by their held-out text; hold some out")
     earlier = _earlier_runs(runs)
     records: dict[str, RunRecord] = {}
     texts: Texts | None = None
@@ -176,7 +176,7 @@ def run_all(runs: Mapping[str, RunConfig]) -> dict[str, RunRecord]:
             try:
                 _train_with(bases, start, texts)
             except TsugikiError as error:
-                raise TsugikiError(_("{name}: {error}", name=name, error=error)) from error
+                raise TsugikiError("{name}: {error}", name=name, error=error) from error
             records[name], done, left = start.record, done + 1, left - 1
             start.display.print(_result_line(name, start.record, time.monotonic() - begun, done, left))
     check_same_inputs(records)
@@ -281,5 +281,5 @@ def _is_other_base(one: RunRecord, other: RunRecord) -> bool:
 def _refuse(names: list[str], why: str) -> None:
     if names:
         raise TsugikiError(
-            _("{names}: {why}; delete these runs, or choose another out", names=summarise_list(names), why=why)
+            "{names}: {why}; delete these runs, or choose another out", names=summarise_list(names), why=why
         )

@@ -129,14 +129,13 @@ def advice_to_resume(out: Path) -> Iterator[None]:
     except WriteError as error:
         saved = checkpoints(out / CHECKPOINTS)
         if saved:
-            message = _(
+            raise WriteError(
                 "{error}; the checkpoint of step {step} is kept: continue with {flag:resume}",
                 error=error,
                 step=checkpoint_step(saved[-1]),
-            )
-            raise WriteError(message) from error
+            ) from error
         raise WriteError(
-            _("{error}; no checkpoint was written, so {flag:resume} begins at the first step", error=error)
+            "{error}; no checkpoint was written, so {flag:resume} begins at the first step", error=error
         ) from error
 
 

@@ -36,7 +36,6 @@ from tsugiki.data.windows import Window
 from tsugiki.errors import TsugikiError
 from tsugiki.fast.document_masks import DocumentMasking
 from tsugiki.fast.forward import answer_log_probabilities, has_chunked_loss, losses_without_logits
-from tsugiki.language import _
 from tsugiki.model.context import IGNORE_INDEX, context_length, rope_depends_on_length
 from tsugiki.model.inference import evaluating
 from tsugiki.model.linear import to_device
@@ -71,7 +70,7 @@ def evaluate(
     model's context). The processes of `accelerator` share the work, and each gets the result for all windows.
     """
     if not windows:
-        raise TsugikiError(_("there is no text to evaluate on"))
+        raise TsugikiError("there is no text to evaluate on")
     context = context or context_length(model)
     texts = [target_text(window.record, turns) for window in windows]
     encoded = encode(tokenizer, texts)
@@ -89,12 +88,11 @@ def evaluate(
             count[0] += sum(int(part.loss_mask[1:].sum()) for part in parts)
             count[1] += len(text)
     if not sequences:
-        message = _(
+        raise TsugikiError(
             "everything to evaluate on is longer than the model's context of {context} tokens; shorten it, or take a "
             "base with a longer context",
             context=context,
         )
-        raise TsugikiError(message)
     nll = score_sequences(model, sequences, advance, accelerator)
     unknown = tokenizer.unk_token_id
     return summarise(

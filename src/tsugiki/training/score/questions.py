@@ -32,7 +32,6 @@ from tsugiki.errors import TsugikiError, error_text, unreadable
 from tsugiki.generation.generate import continue_rows
 from tsugiki.generation.prompt import check_fits, tokens_of_prompts
 from tsugiki.generation.sampling import Sampling
-from tsugiki.language import _
 from tsugiki.model.names import compile_search
 from tsugiki.training.record.interval import wilson_interval
 from tsugiki.training.record.result import Answer, Answers
@@ -79,7 +78,7 @@ def read_questions(path: Path) -> list[Question]:
     except OSError as error:
         raise unreadable(path, error) from error
     if not questions:
-        raise TsugikiError(_("{path} is empty: write one question in each line, with prompt and expected", path=path))
+        raise TsugikiError("{path} is empty: write one question in each line, with prompt and expected", path=path)
     return questions
 
 
@@ -135,16 +134,15 @@ def answer_questions(
 def _question(row: Mapping[str, Any], source: str) -> Question:
     mode: Any = row.get("mode") or ("choice" if row.get("choices") is not None else "exact")
     if mode not in get_args(Mode):
-        message = _(
+        raise TsugikiError(
             "{source} has the unknown mode {mode}; use one of {get_args}",
             source=source,
             mode=error_text(repr(mode), 40),
             get_args=", ".join(get_args(Mode)),
         )
-        raise TsugikiError(message)
     if row.get("expected") is None:
         raise TsugikiError(
-            _("{source} has no expected; add the expected answer, a text or a list of texts", source=source)
+            "{source} has no expected; add the expected answer, a text or a list of texts", source=source
         )
     expected = row["expected"]
     answers = _texts([expected] if isinstance(expected, str) else expected, f"{source}: expected")
@@ -152,12 +150,11 @@ def _question(row: Mapping[str, Any], source: str) -> Question:
     if mode == "choice":
         choices = _choices(row.get("choices"), answers, source)
     elif row.get("choices") is not None:
-        message = _(
+        raise TsugikiError(
             "{source} has choices and mode {mode}; leave out one of the two, or use mode choice",
             source=source,
             mode=mode,
         )
-        raise TsugikiError(message)
     if mode == "regex":
         for expression in answers:
             try:
@@ -175,15 +172,12 @@ def _asked(row: Mapping[str, Any], source: str) -> Completion | Conversation:
     fields: dict[str, Any] = {"prompt": given, "completion": _ANY_ANSWER}
     if not isinstance(given, str):
         if not isinstance(given, list) or not given:
-            message = _(
+            raise TsugikiError(
                 '{source} has no prompt; add a text, or a list of messages like {{"role": …, "content": …}}',
                 source=source,
             )
-            raise TsugikiError(message)
         if isinstance(given[-1], Mapping) and given[-1].get("role") == "assistant":
-            raise TsugikiError(
-                _("{source} ends with a turn of the assistant; put its text into expected", source=source)
-            )
+            raise TsugikiError("{source} ends with a turn of the assistant; put its text into expected", source=source)
         fields = {"messages": [*given, {"role": "assistant", "content": _ANY_ANSWER}]}
     record = read_row({**fields, "tools": row.get("tools")}, source)
     assert isinstance(record, Completion | Conversation)
@@ -192,23 +186,22 @@ def _asked(row: Mapping[str, Any], source: str) -> Completion | Conversation:
 
 def _choices(given: Any, expected: tuple[str, ...], source: str) -> tuple[str, ...]:
     if given is None:
-        raise TsugikiError(_("{source} has mode choice but no choices; add a list of two or more texts", source=source))
+        raise TsugikiError("{source} has mode choice but no choices; add a list of two or more texts", source=source)
     choices = _texts(given, f"{source}: choices")
     if len(set(choices)) < len(choices) or len(choices) < 2:
-        raise TsugikiError(_("{source}: choices must be two or more different texts", source=source))
+        raise TsugikiError("{source}: choices must be two or more different texts", source=source)
     if unknown := [answer for answer in expected if answer not in choices]:
-        message = _(
+        raise TsugikiError(
             "{source}: expected is {unknown}, which is none of the choices",
             source=source,
             unknown=error_text(repr(unknown[0]), 80),
         )
-        raise TsugikiError(message)
     return choices
 
 
 def _texts(given: Any, where: str) -> tuple[str, ...]:
     if not isinstance(given, list) or not given or not all(isinstance(text, str) and text.strip() for text in given):
-        raise TsugikiError(_("{where} must be a text that is not empty, or a list of such texts", where=where))
+        raise TsugikiError("{where} must be a text that is not empty, or a list of such texts", where=where)
     for text in given:
         read_row({"text": text}, where)  # refuses text that tokenizers cannot read
     return tuple(given)

@@ -26,7 +26,6 @@ from tsugiki.fast.document_masks import detect_document_masking, shares_prompts
 from tsugiki.fast.paths import use_fast_paths, use_plain_paths
 from tsugiki.io.cache import cache_folder
 from tsugiki.io.progress import ProgressDisplay
-from tsugiki.language import _
 from tsugiki.lora.graft import ungraft
 from tsugiki.model.context import context_length
 from tsugiki.preference.pairs import AnswerRows, open_preferences, pack_preferences
@@ -69,14 +68,12 @@ def evaluation_targets(models: Sequence[str], adapters: Sequence[str]) -> list[E
         folder = adapter_folder(adapter)
         base = models[0] if len(models) == 1 else named_base(folder)
         if not base:
-            raise TsugikiError(
-                _("{adapter} does not name its base; give the base as the only --model", adapter=adapter)
-            )
+            raise TsugikiError("{adapter} does not name its base; give the base as the only --model", adapter=adapter)
         if not models and EvaluationTarget(base) not in found:
             found.append(EvaluationTarget(base))
         found.append(EvaluationTarget(base, folder, adapter))
     if not found:
-        raise TsugikiError(_("nothing to evaluate: give --model, --adapter or both; each can be repeated"))
+        raise TsugikiError("nothing to evaluate: give --model, --adapter or both; each can be repeated")
     return found
 
 
@@ -122,17 +119,16 @@ def score_pairs_with_targets(
             preferences = open_preferences(data, tokenizer, cache_folder("tokens"), columns)
             store, rows = preferences.store, preferences.usable
             if preferences.size != 2:
-                raise TsugikiError(_("--pairs needs two answers to each prompt: chosen and rejected"))
+                raise TsugikiError("--pairs needs two answers to each prompt: chosen and rejected")
             notes += [note for note in preferences.notes() if note not in notes]
             longest = int((store.offsets[1:] - store.offsets[:-1]).max())
             if longest > context_length(model):
-                message = _(
+                raise TsugikiError(
                     "an answer with its prompt has {tokens:,} tokens, and the context of {model} is {context:,}",
                     tokens=longest,
                     model=target.model,
                     context=context_length(model),
                 )
-                raise TsugikiError(message)
             size = max(_PAIR_ROW, int(np.diff(store.offsets[::2])[rows].max()))
             masking = detect_document_masking(model, size)
             shared = shares_prompts(model, masking, size)

@@ -55,13 +55,12 @@ def merged_settings(
     for section in ("lora", "method_config"):
         inner = settings.pop(section, None) or {}
         if not isinstance(inner, dict):
-            message = _(
+            raise TsugikiError(
                 "{path}: {section} is {inner}; it must contain settings, such as r: 8 in lora",
                 path=path,
                 section=section,
                 inner=error_text(repr(inner), 100),
             )
-            raise TsugikiError(message)
         inner = {**(preset.get(section, {}) if section == own else {}), **inner, **overrides.pop(section, {})}
         if method is not None and section == own:
             method.check_fixed_settings(inner)
@@ -77,7 +76,7 @@ def load_settings(kind: type[Settings], path: Path, overrides: Mapping[str, Any]
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read the settings in a YAML file, without validating them."""
     if path.suffix.lower() in DATA_SUFFIXES and path.suffix.lower() != ".json":  # JSON is YAML as well
-        raise TsugikiError(_("{path} is no file of settings. {advice}", path=path, advice=_(SEVERAL_TEXTS)))
+        raise TsugikiError("{path} is no file of settings. {advice}", path=path, advice=_(SEVERAL_TEXTS))
     loaded = yaml.read_yaml(path)
     if not isinstance(loaded, dict):
         message = _("{path} holds no settings; it must contain at least model, data and out")
@@ -85,12 +84,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
             message = _(yaml.WIDE_COLON)
         raise TsugikiError(message.format(path=path))
     if "model" not in loaded and any(OTHER_NAMES.get(name) == "model" for name in loaded):
-        message = _(
+        raise TsugikiError(
             "{path} has the names of another program; here they are: {names}; tsugiki new writes such a file",
             path=path,
             names=listed(_names_here(loaded)),
         )
-        raise TsugikiError(message)
     return loaded
 
 

@@ -13,7 +13,6 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from tsugiki.errors import TsugikiError, error_text
-from tsugiki.language import _
 from tsugiki.lora.config import LoraConfig
 from tsugiki.training.settings.config import DataSetting, RunConfig
 from tsugiki.training.settings.files import validated
@@ -55,11 +54,10 @@ class SweepConfig(BaseModel):
         The last axis of a grid changes fastest.
         """
         if bool(self.methods) == bool(self.grid):
-            message = _(
+            raise TsugikiError(
                 "give either methods, a name and settings for each run, or grid, a list of values for each setting, "
                 "such as r: [1, 2, 4, 8]"
             )
-            raise TsugikiError(message)
         if self.grid:
             return self._points()
         return {name: ({}, self._method(name, settings)) for name, settings in self.methods.items()}
@@ -69,57 +67,52 @@ class SweepConfig(BaseModel):
         _check_folder_name(name, "methods")
         shared = [key for key in settings if key not in _PER_METHOD and key in RunConfig.model_fields]
         if shared:
-            message = _(
+            raise TsugikiError(
                 "methods.{name}: {shared} must be the same for all methods, so that they can be compared; set "
                 "it under settings",
                 name=error_text(name, 100),
                 shared=", ".join(shared),
             )
-            raise TsugikiError(message)
         return self._run(f"methods.{name}", name, settings)
 
     def _points(self) -> dict[str, tuple[dict[str, Any], RunConfig]]:
         for axis, values in self.grid.items():
             if not values:
-                message = _(
+                raise TsugikiError(
                     "grid.{axis} has no values; give each axis a list, such as r: [1, 2, 4, 8]",
                     axis=error_text(axis, 100),
                 )
-                raise TsugikiError(message)
             if axis not in _LORA_FIELDS | {"learning_rate"}:
                 known = ", ".join(sorted(_LORA_FIELDS))
-                message = _(
+                raise TsugikiError(
                     "grid.{axis}: no such axis; known are learning_rate, {known}",
                     axis=error_text(axis, 100),
                     known=known,
                 )
-                raise TsugikiError(message)
         count = math.prod(map(len, self.grid.values()))
         if count > MAX_RUNS:
-            message = _(
+            raise TsugikiError(
                 "the grid has {count:,} points, more than {max_runs:,}; remove some values",
                 count=count,
                 max_runs=MAX_RUNS,
             )
-            raise TsugikiError(message)
         runs = {}
         for combination in product(*self.grid.values()):
             point = dict(zip(self.grid, combination, strict=True))
             name = " ".join(f"{axis}={_plain(value)}" for axis, value in point.items())
             _check_folder_name(name, "grid")
             if name in runs:
-                raise TsugikiError(_("grid: {name} occurs twice; remove one", name=error_text(name, 100)))
+                raise TsugikiError("grid: {name} occurs twice; remove one", name=error_text(name, 100))
             runs[name] = (point, self._point(name, point))
         return runs
 
     def _point(self, name: str, point: Mapping[str, Any]) -> RunConfig:
         shared = self.settings.get("lora", {})
         if not isinstance(shared, dict):
-            message = _(
+            raise TsugikiError(
                 "settings.lora is {shared}; it must contain settings, such as r: 8",
                 shared=error_text(repr(shared), 100),
             )
-            raise TsugikiError(message)
         lora = {**shared, **{key: value for key, value in point.items() if key in _LORA_FIELDS}}
         others = {key: value for key, value in point.items() if key not in _LORA_FIELDS}
         return self._run(f"grid, {name}", name, {**others, "lora": lora, "method": "lora"})
@@ -143,7 +136,6 @@ def _plain(value: Any) -> str:
 def _check_folder_name(name: str, where: str) -> None:
     if not name.strip() or name in (".", "..") or "/" in name or "\\" in name:
         shown = error_text(repr(name), 100)
-        message = _(
+        raise TsugikiError(
             "{where}: {shown} cannot be the name of a folder, which the run needs; rename it", where=where, shown=shown
         )
-        raise TsugikiError(message)

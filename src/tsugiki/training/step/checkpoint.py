@@ -162,12 +162,11 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
             warn_caller(_("{problem}; the run continues from {name}", problem=problem, name=path.name))
         return intact
     if damaged:
-        message = _(
+        raise TsugikiError(
             "no checkpoint in {folder} can be used: {values}; remove them to train again from the first step",
             folder=folder,
             values=summarise_list(list(damaged.values())),
         )
-        raise TsugikiError(message)
     return None
 
 
@@ -191,7 +190,7 @@ def _set_aside(folder: Path) -> None:
         pass
     except OSError as error:
         raise TsugikiError(
-            _("{folder} is damaged and cannot be renamed: {strerror}", folder=folder, strerror=error.strerror or error)
+            "{folder} is damaged and cannot be renamed: {strerror}", folder=folder, strerror=error.strerror or error
         ) from error
 
 
@@ -199,10 +198,9 @@ def _load(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        message = _(
+        raise TsugikiError(
             "{path} is broken: {error}; delete {parent} to continue from an earlier one",
             path=path,
             error=error,
             parent=path.parent,
-        )
-        raise TsugikiError(message) from error
+        ) from error

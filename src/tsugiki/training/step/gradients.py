@@ -178,7 +178,7 @@ def not_finite(loss: float, step: int, rate: float, is_scaled: bool) -> TsugikiE
 def overflow(step: int) -> TsugikiError:
     """Return the error for gradients that are too large for float16 even with the smallest scale."""
     return TsugikiError(
-        _("fp16 cannot hold the gradients at step {step}: compute in fp32 (base_dtype, compute_dtype)", step=step)
+        "fp16 cannot hold the gradients at step {step}: compute in fp32 (base_dtype, compute_dtype)", step=step
     )
 
 
@@ -188,7 +188,7 @@ def _assign_gradients(weights: Sequence[Tensor], device: torch.device, more: int
     Weights that are split over processes are left out: torch allocates and reduces their gradients.
     """
     if not weights:
-        raise TsugikiError(_("nothing trains: no parameter of the model has requires_grad"))
+        raise TsugikiError("nothing trains: no parameter of the model has requires_grad")
     whole = [weight for weight in weights if not is_split(weight)]
     buffer = torch.zeros(sum(weight.numel() for weight in whole) + more, dtype=weights[0].dtype, device=device)
     start = 0

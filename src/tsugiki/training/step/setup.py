@@ -22,7 +22,6 @@ from tsugiki.errors import TsugikiError, error_text
 from tsugiki.fast.document_masks import DocumentMasking
 from tsugiki.fast.paths import use_fast_paths
 from tsugiki.fast.recomputation import recompute_blocks
-from tsugiki.language import _
 from tsugiki.lora.hold import is_grafted
 from tsugiki.lora.layer import LoraEmbedding, grafted_layers
 from tsugiki.lora.pair import LowRank
@@ -119,10 +118,9 @@ def _schedule(optimizer: torch.optim.Optimizer, config: RunConfig, steps: int, w
     except (ValueError, TypeError) as error:
         raise TsugikiError(f"lr_scheduler_type: {error_text(error)}") from error
     if not isinstance(schedule, LambdaLR):
-        message = _(
+        raise TsugikiError(
             "lr_scheduler_type {lr_scheduler_type} depends on evaluations; choose another one", lr_scheduler_type=kind
         )
-        raise TsugikiError(message)
     return schedule
 
 

@@ -73,7 +73,7 @@ def start_accelerator(
         limit_heaps(torch.get_num_threads())
     if kind == "mps" and several_processes():
         raise TsugikiError(
-            _("several processes cannot share the GPU of a Mac: start one process, or use {flag:device cpu}")
+            "several processes cannot share the GPU of a Mac: start one process, or use {flag:device cpu}"
         )
     _check_trackers(trackers)
     _check_engines()
@@ -83,12 +83,11 @@ def start_accelerator(
     except (ValueError, RuntimeError) as error:
         port = os.environ.get("MASTER_PORT")
         if "EADDRINUSE" in str(error):
-            message = _(
+            raise TsugikiError(
                 "port {port} of this machine is in use: choose another one (torchrun --master-port, or MASTER_PORT)",
                 port=port,
-            )
-            raise TsugikiError(message) from error
-        raise TsugikiError(_("cannot start on {kind}: {error}", kind=kind, error=error_text(error))) from error
+            ) from error
+        raise TsugikiError("cannot start on {kind}: {error}", kind=kind, error=error_text(error)) from error
     # Threads of a connection that is still open while the interpreter ends can abort the process.
     atexit.unregister(_disconnect)
     atexit.register(_disconnect)
@@ -104,7 +103,7 @@ def require_one_process(command: str) -> None:
     """Check that a command that consists of several runs was not started in several processes."""
     if several_processes():
         raise TsugikiError(
-            _("{command} runs in one process: start it without torchrun or accelerate launch", command=command)
+            "{command} runs in one process: start it without torchrun or accelerate launch", command=command
         )
 
 
@@ -150,13 +149,12 @@ def check_agreement(accelerator: Accelerator, facts: Mapping[str, object]) -> No
         if different and not accelerator.is_main_process:
             raise OtherProcessError
         if different:
-            message = _(
+            raise TsugikiError(
                 "process {number} differs from process 0 in {different}: start all processes with the same "
                 "command, and give all machines the same files",
                 number=number,
                 different=summarise_list(different),
             )
-            raise TsugikiError(message)
 
 
 def check_shared(accelerator: Accelerator, file: Path) -> None:
@@ -177,13 +175,12 @@ def check_shared(accelerator: Accelerator, file: Path) -> None:
         return
     if not accelerator.is_main_process:
         raise OtherProcessError
-    message = _(
+    raise TsugikiError(
         "process {number} does not find the {file} that process 0 has written: all processes need the same folder "
         "{flag:out}, under the same path, on a file system that their machines share",
         number=everywhere.index(False),
         file=file,
     )
-    raise TsugikiError(message)
 
 
 def _content(file: Path) -> bytes | None:
@@ -255,44 +252,40 @@ def device_type(name: DeviceName) -> str:
     if name == "auto":
         return next(filter(has_device, _IS_AVAILABLE))
     if not has_device(name):
-        message = _(
+        raise TsugikiError(
             "device {name}: torch finds none on this machine; it requires {requirements}",
             name=name,
             requirements=_(_REQUIREMENTS[name]),
         )
-        raise TsugikiError(message)
     return name
 
 
 def _check_engines() -> None:
     used = [name for variable, name in _ENGINES.items() if os.environ.get(variable, "").lower() in ("1", "true")]
     if used:
-        message = _(
+        raise TsugikiError(
             "accelerate is configured for {used}, which the training loop of Tsugiki does not use: start without "
             "it, and with {flag:shard fsdp} if the base does not fit on one device",
             used=used[0],
         )
-        raise TsugikiError(message)
 
 
 def _check_trackers(names: Sequence[str]) -> None:
     known = {str(kind) for kind in LoggerType.list()}
     unknown = [name for name in names if name not in known]
     if unknown:
-        message = _(
+        raise TsugikiError(
             "report_to: no tracker is called {unknown}; accelerate has {known}",
             unknown=", ".join(unknown),
             known=", ".join(sorted(known)),
         )
-        raise TsugikiError(message)
     missing = [name for name in names if name != "all" and name not in map(str, get_available_trackers())]
     if missing:
-        message = _(
+        raise TsugikiError(
             "report_to: {missing} is not installed (pip install {packages})",
             missing=", ".join(missing),
             packages=" ".join(missing),
         )
-        raise TsugikiError(message)
 
 
 def launch(processes: int, arguments: Sequence[str]) -> int:
@@ -323,13 +316,12 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode < 0:
-            message = _(
+            raise TsugikiError(
                 "process {rank} of the run was ended by {signal_name}, so the others were ended too: continue from "
                 "the last checkpoint with {flag:resume}",
                 rank=rank,
                 signal_name=failure.signal_name(),
-            )
-            raise TsugikiError(message) from error
+            ) from error
         return failure.exitcode
     except SignalException as error:
         return 128 + error.sigval.value

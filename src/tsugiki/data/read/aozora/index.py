@@ -88,7 +88,7 @@ def read_index(data: bytes, name: str) -> list[IndexEntry]:
     The index has a row for each person of a work. These rows become one entry, whose origin is the first row.
     """
     if data.lstrip()[:1] == b"<":
-        raise TsugikiError(_("{name}: a web page, not the index; download {index}.zip again", name=name, index=INDEX))
+        raise TsugikiError("{name}: a web page, not the index; download {index}.zip again", name=name, index=INDEX)
     if data[:2] == b"PK":
         advice = _("download {index}.zip again", index=INDEX)
         member, data = read_only_member(data, name, ".csv", _MAX_SIZE, advice)
@@ -145,17 +145,17 @@ def _rows(table: "Reader", name: str, columns: Sequence[str], advice: str) -> It
         header = next(table, [])
         if absent := [column for column in columns if column not in header]:
             raise TsugikiError(
-                _("{name}: no column {absent}; {advice}", name=name, absent=summarise_list(absent), advice=advice)
+                "{name}: no column {absent}; {advice}", name=name, absent=summarise_list(absent), advice=advice
             )
         line = table.line_num + 1
         for number, cells in enumerate(table, 1):
             if number > _MAX_ROWS:
                 raise TsugikiError(
-                    _("{name}: more than {max_rows:,} rows; {advice}", name=name, max_rows=_MAX_ROWS, advice=advice)
+                    "{name}: more than {max_rows:,} rows; {advice}", name=name, max_rows=_MAX_ROWS, advice=advice
                 )
             if cells:
                 if len(cells) != len(header):
-                    message = _(
+                    raise TsugikiError(
                         "{name}: line {line} has {count} cells instead of {expected}; {advice}",
                         name=name,
                         line=line,
@@ -163,18 +163,16 @@ def _rows(table: "Reader", name: str, columns: Sequence[str], advice: str) -> It
                         expected=len(header),
                         advice=advice,
                     )
-                    raise TsugikiError(message)
                 yield dict(zip(header, cells, strict=True)), _("{name}: line {line}", name=name, line=line)
             line = table.line_num + 1
     except (csv.Error, UnicodeDecodeError) as error:
-        message = _(
+        raise TsugikiError(
             "{name}: line {line} cannot be read ({error}); {advice}",
             name=name,
             line=line,
             error=error_text(error),
             advice=advice,
-        )
-        raise TsugikiError(message) from error
+        ) from error
 
 
 def _below_root(url: str) -> str:
@@ -210,7 +208,7 @@ def parse_role(name: str) -> Role:
         if name in (japanese, role):
             return role
     known = ", ".join(f"{role} ({japanese})" for japanese, role in ROLES.items())
-    raise TsugikiError(_("--role {name}: unknown role; choose from {known}", name=name, known=known))
+    raise TsugikiError("--role {name}: unknown role; choose from {known}", name=name, known=known)
 
 
 def select(entries: list[IndexEntry], query: Query) -> list[IndexEntry]:
@@ -228,9 +226,7 @@ def select(entries: list[IndexEntry], query: Query) -> list[IndexEntry]:
         chosen = [entry for entry in chosen if entry.kana in (None, query.kana)]
     free = [entry for entry in chosen if entry.free]
     if chosen and not free:
-        raise TsugikiError(
-            _("only works under copyright match {options}; they are never used", options=_options(query))
-        )
+        raise TsugikiError("only works under copyright match {options}; they are never used", options=_options(query))
     if not free:
         raise no_work(query)
     first: dict[str, IndexEntry] = {}
@@ -242,10 +238,9 @@ def select(entries: list[IndexEntry], query: Query) -> list[IndexEntry]:
 def _by_person(entries: list[IndexEntry], query: Query) -> list[IndexEntry]:
     people = [person for entry in entries for person in entry.people if person.name]
     if query.role != "author" and all(person.role == "author" for person in people):
-        message = _(
+        raise TsugikiError(
             "--role {role}: this source names only authors; put Aozora Bunko's index into the folder", role=query.role
         )
-        raise TsugikiError(message)
     if not people:
         return entries
     if query.author is None:
@@ -258,14 +253,13 @@ def _by_person(entries: list[IndexEntry], query: Query) -> list[IndexEntry]:
         return chosen
     others = sorted({person.role for person in people if person.id in ids})
     if others:
-        message = _(
+        raise TsugikiError(
             "{author} is not {role} in this source, but {others}; use {flag:role} {other}",
             author=query.author,
             role=query.role,
             others=_(" and ").join(others),
             other=others[0],
         )
-        raise TsugikiError(message)
     raise no_author(query, {person.name for person in people if person.name and person.role == query.role})
 
 
@@ -279,12 +273,7 @@ def no_author(query: Query, names: Iterable[str]) -> TsugikiError:
     else:
         advice = _("give the full name; Aozora Bunko has authors whose copyright has expired")
     return TsugikiError(
-        _(
-            "no {role} {author} in this source; {advice}",
-            role=_role_name(query.role),
-            author=query.author,
-            advice=advice,
-        )
+        "no {role} {author} in this source; {advice}", role=_role_name(query.role), author=query.author, advice=advice
     )
 
 
@@ -297,8 +286,8 @@ def no_work(query: Query) -> TsugikiError:
     """Return the error for a query that no work matches."""
     options = _options(query)
     if options:
-        return TsugikiError(_("no work matches {options}; remove an option", options=options))
-    return TsugikiError(_("no works in this source"))
+        return TsugikiError("no work matches {options}; remove an option", options=options)
+    return TsugikiError("no works in this source")
 
 
 def _options(query: Query) -> str:

@@ -90,13 +90,13 @@ class Site:
                     return content
                 if status in (404, 410):
                     self._next = time.monotonic() + self.pause
-                    raise FileMissing(_("{url}: the site answers {status}; try again later", url=url, status=status))
+                    raise FileMissing("{url}: the site answers {status}; try again later", url=url, status=status)
                 problem = _("the site answers {status}", status=status)
                 if status < 500 and status != 429:
                     break
             self._next = time.monotonic() + self.pause * 2**attempt
         raise SiteUnreachable(
-            _("{url}: {problem}; run the command again later (downloaded files are kept)", url=url, problem=problem)
+            "{url}: {problem}; run the command again later (downloaded files are kept)", url=url, problem=problem
         )
 
 
@@ -115,6 +115,6 @@ def _read(response: "httpx2.Response", url: str) -> bytes:
         content += chunk
         if len(content) > MAX_ZIP:
             raise TsugikiError(
-                _("{url} has more than {max_zip}; exclude this work", url=url, max_zip=format_size(MAX_ZIP))
+                "{url} has more than {max_zip}; exclude this work", url=url, max_zip=format_size(MAX_ZIP)
             )
     return bytes(content)

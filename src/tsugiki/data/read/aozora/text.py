@@ -54,7 +54,7 @@ def read_text_file(data: bytes, name: str, encoding: Encoding | None = None) -> 
     source = _decode(data, name, encoding)
     if not is_work(source):
         raise TsugikiError(
-            _("{name}: neither the header nor the footer of Aozora Bunko is in it; exclude this file", name=name)
+            "{name}: neither the header nor the footer of Aozora Bunko is in it; exclude this file", name=name
         )
     return clean_work(source, name)
 
@@ -65,7 +65,7 @@ def clean_work(source: str, name: str) -> CleanText:
     title, author = title_and_author(header)
     text, unresolved = plain_text(body)
     if not text:
-        raise TsugikiError(_("{name}: no text between the header and the footer; exclude this work", name=name))
+        raise TsugikiError("{name}: no text between the header and the footer; exclude this work", name=name)
     return CleanText(title, author, text, unresolved)
 
 
@@ -254,17 +254,16 @@ def _decode(data: bytes, name: str, encoding: Encoding | None) -> str:
             continue
         found: Encoding = "utf-8" if codec == "utf-8-sig" else "shift_jis"
         if encoding not in (None, found) and not data.isascii():
-            message = _(
+            raise TsugikiError(
                 "{name}: the index says {encoding}, the text is {found}; download both again",
                 name=name,
                 encoding=encoding,
                 found=found,
             )
-            raise TsugikiError(message)
         if codec == "cp932":
             text = text.translate(_VENDOR)
         return text.replace("\r\n", "\n").replace("\r", "\n")
-    raise TsugikiError(_("{name}: the text is neither Shift_JIS nor UTF-8; convert it to one of them", name=name))
+    raise TsugikiError("{name}: the text is neither Shift_JIS nor UTF-8; convert it to one of them", name=name)
 
 
 def _split(source: str) -> tuple[list[str], str]:

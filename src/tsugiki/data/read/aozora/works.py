@@ -30,7 +30,6 @@ from tsugiki.io.atomic import new_file
 from tsugiki.io.cache import cache_folder
 from tsugiki.io.formatting import format_size
 from tsugiki.io.json import to_lines
-from tsugiki.language import _
 
 if TYPE_CHECKING:
     from tsugiki.data.duplicates import Signature
@@ -67,11 +66,10 @@ class MirrorFolder:
 
     def __init__(self, root: Path) -> None:
         if not (root / "cards").is_dir():
-            message = _(
+            raise TsugikiError(
                 "{root}: there is no folder cards/ in it; give the folder that contains cards/, or the URL of a site",
                 root=root,
             )
-            raise TsugikiError(message)
         self.root = root
 
     def entries(self) -> list[IndexEntry]:
@@ -94,16 +92,16 @@ class MirrorFolder:
         try:
             path = (self.root / entry.path).resolve(strict=True)
         except FileNotFoundError as error:
-            raise FileMissing(_("{path}: no such file; complete the mirror", path=self.root / entry.path)) from error
+            raise FileMissing("{path}: no such file; complete the mirror", path=self.root / entry.path) from error
         except OSError as error:
             raise unreadable(entry.path, error) from error
         except (ValueError, RuntimeError) as error:  # a null character in the name, a circle of symbolic links
             raise TsugikiError(
-                _("{path!r}: {error}; correct the list of works", path=entry.path, error=error_text(error))
+                "{path!r}: {error}; correct the list of works", path=entry.path, error=error_text(error)
             ) from error
         if not path.is_relative_to(self.root.resolve()) or not path.is_file():
             raise TsugikiError(
-                _("{path} is not a file in {root}; correct the list of works", path=entry.path, root=self.root)
+                "{path} is not a file in {root}; correct the list of works", path=entry.path, root=self.root
             )
         return _content(path, entry.path)
 
@@ -117,15 +115,14 @@ class LooseFiles:
         self.files: list[Path] = []
         for path in paths:
             if not path.exists():
-                raise TsugikiError(_("{path}: there is no such file or folder", path=path))
+                raise TsugikiError("{path}: there is no such file or folder", path=path)
             inside = sorted(path.rglob("*")) if path.is_dir() else [path]
             self.files += [file for file in inside if file.suffix.lower() in (".zip", ".txt") and file.is_file()]
         if not self.files:
-            message = _(
+            raise TsugikiError(
                 "{paths}: no .zip or .txt file; give works as Aozora Bunko distributes them",
                 paths=summarise_list([str(path) for path in paths]),
             )
-            raise TsugikiError(message)
 
     def entries(self) -> list[IndexEntry]:
         """Return an entry for each file; title and author are read from the texts."""
@@ -148,9 +145,7 @@ def _content(path: Path, name: str) -> bytes:
     except OSError as error:
         raise unreadable(name, error) from error
     if len(data) > MAX_ZIP:
-        raise TsugikiError(
-            _("{path} has more than {max_zip}; exclude this work", path=name, max_zip=format_size(MAX_ZIP))
-        )
+        raise TsugikiError("{path} has more than {max_zip}; exclude this work", path=name, max_zip=format_size(MAX_ZIP))
     return data
 
 
@@ -190,7 +185,7 @@ def read_entries(
         except FileMissing as error:
             reason = error_text(f"{entry.origin}: {error}" if entry.origin else error, _LONGEST_REASON)
             if missing is None:
-                raise TsugikiError(_("{reason}, or skip such works with --skip-missing", reason=reason)) from error
+                raise TsugikiError("{reason}, or skip such works with --skip-missing", reason=reason) from error
             missing(reason)
         except TsugikiError as error:
             reason = error_text(error, _LONGEST_REASON)  # it can contain a path from the list of works
@@ -206,7 +201,7 @@ def read_entries(
     if found:
         return
     if failed and not authors:
-        raise TsugikiError(_("no work could be read, {failed} failed; the first: {first}", failed=failed, first=first))
+        raise TsugikiError("no work could be read, {failed} failed; the first: {first}", failed=failed, first=first)
     if query.author is not None and normalise_name(query.author) not in map(normalise_name, authors):
         raise no_author(query, authors)
     raise no_work(query)
@@ -214,10 +209,10 @@ def read_entries(
 
 def _read(source: WorkSource, entry: IndexEntry) -> Work:
     if not entry.path:
-        raise TsugikiError(_("{origin}: {title} has no text file", origin=entry.origin, title=entry.title))
+        raise TsugikiError("{origin}: {title} has no text file", origin=entry.origin, title=entry.title)
     if "://" in entry.path:
         raise TsugikiError(
-            _("{origin}: {path} is at another site, which is not supported", origin=entry.origin, path=entry.path)
+            "{origin}: {path} is at another site, which is not supported", origin=entry.origin, path=entry.path
         )
     name = source.prefix + entry.path
     read = read_text_file if entry.path.lower().endswith(".txt") else read_work
