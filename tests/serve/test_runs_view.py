@@ -257,7 +257,9 @@ def test_a_process_that_has_the_number_of_a_former_run_is_not_signalled(tmp_path
         innocent.kill()
 
 
-def test_the_queue_starts_one_run_after_the_other(tmp_path: Path, runs: Runs, processes: NotedProcesses):
+def test_the_queue_starts_one_run_after_the_other(
+    tmp_path: Path, runs: Runs, processes: NotedProcesses, monkeypatch: pytest.MonkeyPatch
+):
     for name in "abcde":
         write_run(tmp_path, f"runs/{name}")
     with speaking("ja"):
@@ -271,7 +273,13 @@ def test_the_queue_starts_one_run_after_the_other(tmp_path: Path, runs: Runs, pr
     assert [one["waits_for"] for one in shown] == ["runs/a", "runs/e", "runs/c"]
     runs.start_next()
     assert len(processes.commands) == 1  # a goes on
-    after_a_restart = Runs(tmp_path, processes)
+    after_a_restart, start, seen = Runs(tmp_path, processes), processes.start, []
+
+    def noted(folder: Path, *given: Any) -> None:
+        seen.append(shown_of(after_a_restart, f"runs/{folder.name}")["state"])
+        start(folder, *given)
+
+    monkeypatch.setattr(processes, "start", noted)
     shutil.rmtree(tmp_path / "runs" / "c")
     for name in ("runs/e", "", "runs/b"):  # in the turn of c nothing starts, as it was deleted
         processes.running = None
@@ -279,6 +287,7 @@ def test_the_queue_starts_one_run_after_the_other(tmp_path: Path, runs: Runs, pr
         assert processes.running == (tmp_path / name if name else None)
     started = [(words[-1], spoken) for words, spoken in processes.commands]
     assert started == [("runs/a", "ja"), ("runs/e", "ja"), ("runs/b", "ja")]
+    assert seen == ["starting"] * 2, "and never stopped, between the queue and its process"
 
 
 def test_a_queue_is_worked_off_without_a_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

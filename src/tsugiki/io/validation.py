@@ -53,7 +53,7 @@ _PROBLEMS = {
     **dict.fromkeys(("tuple_type", "is_instance_of", "sequence_str", "list_type"), marked("input should be a list")),
     "too_short": marked("input should have at least {min_length} entries"),
     "too_long": marked("input should have at most {max_length} entries"),
-    "union_tag_invalid": marked("{tag} is none of {expected_tags}"),
+    "union_tag_invalid": marked("{discriminator}: {tag} is none of {expected_tags}"),
     "string_pattern_mismatch": marked("input should match the pattern {pattern}"),
 }
 """The messages for the most common error types of pydantic."""

@@ -59,6 +59,7 @@ _STATUSES = {
     "unreadable": "failed",
 }  # fmt: skip
 """State of a run -> status of its job, where they differ."""
+_ENDING = 20  # seconds that the process of a finished run may take to end
 _NEED_DATA = ("queued", "starting", "running", "stopping")
 """States of runs that may still read their data."""
 _FIGURES = {
@@ -299,9 +300,13 @@ class FineTuning:
 
     def remove_model(self, request: Request) -> dict[str, Any]:
         """Remove the model of a job with all that its run has written."""
-        name = request.path_params["name"]
-        self.runs.remove(self.runs.find(name))
-        return {"id": name, "object": "model", "deleted": True}
+        run, end = self.runs.find(request.path_params["name"]), time.monotonic() + _ENDING
+        while self.runs.summary(run)["state"] == "finished" and time.monotonic() < end:
+            if self.runs.is_at_rest(run.folder):
+                break
+            time.sleep(0.1)  # its process only ends
+        self.runs.remove(run)
+        return {"id": run.name, "object": "model", "deleted": True}
 
     def jobs(self, request: Request) -> dict[str, Any]:
         """Return a page of the jobs, or of those with some metadata, the newest first."""

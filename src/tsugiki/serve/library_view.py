@@ -140,13 +140,23 @@ class LibraryView:
         return JSONResponse({"base": self.adapters.base.name, "adapters": listed})
 
     def details(self, request: Request) -> dict[str, Any]:
-        """Return the part of an adapter's page that is shown first."""
-        return _details(self._find(request.path_params["name"]))
+        """Return the part of an adapter's page that is shown first, without its layers."""
+        folder = self._find(request.path_params["name"])
+        info, provenance, record = read_adapter_info(folder), read_metadata(folder).provenance, record_of(folder)
+        base = info.base.model_copy(update={"name": info.base.name and base_name(info.base.name)})
+        shown = replace(info, base=base)
+        report = AdapterReport(Path(folder.name), shown, provenance, record, (), {}, ())
+        return {
+            "sections": to_json(selected(adapter_sections(report), "adapter", *RESULTS)),
+            "card": _card(folder),
+        }
 
-    async def report(self, request: Request) -> Response:
+    def report(self, request: Request) -> Response:
         """Answer with the page that `tsugiki adapters show --html` writes."""
         name = request.path_params["name"]
-        page = await asyncio.to_thread(_report, self._find(name))
+        report = inspect_adapter(self._find(name))
+        with _drawing:
+            page = adapter_page(report)
         saved = f"attachment; filename*=UTF-8''{quote(name)}.html"
         headers = {**_REPORT_HEADERS, "Content-Disposition": saved}
         return Response(page, media_type="text/html", headers=headers)
@@ -240,7 +250,6 @@ def _row(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         "base": info.base.name,
         "size": format_size(info.size),
         "bytes": info.size,
-        "parameters": info.parameters,
         "changed": info.changed,
         "chat": (folder / CHAT_TEMPLATE_FILE).is_file(),
         "mixes": mixes and config.bias == "none" and not config.trainable_token_indices,
@@ -273,25 +282,6 @@ def _origin(metadata: Metadata, record: RunRecord | None) -> dict[str, Any] | No
     else:
         return None
     return {**origin, "sources": [source.model_dump(include={"name", "weight"}) for source in sources]}
-
-
-def _details(folder: Path) -> dict[str, Any]:
-    """Return the part of an adapter's page that is shown first, without its layers."""
-    info, provenance, record = read_adapter_info(folder), read_metadata(folder).provenance, record_of(folder)
-    base = info.base.model_copy(update={"name": info.base.name and base_name(info.base.name)})
-    shown = replace(info, base=base)
-    report = AdapterReport(Path(folder.name), shown, provenance, record, (), {}, ())
-    return {
-        "sections": to_json(selected(adapter_sections(report), "adapter", *RESULTS)),
-        "card": _card(folder),
-    }
-
-
-def _report(folder: Path) -> str:
-    """Return the page that `tsugiki adapters show --html` writes."""
-    report = inspect_adapter(folder)
-    with _drawing:
-        return adapter_page(report)
 
 
 def _zipped(folder: Path, name: str) -> Iterator[bytes]:

@@ -194,6 +194,7 @@ class Runs:
         self.queue = RunQueue(self.root / RUNS_FOLDER / ".queue.json")
         self.beginning = self.queue.alone
         self._watching = False
+        self._starting = ""  # the run that has left the queue, and has no process yet
 
     def names(self) -> list[str]:
         """Return the names of the runs that have an adapter, the most recently changed first."""
@@ -310,9 +311,11 @@ class Runs:
                 return
             with self.queue.changing() as waiting:
                 name, spoken = waiting.pop(0) if waiting else ("", language())  # another server may have taken it
+                self._starting = name
             with speaking(spoken), suppress(ApiError, TsugikiError):
                 run = self.find(name)
                 self.processes.start(run.folder, self._words(run), self.root)
+            self._starting = ""
 
     def _work_through_queue(self) -> None:
         """Start the next run of the queue whenever none is going on, until the queue is empty."""
@@ -403,7 +406,7 @@ class Runs:
         if isinstance(record, RunRecord) and record.status == "finished" and not in_use:
             # Its process may still live for a moment; one that continues it has the lock.
             return "failed" if record.kept_round == 0 else "finished"
-        if in_use or self.processes.owner(folder) is not None:
+        if run.name == self._starting or in_use or self.processes.owner(folder) is not None:
             if self.processes.is_stopping(folder):
                 return "stopping"
             return "running" if in_use and isinstance(record, RunRecord) else "starting"
