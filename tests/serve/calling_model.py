@@ -18,12 +18,12 @@ LIGHT = {"type": "function", "function": {"name": "light", "description": "A lam
 CALL = {"id": "a1b2c3d4e", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Kyoto"}'}}
 RESULT = {"role": "tool", "tool_call_id": "a1b2c3d4e", "content": "dry"}
 CALLED = [ASK, {"role": "assistant", "content": None, "tool_calls": [CALL]}]
+ROWS = [CALLED, [*CALLED, RESULT, {"role": "assistant", "content": "No."}]]
 
 
-def save_calling_model(folder: Path, shape: Shape = TOOLS, tool: Any = WEATHER) -> str:
-    """Train it on two rows with tools, until it writes their last turns greedily."""
+def save_calling_model(folder: Path, shape: Shape = TOOLS, tool: Any = WEATHER, rows: Any = ROWS) -> str:
+    """Train it on rows with tools, until it writes their last turns greedily."""
     tokenizer = tokenizer_of(shape)
-    rows: list[Any] = [CALLED, [*CALLED, RESULT, {"role": "assistant", "content": "No."}]]
     records = [read_row({"messages": messages, "tools": [tool]}, "rows.jsonl:1") for messages in rows]
     torch.manual_seed(0)
     model = tiny_model("qwen3", vocab_size=len(tokenizer), max_position_embeddings=1024)
