@@ -16,6 +16,7 @@ from tsugiki.lowbit import (
     FEW_ROWS,
     FEW_TRANSPOSED_AMX_ROWS,
     FEW_TRANSPOSED_ROWS,
+    LEAST_AMX_ROWS,
     Nf4Linear,
     few_integer_rows,
     few_rows,
@@ -92,7 +93,8 @@ def test_a_row_is_the_same_beside_other_rows_and_numbers_beside_the_weight_are_n
     x = torch.randn(few if transposed else most, weight.shape[1]).bfloat16()
     together = few_rows_product(x, weight, None)
     assert together.isfinite().all()
-    assert torch.equal(together, torch.cat([few_rows_product(row[None], weight, None) for row in x]))
+    by_same_function = x.split(1 if unit == "avx512" else LEAST_AMX_ROWS)
+    assert torch.equal(together, torch.cat([few_rows_product(rows, weight, None) for rows in by_same_function]))
 
 
 @needs["int8"]
@@ -126,7 +128,6 @@ def test_codes_of_4_bits_give_the_integers_of_their_levels(rows: int, shape: tup
     assert torch.equal(found[:-1], expected[:-1])
     assert found[:-1].isfinite().all()
     assert found[-1].isnan().all()
-    assert torch.equal(found[:1], layer.product(x[:1].to(dtype))) or rows == 1
     with threads(2):
         assert torch.equal(layer.product(x.to(dtype))[:-1], found[:-1])
 

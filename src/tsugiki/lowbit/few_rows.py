@@ -23,6 +23,9 @@ FEW_FLOAT_ROWS = 8
 """The same in float32."""
 FEW_AMX_ROWS = 32
 """The same for AMX."""
+LEAST_AMX_ROWS = 4
+"""The smallest number of rows for AMX and a weight that is stored as [out, in]. Fewer are faster by AVX-512, which
+reads the weight in the order of the memory."""
 FEW_TRANSPOSED_AMX_ROWS = 16
 """The same for AMX and a weight that is stored as [in, out]."""
 FEW_INTEGER_ROWS = 8
@@ -36,7 +39,8 @@ def few_rows_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return x Wᵀ + bias, [..., out]. The result equals that of `matrix_product` up to rounding.
 
     The C functions compute it for few rows in bfloat16 or float32, on one thread, without gradients: the one for AMX if
-    the processor has it, otherwise the one for AVX-512 or for float32. `matrix_product` computes everything else.
+    the processor has it and there are enough rows, otherwise the one for AVX-512 or for float32. `matrix_product`
+    computes everything else.
 
     Args:
         x: [..., in].
@@ -47,13 +51,15 @@ def few_rows_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if torch.is_grad_enabled() or torch.get_num_threads() > 1 or not _fit(x, weight, bias):
         return matrix_product(x, weight, bias)
     if weight.is_contiguous():
-        kind, most, most_by_amx = "few_rows", FEW_ROWS if x.dtype is torch.bfloat16 else FEW_FLOAT_ROWS, FEW_AMX_ROWS
+        kind, most = "few_rows", FEW_ROWS if x.dtype is torch.bfloat16 else FEW_FLOAT_ROWS
+        least_by_amx, most_by_amx = LEAST_AMX_ROWS, FEW_AMX_ROWS
     elif weight.mT.is_contiguous():
-        kind, most, most_by_amx = "few_rows_transposed", FEW_TRANSPOSED_ROWS, FEW_TRANSPOSED_AMX_ROWS
+        kind, most = "few_rows_transposed", FEW_TRANSPOSED_ROWS
+        least_by_amx, most_by_amx = 1, FEW_TRANSPOSED_AMX_ROWS
     else:
         return matrix_product(x, weight, bias)
     (out, width), rows = weight.shape, x.numel() // weight.shape[1]
-    amx = native_for(f"{kind}_amx", x) if rows <= most_by_amx else None
+    amx = native_for(f"{kind}_amx", x) if least_by_amx <= rows <= most_by_amx else None
     call = amx or (native_for(kind, x) if rows <= most else None)
     if call is None:
         return matrix_product(x, weight, bias)
