@@ -1,9 +1,9 @@
 """`tsugiki serve` beside llama.cpp's server and `transformers serve`: `python -m benchmarks.serving.peers MODEL.gguf`.
 
-All serve the same GGUF file of a base, whose weights are written in bfloat16 (and in Q8_0 for llama.cpp, beside int8),
-with LoRA adapters (r 8, the default target layers), on one thread. Requests arrive at once, with prompts of 32 random
-tokens, and get 32 new tokens each, greedily, as whole answers and without a prefix cache. Blocks of the contenders
-alternate; the table has medians of the rounds.
+All serve the same GGUF file of a base, whose weights are written in bfloat16 (and in Q8_0 for llama.cpp, beside
+int8 and nf4-int8), with LoRA adapters (r 8, the default target layers), on one thread. Requests arrive at once, with
+prompts of 32 random tokens, and get 32 new tokens each, greedily, as whole answers and without a prefix cache. Blocks
+of the contenders alternate; the table has medians of the rounds.
 
 `--llama-server` names the program of llama.cpp, compiled for this processor; `--transformers` the Python of an
 environment with `pip install 'transformers[serving]'`. The latter serves no adapters and takes texts only: it is asked
@@ -101,7 +101,7 @@ def _prepare(options: Any, place: Path) -> list[Contender]:
             {"TSUGIKI_ADAPTERS": str(library), "TSUGIKI_LANG": "en"},
             {"ignore_eos": True},
         )
-        for dtype in ("bf16", "int8")
+        for dtype in ("bf16", "int8", "nf4-int8")
     ]
     if options.llama_server:
         loras = []
