@@ -112,7 +112,7 @@ CLAIMS = [
     Claim(
         "docs/reward",
         r"held-out prompts \(24\) is (?=\S+ instead of (\S+):)(\S+) .*?: (\S+) \(95 % interval (\S+) to (\S+)\)",
-        r"（24 件）の平均報酬は (\S+) から (\S+) になりました：(\S+)（95 % 信頼区間 (\S+) ～ (\S+)）",
+        r"（24 件）の平均報酬は (\S+) から (\S+) になりました：(\S+)（95 % 信頼区間 (\S+)〜(\S+?)）",
         tuple(POLITE[:5]),
     ),
     Claim(

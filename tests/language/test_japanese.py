@@ -24,6 +24,7 @@ _JAPANESE = "ぁ-んァ-ヶー一-龥々"
 _SPACELESS = re.compile(rf"[{_JAPANESE}][A-Za-z0-9]|[A-Za-z0-9%][{_JAPANESE}]")
 _QUOTED = re.compile(r"`[^`]*`|'[^']*'|\"[^\"]*\"|\{[^}]*\}|\([^)]*\)|--\S+|^ {2,}.*$|\$.*$", re.MULTILINE)
 _WORD = re.compile(r"(?<![\w./:@=-])[a-z]{3,}(?![\w./=+-])")
+_SENTENCE = re.compile(r"(ます|ません|です|した|ください|ましょう)(（[^（）]*）)?$")
 _TAKE_VALUES = {"_", "ngettext", "format", *ERRORS}
 _TRANSLATING = {"_", "ngettext", "format_duration", "summarise_list", "_type_name", "_role_name", "pickle_hint"}
 _PHRASES = {"advice", "what", "why"}  # translated by those who pass them on
@@ -59,6 +60,24 @@ def test_arguments_of_messages_are_translated() -> None:
         if set(_WORD.findall(_QUOTED.sub(" ", text))) - names
     ]
     assert found == []
+
+
+def test_sentences_of_errors_and_notes_end_with_a_full_stop() -> None:
+    shown = {
+        part.value
+        for path in SOURCE.rglob("*.py")
+        for node in ast.walk(syntax_tree(path))
+        if _is_function(node) and (node.func.id in ERRORS or path.name == "notes.py")
+        for part in node.args
+        if isinstance(part, ast.Constant)
+    }
+    said = [form for one in read_catalogue() if {*map(str, _keys(one))} & shown for form in forms(one)]
+    assert len(said) > 400
+    assert [text for text in said if _SENTENCE.search(text)] == []
+
+
+def _keys(message: Any) -> tuple[str, ...]:
+    return (message.id,) if isinstance(message.id, str) else message.id
 
 
 def test_comments_of_settings_are_in_japanese() -> None:
