@@ -109,7 +109,7 @@ def question_notes(train: Part, parts: Sequence[Part], held_out: Part) -> Iterat
     if common and len(held_out.rows) and held_out.corpus is train.corpus:
         yield _(
             "{records} ask a question that more than a tenth of the records ask, such as a greeting: they are split "
-            "one by one, so some held-out answers are to questions that are trained on",
+            "one by one, so some answers kept aside are to questions that are trained on",
             records=counts.records(common),
         )
 
@@ -143,11 +143,11 @@ def known_notes(summary: SplitSummary) -> Iterator[str]:
     held_out, known = summary.held_out.documents, summary.held_out.known_facts
     if 2 * known >= max(held_out, 1):
         message = _(
-            "{known:,} of {all:,} held-out questions are other phrasings of what is trained on; the others ask for "
+            "{known:,} of {all:,} questions kept aside are other phrasings of what is trained on; the others ask for "
             "what no row answers"
         )
         if known == held_out:
-            message = _("the held-out questions are other phrasings of what is trained on")
+            message = _("the questions kept aside are other phrasings of what is trained on")
         yield message.format(known=known, all=held_out)
 
 
