@@ -64,7 +64,7 @@ def test_a_run_from_its_texts_to_its_end(place: Place, page: Any):
     assert (place.directory / "runs" / "first" / "adapter_model.safetensors").is_file()
     page.locator(".plot").first.focus()
     page.keyboard.press("ArrowLeft")
-    assert re.match(r"[\d,]+: (training|held-out)", page.locator(".readout").first.inner_text())
+    assert re.match(r"[\d,]+: held-out, with its 95 % interval", page.locator(".readout").first.inner_text())
     page.get_by_role("button", name="日本語").click()
     page.get_by_text("生成例").first.wait_for()
     page.set_viewport_size({"width": 390, "height": 800})
