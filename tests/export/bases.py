@@ -13,7 +13,7 @@ from tsugiki.export.llama_cpp_layers import in_llama_cpp_order, llama_cpp_archit
 
 F32 = 0  # ggml's number of it
 _NORMS_FROM_ONE = ("gemma", "gemma2", "gemma3_text", "qwen3_5_text")
-"""Types of transformers that add 1 to the weights of norms, which a GGUF file has as they are multiplied."""
+"""Types whose norms multiply by 1 + weight in transformers; a GGUF file has this sum."""
 _ORDERED_AS = {"A_log": "in_proj_b", "dt_bias": "in_proj_b", "conv1d.weight": "in_proj_qkv"}
 """Parameters of Qwen 3.5's linear attention that have the order of a layer's rows."""
 

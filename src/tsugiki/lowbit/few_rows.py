@@ -31,8 +31,8 @@ FEW_TRANSPOSED_AMX_ROWS = 16
 FEW_INTEGER_ROWS = 8
 """The largest number of rows of integers."""
 FEW_CODED_ROWS = 16
-"""The same for a weight in NF4, which torch would need decoded: on one thread, the function is faster than torch on
-several."""
+"""The largest number of rows for a weight in NF4, on any number of threads: torch on several threads is slower, because
+it needs the weight decoded first."""
 
 
 def few_rows_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

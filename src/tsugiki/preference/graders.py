@@ -1,8 +1,8 @@
 """Graders of OpenAI's reinforcement fine-tuning as rules: those that run no code and ask no other model.
 
-    string_check       1 if two texts are equal (eq), differ (ne), or the first one has the second in it (like; ilike,
-                       whatever the case), otherwise 0
-    text_similarity    what two texts have in common, from 0 to 1: `similarity`
+    string_check       1 if two texts are equal (eq), if they differ (ne), or if the first one contains the second one
+                       (like; ilike ignores case); otherwise 0
+    text_similarity    how similar two texts are, from 0 to 1: `similarity`
     multi              a formula of the scores of several of these, such as `0.5 * same + near ^ 2`
 
 The texts are templates. In them, {{item.NAME}} is a field of the prompt's row, and {{sample.output_text}} the answer.
@@ -50,14 +50,14 @@ class _Comparison(BaseModel):
 
 
 class StringCheck(_Comparison):
-    """Whether a text is, or has in it, another one."""
+    """Whether two texts are equal, or one contains the other."""
 
     type: Literal["string_check"]
     operation: Literal["eq", "ne", "like", "ilike"]
 
 
 class TextSimilarity(_Comparison):
-    """What two texts have in common."""
+    """How similar two texts are."""
 
     type: Literal["text_similarity"]
     evaluation_metric: Literal["fuzzy_match", "rouge_1", "rouge_2", "rouge_3", "rouge_4", "rouge_5", "rouge_l"]
@@ -113,10 +113,10 @@ def _score(grader: Grader, fields: Mapping[str, Any], answer: str) -> float:
 
 
 def similarity(metric: str, text: str, other: str) -> float:
-    """Return twice what two texts have in common, in parts of what both have.
+    """Return the F1 score of two texts: twice the size of what they share, divided by the sum of their sizes.
 
-    `fuzzy_match`, rapidfuzz's ratio: the longest common subsequence of characters. `rouge_l`: that of words. `rouge_1`
-    to `rouge_5`: sequences of so many words. Neither case nor width of words counts.
+    They share, for `fuzzy_match` (rapidfuzz's ratio), the longest common subsequence of characters; for `rouge_l` that
+    of words; for `rouge_1` to `rouge_5` n-grams of words. Words are compared without case and width.
     """
     is_fuzzy, number = metric == "fuzzy_match", metric[-1]
     texts = [[*one] if is_fuzzy else _WORD.findall(folded(one)) for one in (text, other)]
@@ -129,7 +129,7 @@ def similarity(metric: str, text: str, other: str) -> float:
 
 
 def _common_length(first: Sequence[str], second: Sequence[str]) -> int:
-    """Return the length of the longest common subsequence, by a bit for each part of `first` (Hyyrö 2004)."""
+    """Return the length of the longest common subsequence, with one bit for each element of `first` (Hyyrö 2004)."""
     places: Counter[str] = Counter()
     for place, part in enumerate(first):
         places[part] |= 1 << place
@@ -141,7 +141,7 @@ def _common_length(first: Sequence[str], second: Sequence[str]) -> int:
 
 
 def _filled(template: str, fields: Mapping[str, Any], answer: str) -> str:
-    """Return a text of a grader for an answer; a name that is not known is a KeyError or a TypeError."""
+    """Return a template with its values. An unknown name raises a KeyError or a TypeError."""
     names: Any = {"item": fields, "sample": {"output_text": answer}}
 
     def value(found: re.Match[str]) -> str:
@@ -152,7 +152,7 @@ def _filled(template: str, fields: Mapping[str, Any], answer: str) -> str:
 
 
 def _value_of(node: ast.AST, scores: Mapping[str, float]) -> float:
-    """Return the value of a part of a formula; what is no formula is a SyntaxError."""
+    """Return the value of a part of a formula. Anything but a formula raises a SyntaxError."""
     match node:
         case ast.Constant(value=int() | float() as number):
             return float(number)  # a power of whole numbers could take for ever

@@ -301,10 +301,10 @@ class FineTuning:
     def remove_model(self, request: Request) -> dict[str, Any]:
         """Remove the model of a job with all that its run has written."""
         run, end = self.runs.find(request.path_params["name"]), time.monotonic() + _ENDING
-        while self.runs.summary(run)["state"] == "finished" and time.monotonic() < end:
-            if self.runs.is_at_rest(run.folder):
+        while time.monotonic() < end and not self.runs.is_at_rest(run.folder):
+            if self.runs.summary(run)["state"] != "finished":
                 break
-            time.sleep(0.1)  # its process only ends
+            time.sleep(0.1)  # its process is still ending
         self.runs.remove(run)
         return {"id": run.name, "object": "model", "deleted": True}
 

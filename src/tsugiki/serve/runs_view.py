@@ -419,7 +419,8 @@ class Runs:
     def _reason(self, folder: Path) -> str | None:
         """Return why the process of a run that has not finished failed; None if it was stopped, or has no output.
 
-        The command's last line is its error, or names the signal that stopped it. After any other line it was killed.
+        The command's last line is its error, or names the signal that stopped it. If it is another one, the process was
+        killed.
         """
         last = (self._end_of_log(folder).strip().splitlines() or [""])[-1]
         status = self.processes.status(folder)

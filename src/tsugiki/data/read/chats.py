@@ -29,7 +29,7 @@ _LINE = re.compile(rf"(?P<day>){_TIME}(?:\t(?P<who>[^\t]+)\t| (?P<word>\S+) )(?P
 _LINE_TITLE = re.compile(r"\[LINE\] (?:Chat history (?:with|in) )?(?P<other>.+?)(?:との|の)?(?:トーク履歴)?\n")
 _LINE_DAY = re.compile(r"\d{4}[./]\d{1,2}[./]\d{1,2}|[A-Z][a-z]{2}, \d{1,2}/\d{1,2}/\d{4}")
 _NOT_TEXT = re.compile(r"\u200e.*|<[^<>]{1,60}>|\[[^][]{1,16}\]|☎.*", re.DOTALL)
-"""What stands for a picture, a sticker, a call or a notice."""
+"""The text that an export has in place of a picture, a sticker, a call or a notice."""
 _QUOTED = re.compile(r'"(.*\n.*)"', re.DOTALL)
 """A message of several lines in LINE's export."""
 
@@ -158,6 +158,6 @@ def _conversations(turns: Sequence[_Turn], name: str, owner: str, reading: Readi
 
 
 def _goes_on(one: _Turn, after: _Turn) -> bool:
-    """Return whether a turn belongs to the conversation of the one before it; only dates that differ are told apart."""
+    """Return whether a turn belongs to the conversation of the one before it. Dates are only compared for equality."""
     later = after.minute - one.minute + (0 if after.day == one.day else _DAY)
     return 0 <= later < _SILENCE
