@@ -78,6 +78,8 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setitem(sys.modules, "flash_attn.bert_padding", padding)
     monkeypatch.setattr(flash_utils, "is_flash_attn_2_available", lambda: True)
     monkeypatch.setattr("transformers.utils.is_flash_attn_2_available", lambda: True)
+    second = flash_utils.FLASH_ATTENTION_COMPATIBILITY_MATRIX[2]
+    monkeypatch.setitem(second, "general_availability_check", lambda: True)
     monkeypatch.setattr(modeling_utils.PreTrainedModel, "_flash_attn_can_dispatch", lambda *_, **__: True)
     monkeypatch.setattr(flash_utils, "_loaded_implementation", None)
     calls.clear()

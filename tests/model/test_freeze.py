@@ -1,6 +1,8 @@
 """Dropout and running statistics of the base while an adapter trains."""
 
 import copy
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,9 +10,10 @@ import torch
 import transformers
 
 from tests.lora.test_conv import images, net
-from tests.tiny import CONFIGS, ids, shake
+from tests.tiny import CONFIGS, ids, shake, tiny_model
 from tests.tiny_types import lively_model, tiny_of
 from tsugiki import LoraConfig, graft, ungraft
+from tsugiki.fast import use_fast_paths
 from tsugiki.model import disable_dropout, dropout_restored
 
 
@@ -92,3 +95,19 @@ def test_running_statistics_are_used_but_not_updated():
         assert torch.equal(tensor, state[name]), name
     model(x)
     assert not torch.equal(model.norm.running_mean, state["norm.running_mean"])
+
+
+@pytest.mark.parametrize(
+    "prepare", [lambda model: graft(model, LoraConfig(r=2)), use_fast_paths], ids=["graft", "fast"]
+)
+def test_the_mode_of_a_model_gives_no_layer_another_function(prepare: Callable[[Any], object], tmp_path: Path):
+    """As transformers 5.25 does with a model that may have kernels of the hub, which is its default."""
+    tiny_model("llama").save_pretrained(tmp_path)
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    prepare(model)
+    assert not getattr(model, "use_kernels", False)
+    before = {name: vars(module).get("forward") for name, module in model.named_modules()}
+    assert any(before.values())
+    for training in (True, False):
+        model.train(training)
+        assert {name: vars(module).get("forward") for name, module in model.named_modules()} == before

@@ -110,6 +110,7 @@ def _load_by_transformers(
         local_files_only=True,
         trust_remote_code=trust_remote_code,
         output_loading_info=True,
+        use_kernels=False,  # which are code of the hub
     )
     with NoRandomValues(), hidden_progress_bars():
         model, loading_info = with_few_numbers(load)

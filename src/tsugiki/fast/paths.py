@@ -21,7 +21,7 @@ from tsugiki.fast.layers import use_fast_products
 from tsugiki.fast.modules import use_fused_modules
 from tsugiki.lora.hold import base_alone, is_grafted, is_merged
 from tsugiki.model.context import max_positions, possible_windows, virtual_tokens
-from tsugiki.model.freeze import warn_of_float16
+from tsugiki.model.freeze import use_own_functions, warn_of_float16
 from tsugiki.model.inference import evaluating, last_hidden_states, on_first_blocks, probe_ids, same_to_rounding
 from tsugiki.model.undo import Undo, undo_all
 
@@ -53,6 +53,7 @@ def use_fast_paths(model: PreTrainedModel, *, attention: bool = True, modules: b
     else:  # otherwise `graft` has warned already
         warn_of_float16(model)
     undo: list[Undo] = vars(model).setdefault(_UNDO, [])
+    use_own_functions(model, undo)
     decoder_only = not getattr(model.config, "is_encoder_decoder", False)
     if attention and decoder_only and model.config._attn_implementation not in (NAME, FLASH):
         if model.device.type == "cpu":

@@ -67,8 +67,21 @@ def freeze(model: nn.Module, keep_dropout: bool, undo: list[Undo]) -> None:
         undo.append(partial(setattr, layer, REPACKS, True))
         set_attribute(layer, "train", partial(_train_unpacked, layer), undo)
         layer.train(layer.training)
+    use_own_functions(model, undo)
     use_matrix_product(model, undo)
     set_attribute(model, "_replicate_for_data_parallel", _refuse_data_parallel, undo)
+
+
+def use_own_functions(model: nn.Module, undo: list[Undo]) -> None:
+    """Let the layers compute by the functions of their classes, not by kernels that transformers takes from the hub.
+
+    With kernels, `train` and `eval` give layers other functions each, and take away those that a layer has by its
+    `forward`. `from_pretrained` of transformers 5.25 has kernels unless `use_kernels=False` is given.
+    """
+    if getattr(model, "use_kernels", False):
+        turn = partial(setattr, model, "use_kernels")
+        undo.append(partial(turn, True))
+        turn(False)
 
 
 def use_matrix_product(model: nn.Module, undo: list[Undo]) -> None:

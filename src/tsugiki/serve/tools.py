@@ -215,8 +215,10 @@ def response_template(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any] | No
     call = {"id": Call("", "").id, "type": "function", "function": function}
     answer = {"role": "assistant", "content": "", "tool_calls": [call]}
     try:
-        named = (SimpleNamespace(config=SimpleNamespace(model_type=kind)) for kind in _WRITTEN_LIKE)
-        known = [get_response_template(tokenizer, model) for model in named]
+        configs = [SimpleNamespace(model_type=kind) for kind in _WRITTEN_LIKE]
+        for config in configs:
+            config.config = config  # transformers 5.24 takes a model
+        known = [get_response_template(tokenizer, config) for config in configs]
         before = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         written = tokenizer.apply_chat_template([*turns, answer], tokenize=False).removeprefix(before)
         for template in [*known, *json.loads(_FORMATS.read_text(encoding="utf-8"))]:

@@ -181,6 +181,7 @@ def _load_dequantised(path: Path, header: GgufHeader, folder: Path) -> PreTraine
         dtype=conversion_dtype(header),
         quantization_config=GgufConfig(dequantize=True),
         output_loading_info=True,
+        use_kernels=False,
     )
     # transformers fills missing weights with random values and only warns.
     refuse_missing(path, sorted(loading_info["missing_keys"]))
