@@ -33,6 +33,7 @@ def short_text() -> dict[str, Any]:
 CASES: dict[str, tuple[dict[str, Any], str]] = {
     "short": ({"data": short_text()}, "The training text is short (900 characters)"),
     "bytes": ({"data": {"piece_share": 0.7}}, "70% of the tokens are parts of characters"),
+    "letters": ({"data": {"letter_share": 0.6}}, "60% of the tokens are single letters"),
     "unknown": ({"data": {"unknown_share": 0.02}}, "2.0% of the tokens are unknown"),
     "learned by heart": ({"validations": curve(6.0, 5.0, 5.2, 5.4, 5.6)}, "that was not trained on rose by 12.0%"),
     "without a validation text": ({"validations": [], "evaluations": curve(6.0, 5.0, 5.2, 5.4, 5.6)}, "After step 10"),

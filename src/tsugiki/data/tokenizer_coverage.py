@@ -1,4 +1,4 @@
-"""How well a tokenizer represents a text: the shares of unknown tokens, and of tokens that are parts of characters."""
+"""How well a tokenizer fits a text: the shares of tokens that are unknown, parts of characters, or single letters."""
 
 import re
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from tsugiki.language import _
 _TOKENS = 200_000  # of the data that are counted
 LITTLE_TEXT = 10_000
 """Number of training characters below which the user is warned that the text is short."""
-_MOST_UNKNOWN, _MOST_PIECES = 0.001, 0.2
+_MOST_UNKNOWN, _MOST_PIECES, _MOST_LETTERS = 0.001, 0.2, 0.5
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
@@ -23,6 +23,8 @@ class Coverage(NamedTuple):
     """Share of tokens that stand for characters which the tokenizer does not have."""
     pieces: float = 0.0
     """Share of tokens that are parts of characters (bytes)."""
+    letters: float = 0.0
+    """Share of tokens that are one letter of the Latin alphabet."""
 
     def notes(self) -> list[str]:
         """Return a sentence for each share that is high."""
@@ -40,6 +42,13 @@ class Coverage(NamedTuple):
                 pieces=self.pieces,
             )
             notes.append(message)
+        if self.letters > _MOST_LETTERS:
+            message = _(
+                "{letters:.0%} of the tokens are single letters, because the tokenizer was made for another language; "
+                "a base of the text's language learns it better",
+                letters=self.letters,
+            )
+            notes.append(message)
         return notes
 
 
@@ -49,12 +58,13 @@ def coverage_of(tokenizer: PreTrainedTokenizerBase, store: TokenStore) -> Covera
     total = int(counts.sum())
     if not total:
         return Coverage()
-    of_token = dict(zip(ids.tolist(), counts.tolist(), strict=True))
-    unknown = of_token.get(tokenizer.unk_token_id, 0)
-    return Coverage(unknown / total, sum(of_token[token] for token in of_token if _is_piece(tokenizer, token)) / total)
+    texts = tokenizer.convert_ids_to_tokens(ids.tolist())
+    pieces = [_is_piece(tokenizer, token, text) for token, text in zip(ids.tolist(), texts, strict=True)]
+    letters = [len(text) == 1 and text.isascii() and text.isalpha() for text in texts]
+    kinds = ids == tokenizer.unk_token_id, pieces, letters
+    return Coverage(*(float(np.dot(counts, kind) / total) for kind in kinds))
 
 
-def _is_piece(tokenizer: PreTrainedTokenizerBase, token: int) -> bool:
+def _is_piece(tokenizer: PreTrainedTokenizerBase, token: int, text: str) -> bool:
     """Return whether a token is a part of a character."""
-    text = tokenizer.convert_ids_to_tokens(token)
-    return bool(_BYTE.fullmatch(str(text))) or "\ufffd" in tokenizer.decode([token])
+    return bool(_BYTE.fullmatch(text)) or "\ufffd" in tokenizer.decode([token])

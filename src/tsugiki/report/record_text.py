@@ -334,7 +334,8 @@ def _text_hints(record: RunRecord) -> list[str]:
     data = record.data
     if data is None:
         return []
-    return [note[:1].upper() + note[1:] for note in Coverage(data.unknown_share, data.piece_share).notes()]
+    coverage = Coverage(data.unknown_share, data.piece_share, data.letter_share)
+    return [note[:1].upper() + note[1:] for note in coverage.notes()]
 
 
 def _loss_curve(record: RunRecord) -> Sequence[StepEvaluation]:

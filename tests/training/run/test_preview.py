@@ -143,3 +143,4 @@ def test_characters_in_pieces_and_targets_that_leave_out_most_of_the_model_are_r
     english = notes(tmp_path / "b", "A plain text.\n" * 90, lora={"target_modules": "all-linear"})
     for said in ("parts of characters", "of the weights between"):
         assert (said in japanese, said in english) == (True, False)
+    assert ("single letters" in japanese, "single letters" in english) == (False, True)

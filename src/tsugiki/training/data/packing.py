@@ -79,6 +79,7 @@ def pack_data(
         **dict(division.summary),
         unknown_share=coverage.unknown,
         piece_share=coverage.pieces,
+        letter_share=coverage.letters,
         blocks=len(blocks),
         block_size=size,
         blocks_fingerprint=blocks.fingerprint(),

@@ -222,6 +222,8 @@ class DataSummary(SplitSummary):
     """Share of unknown tokens in the text (see `tsugiki.data.tokenizer_coverage`)."""
     piece_share: float = 0.0
     """Share of tokens that are parts of characters."""
+    letter_share: float = 0.0
+    """Share of tokens that are one letter of the Latin alphabet."""
 
 
 class Parameters(BaseModel):
