@@ -76,7 +76,9 @@ def load_settings(kind: type[Settings], path: Path, overrides: Mapping[str, Any]
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read the settings in a YAML file, without validating them."""
     if path.suffix.lower() in DATA_SUFFIXES and path.suffix.lower() != ".json":  # JSON is YAML as well
-        raise TsugikiError("{path} is no file of settings. {advice}", path=path, advice=_(SEVERAL_TEXTS))
+        raise TsugikiError(
+            "{path} is no file of settings: --data {path} reads it. {advice}", path=path, advice=_(SEVERAL_TEXTS)
+        )
     loaded = yaml.read_yaml(path)
     if not isinstance(loaded, dict):
         message = _("{path} holds no settings; it must contain at least model, data and out")
